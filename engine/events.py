@@ -1,0 +1,149 @@
+"""Everything that a run tells, one JSON object a line. The live view, `watch`, the report and the tests read nothing else."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Phase = Literal["loading", "caching", "training", "sampling", "saving"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """`at` is the wall clock in seconds since 1970."""
+
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(Event):
+    run: str
+    device: str
+    precision: str
+    first_step: int
+    total_steps: int
+    epochs: int
+    updates_per_epoch: int
+    batches_by_bucket: dict[str, int]
+    images: int
+    trainable_parameters: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseStarted(Event):
+    phase: Phase
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseProgress(Event):
+    phase: Phase
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFinished(Event):
+    """`step` counts optimizer updates from 1; `learning_rate` is the rate this step used, by parameter group."""
+
+    step: int
+    epoch: int
+    loss: float
+    learning_rate: dict[str, float]
+    gradient_norm: float
+    seconds: float
+    images: int
+    vram_bytes: int = 0
+    ram_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSaved(Event):
+    """One picture of the network so far; step 0 is the base model before any training."""
+
+    step: int
+    epoch: int
+    index: int
+    prompt: str
+    seed: int
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSaved(Event):
+    """A network file, or a state to resume from. `path` is relative to the run folder."""
+
+    step: int
+    epoch: int
+    kind: Literal["network", "state"]
+    path: str
+    bytes: int
+    final: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    message: str
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Event):
+    """The run ended because of `cause`, in words a beginner understands; `remedy` is what to do about it."""
+
+    cause: str
+    remedy: str
+    phase: Phase
+    step: int = 0
+    traceback: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished(Event):
+    reason: Literal["completed", "stopped"]
+    step: int
+    total_steps: int
+    seconds: float
+    network: str
+    peak_vram_bytes: int = 0
+    peak_ram_bytes: int = 0
+
+
+KINDS: dict[str, type[Event]] = {
+    "run_started": RunStarted,
+    "phase_started": PhaseStarted,
+    "phase_progress": PhaseProgress,
+    "step_finished": StepFinished,
+    "sample_saved": SampleSaved,
+    "checkpoint_saved": CheckpointSaved,
+    "warned": Warned,
+    "failed": Failed,
+    "run_finished": RunFinished,
+}
+NAMES = {kind: name for name, kind in KINDS.items()}
+
+
+def to_line(event: Event) -> str:
+    """The event as one line of JSON, without the newline. A loss that is not finite is written as null."""
+    document: dict[str, Any] = {"event": NAMES[type(event)]}
+    for name, value in asdict(event).items():
+        finite = not isinstance(value, float) or value - value == 0
+        document[name] = value if finite else None
+    return json.dumps(document, ensure_ascii=False)
+
+
+def from_line(line: str) -> Event:
+    """The event that `to_line` wrote. Raises ValueError for a line that is not one."""
+    try:
+        document = json.loads(line)
+        kind = KINDS[document.pop("event")]
+        if "loss" in document and document["loss"] is None:
+            document["loss"] = float("nan")
+        if "parameters" in document:
+            document["parameters"] = tuple(document["parameters"])
+        return kind(**document)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as problem:
+        raise ValueError(f"not an event: {line[:200]}") from problem

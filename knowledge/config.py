@@ -1,0 +1,278 @@
+"""TrainingConfig: every setting of a training run with its type, its hard range and its neutral default.
+
+Here stands what a setting *is*. What we believe about it (explanation, recommended values, sources) stands in
+data/parameters/. A combination that the engine cannot honour is a validator below; one that it can honour but the user
+would regret is a rule in data/rules/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+
+SCHEMA_VERSION = 1
+POCKET_MODEL = "pocket"
+"""The value of base_model.path that means the tiny base model shipped with the program."""
+
+Family = Literal["pocket", "sd15", "sdxl"]
+PredictionType = Literal["epsilon", "v_prediction"]
+Goal = Literal["character", "style", "object", "concept"]
+Algorithm = Literal["lora", "locon", "dora", "loha", "lokr"]
+OptimizerName = Literal["adamw", "adamw8bit", "lion", "adafactor", "prodigy"]
+Scheduler = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex", "warmup_stable_decay"]
+LossFunction = Literal["l2", "l1", "huber", "smooth_l1"]
+HuberSchedule = Literal["constant", "exponential", "snr"]
+Precision = Literal["fp32", "fp16", "bf16"]
+Sampler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m"]
+
+CONV_ALGORITHMS: frozenset[str] = frozenset({"locon"})
+"""Algorithms that also adapt the 3x3 convolutions; they use network.conv_rank and network.conv_alpha."""
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Settings(BaseModel):
+    """Base of every section: frozen, no unknown keys, no infinities, no silent conversions between text and numbers."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, strict=True, validate_default=True, protected_namespaces=()
+    )
+
+
+Prompts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
+class BaseModelSettings(Settings):
+    path: str = Field(POCKET_MODEL, min_length=1)
+    family: Family = "pocket"
+    prediction_type: PredictionType = "epsilon"
+    clip_skip: int = Field(1, ge=1, le=12)
+
+
+class DatasetFolder(Settings):
+    """One folder of pictures; its pictures are shown `repeats` times in an epoch."""
+
+    path: str = Field(min_length=1)
+    repeats: int = Field(1, ge=1, le=10_000)
+    regularisation: bool = False
+
+
+class DatasetSettings(Settings):
+    goal: Goal = "character"
+    folders: Annotated[tuple[DatasetFolder, ...], BeforeValidator(_as_tuple)] = ()
+    trigger_word: str = ""
+    caption_extension: str = Field(".txt", pattern=r"^\.[A-Za-z0-9]+$")
+    resolution: int = Field(512, ge=16, le=4096, multiple_of=8)
+    buckets: bool = True
+    bucket_step: int = Field(64, ge=8, le=512, multiple_of=8)
+    bucket_minimum_side: int = Field(256, ge=8, le=8192)
+    bucket_maximum_side: int = Field(1024, ge=8, le=8192)
+    bucket_no_upscale: bool = False
+    flip: bool = False
+    shuffle_tags: bool = False
+    keep_tokens: int = Field(0, ge=0, le=255)
+    caption_dropout_rate: float = Field(0.0, ge=0.0, le=1.0)
+
+
+class NetworkSettings(Settings):
+    algorithm: Algorithm = "lora"
+    rank: int = Field(16, ge=1, le=1024)
+    alpha: float = Field(16.0, gt=0.0, le=4096.0)
+    conv_rank: int = Field(8, ge=1, le=1024)
+    conv_alpha: float = Field(8.0, gt=0.0, le=4096.0)
+    lokr_factor: int = Field(8, ge=-1, le=1024)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    train_unet: bool = True
+    train_text_encoder: bool = False
+
+
+class OptimizerSettings(Settings):
+    name: OptimizerName = "adamw"
+    learning_rate: float = Field(1e-4, gt=0.0, le=10.0)
+    text_encoder_learning_rate: float | None = Field(None, gt=0.0, le=10.0)
+    weight_decay: float = Field(0.01, ge=0.0, le=10.0)
+    maximum_gradient_norm: float = Field(1.0, ge=0.0, le=1e6)
+
+
+class ScheduleSettings(Settings):
+    epochs: int = Field(10, ge=1, le=100_000)
+    maximum_steps: int | None = Field(None, ge=1, le=100_000_000)
+    batch_size: int = Field(1, ge=1, le=1024)
+    gradient_accumulation_steps: int = Field(1, ge=1, le=1024)
+    scheduler: Scheduler = "constant"
+    warmup: float = Field(0.0, ge=0.0, le=100_000_000.0)
+    cycles: int = Field(1, ge=1, le=1000)
+    power: float = Field(1.0, gt=0.0, le=100.0)
+
+
+class LossSettings(Settings):
+    function: LossFunction = "l2"
+    huber_threshold: float = Field(0.1, gt=0.0, le=100.0)
+    huber_schedule: HuberSchedule = "snr"
+    minimum_snr_gamma: float | None = Field(None, gt=0.0, le=1000.0)
+    prior_weight: float = Field(1.0, ge=0.0, le=100.0)
+
+
+class NoiseSettings(Settings):
+    offset: float = Field(0.0, ge=0.0, le=1.0)
+    multires_iterations: int = Field(0, ge=0, le=64)
+    multires_discount: float = Field(0.3, gt=0.0, le=1.0)
+    minimum_timestep: int = Field(0, ge=0, le=999)
+    maximum_timestep: int = Field(1000, ge=1, le=1000)
+
+
+class MemorySettings(Settings):
+    precision: Precision = "fp32"
+    gradient_checkpointing: bool = False
+    cache_latents: bool = True
+    cache_text_encoder_outputs: bool = False
+
+
+class SamplingSettings(Settings):
+    prompts: Prompts = ()
+    negative_prompt: str = ""
+    at_start: bool = True
+    every_epochs: int | None = Field(None, ge=1, le=100_000)
+    every_steps: int | None = Field(None, ge=1, le=100_000_000)
+    sampler: Sampler = "ddim"
+    steps: int = Field(20, ge=1, le=1000)
+    guidance_scale: float = Field(7.5, ge=1.0, le=100.0)
+    width: int | None = Field(None, ge=16, le=4096, multiple_of=8)
+    height: int | None = Field(None, ge=16, le=4096, multiple_of=8)
+    seed: int = Field(42, ge=0, lt=2**63)
+
+
+class SavingSettings(Settings):
+    precision: Precision = "fp16"
+    every_epochs: int | None = Field(1, ge=1, le=100_000)
+    every_steps: int | None = Field(None, ge=1, le=100_000_000)
+    keep_last: int | None = Field(None, ge=1, le=100_000)
+    state_every_epochs: int | None = Field(None, ge=1, le=100_000)
+
+
+class OutputSettings(Settings):
+    name: str = Field("my-lora", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    folder: str = Field("runs", min_length=1)
+    author: str = ""
+    description: str = ""
+
+
+class TrainingConfig(Settings):
+    """Every setting of one run. Raises pydantic.ValidationError naming all problems of all sections together."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    seed: int = Field(42, ge=0, lt=2**63)
+    base_model: BaseModelSettings = BaseModelSettings()
+    dataset: DatasetSettings = DatasetSettings()
+    network: NetworkSettings = NetworkSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    loss: LossSettings = LossSettings()
+    noise: NoiseSettings = NoiseSettings()
+    memory: MemorySettings = MemorySettings()
+    sampling: SamplingSettings = SamplingSettings()
+    saving: SavingSettings = SavingSettings()
+    output: OutputSettings = OutputSettings()
+
+    @model_validator(mode="after")
+    def _the_engine_can_honour_it(self) -> Self:
+        problems = list(_contradictions(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _contradictions(config: TrainingConfig) -> Iterator[str]:
+    """One sentence for each combination that the engine cannot honour."""
+    dataset, network, memory, noise = config.dataset, config.network, config.memory, config.noise
+    if dataset.buckets and dataset.bucket_minimum_side > dataset.bucket_maximum_side:
+        yield (
+            f"dataset.bucket_minimum_side ({dataset.bucket_minimum_side}) is above dataset.bucket_maximum_side "
+            f"({dataset.bucket_maximum_side}); no picture shape fits between them. Swap them."
+        )
+    if dataset.buckets and not dataset.bucket_no_upscale and dataset.bucket_maximum_side < dataset.resolution:
+        yield (
+            f"dataset.bucket_maximum_side ({dataset.bucket_maximum_side}) is below dataset.resolution "
+            f"({dataset.resolution}); not even a square picture would fit. Raise it to {dataset.resolution} or more."
+        )
+    if not (network.train_unet or network.train_text_encoder):
+        yield (
+            "network.train_unet and network.train_text_encoder are both false; nothing would be trained. "
+            "Turn network.train_unet on."
+        )
+    if memory.cache_text_encoder_outputs and network.train_text_encoder:
+        yield (
+            "memory.cache_text_encoder_outputs and network.train_text_encoder are both true: cached outputs never "
+            "change, so the text encoder would not learn. Turn one of them off."
+        )
+    if memory.cache_text_encoder_outputs and (dataset.shuffle_tags or dataset.caption_dropout_rate > 0):
+        yield (
+            "memory.cache_text_encoder_outputs keeps one fixed caption per picture, but dataset.shuffle_tags or "
+            "dataset.caption_dropout_rate would change captions while training. Turn the cache or the changes off."
+        )
+    if noise.minimum_timestep >= noise.maximum_timestep:
+        yield (
+            f"noise.minimum_timestep ({noise.minimum_timestep}) is not below noise.maximum_timestep "
+            f"({noise.maximum_timestep}); no timestep is left to train on. Lower the first or raise the second."
+        )
+
+
+def sections() -> dict[str, type[Settings]]:
+    """The section classes of TrainingConfig by name, in the order in which they are declared."""
+    return {
+        name: field.annotation
+        for name, field in TrainingConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+    }
+
+
+def fields() -> dict[str, FieldInfo]:
+    """Every parameter's field by dotted name, in the order of declaration.
+
+    The columns of dataset.folders are listed after it, as dataset.folders.path and so on.
+    """
+    named: dict[str, FieldInfo] = {"seed": TrainingConfig.model_fields["seed"]}
+    for section, settings in sections().items():
+        for name, field in settings.model_fields.items():
+            named[f"{section}.{name}"] = field
+            if name == "folders":
+                named |= {f"{section}.{name}.{column}": f for column, f in DatasetFolder.model_fields.items()}
+    return named
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """The values that a field with a fixed list of choices accepts; empty for every other field."""
+    arguments = get_args(field.annotation)
+    return arguments if arguments and all(isinstance(value, str) for value in arguments) else ()
+
+
+def value_of(config: TrainingConfig, name: str) -> Any:
+    """The value of the parameter with this dotted name. Raises KeyError for an unknown name."""
+    value: Any = config
+    for part in name.split("."):
+        if part not in type(value).model_fields:
+            raise KeyError(name)
+        value = getattr(value, part)
+    return value
+
+
+def with_values(config: TrainingConfig, changes: dict[str, Any]) -> TrainingConfig:
+    """A validated copy of the config in which every dotted name in `changes` has its new value.
+
+    All changes are applied before validation, so two that only make sense together can be made together.
+    Raises KeyError for an unknown name and pydantic.ValidationError for a value that is not allowed.
+    """
+    document = config.model_dump()
+    for name, value in changes.items():
+        value_of(config, name)
+        *path, last = name.split(".")
+        table = document
+        for part in path:
+            table = table[part]
+        table[last] = value
+    return TrainingConfig.model_validate(document)

@@ -1,0 +1,101 @@
+"""What is known besides the config: the pictures, the computer; and the flat mapping that rules read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from knowledge.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One training picture: size in pixels after EXIF rotation; caption as its file says, None without a file."""
+
+    path: str
+    width: int
+    height: int
+    caption: str | None = None
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """The pictures of one dataset folder, with the repeats and the role that the config gives the folder."""
+
+    pictures: tuple[Picture, ...]
+    repeats: int = 1
+    regularisation: bool = False
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What was counted in the dataset folders; `broken` are files that look like pictures and cannot be read."""
+
+    folders: tuple[FolderFacts, ...] = ()
+    broken: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> int:
+        """Training pictures, each counted once; regularisation pictures are not training pictures."""
+        return sum(len(folder.pictures) for folder in self.folders if not folder.regularisation)
+
+    @property
+    def regularisation_images(self) -> int:
+        return sum(len(folder.pictures) for folder in self.folders if folder.regularisation)
+
+    @property
+    def views_per_epoch(self) -> int:
+        """Training pictures × repeats: how many pictures an epoch shows."""
+        return sum(len(folder.pictures) * folder.repeats for folder in self.folders if not folder.regularisation)
+
+    @property
+    def captions_missing(self) -> int:
+        """Training pictures without a caption, or with an empty one."""
+        training = (p for folder in self.folders if not folder.regularisation for p in folder.pictures)
+        return sum(not (picture.caption or "").strip() for picture in training)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The computer that will train. `name` is the GPU's name, or "CPU"; capability as (major, minor), None off CUDA."""
+
+    name: str
+    vram_bytes: int = 0
+    ram_bytes: int = 0
+    disk_free_bytes: int = 0
+    capability: tuple[int, int] | None = None
+    cores: int = 1
+
+
+def flatten(value: Any, prefix: str) -> dict[str, Any]:
+    """Dotted names of the plain values in a pydantic model or dataclass, properties of dataclasses included."""
+    if hasattr(value, "model_dump"):
+        names = list(type(value).model_fields)
+    elif is_dataclass(value):
+        names = [field.name for field in fields(value)]
+        names += [name for name, member in vars(type(value)).items() if isinstance(member, property)]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name in names:
+        flat |= flatten(getattr(value, name), f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def facts(
+    config: TrainingConfig,
+    dataset: DatasetFacts | None = None,
+    hardware: Hardware | None = None,
+    plan: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The mapping that rules and recommendations read: config values by dotted name, dataset.*, hardware.*, plan.*.
+
+    What is not known is absent, and a rule that needs it does not apply; `plan` comes with its `plan.` prefix.
+    """
+    known = flatten(config, "")
+    if dataset is not None:
+        known |= {name: value for name, value in flatten(dataset, "dataset").items() if name not in known}
+    if hardware is not None:
+        known |= flatten(hardware, "hardware")
+    return known | dict(plan or {})
