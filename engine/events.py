@@ -1,4 +1,4 @@
-"""Everything that a run tells, one JSON object a line. The live view, `watch`, the report and the tests read nothing else."""
+"""Everything that a run tells, one JSON object a line: the live view, `watch`, the report and the tests read only this."""
 
 from __future__ import annotations
 
