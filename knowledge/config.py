@@ -60,6 +60,7 @@ class DatasetFolder(Settings):
     path: str = Field(min_length=1)
     repeats: int = Field(1, ge=1, le=10_000)
     regularisation: bool = False
+    caption: str = ""
 
 
 class DatasetSettings(Settings):
