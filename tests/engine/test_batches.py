@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from calculator.buckets import place
+from calculator.steps import batches, views
+from engine.dataset.batches import dataset_items, epoch_batches
+from engine.dataset.folders import scan, suggest_folders
+from knowledge.config import DatasetFolder, DatasetSettings
+from knowledge.facts import DatasetFacts, FolderFacts, Picture
+
+DATA = Path(__file__).parents[1] / "data"
+REFERENCE = json.loads((DATA / "dataset_batches.json").read_text())
+KOHYA = DatasetSettings(folders=suggest_folders(DATA / "pictures"))
+
+
+def facts(*folders: FolderFacts) -> DatasetFacts:
+    return DatasetFacts(folders)
+
+
+def folder(count: int, repeats: int = 1, regularisation: bool = False, size=(64, 64)) -> FolderFacts:
+    name = "reg" if regularisation else "img"
+    pictures = tuple(Picture(f"{name}/{i}.png", *size, caption=f"{name} {i}") for i in range(count))
+    return FolderFacts(pictures, repeats, regularisation)
+
+
+@pytest.mark.parametrize("run", REFERENCE, ids=lambda run: " ".join(run["args"]))
+def test_an_epoch_is_sd_scripts_in_all_that_is_counted(run):
+    batch_size = int(run["args"][1])
+    dataset = scan(KOHYA)
+    epoch = epoch_batches(dataset, KOHYA, batch_size, seed=42, epoch=1)
+    assert len(epoch) == run["batches_per_epoch"]
+    assert sorted([[b.width, b.height], len(b.items)] for b in epoch) == run["batch_sizes"]
+    shown = Counter(Path(item.picture.path).name for batch in epoch for item in batch.items)
+    placed = {Path(item.picture.path).name: item.placement for batch in epoch for item in batch.items}
+    captions = {Path(i.picture.path).name: c for b in epoch for i, c in zip(b.items, b.captions, strict=True)}
+    for image in run["images"]:
+        name = Path(image["key"]).name
+        assert shown[name] == image["repeats"]
+        assert list(placed[name].bucket) == image["bucket"]
+        assert list(placed[name].resized) == image["resized"]
+        assert captions[name] == image["caption"]
+
+
+def test_the_preview_is_the_run():
+    dataset = scan(KOHYA)
+    for batch_size in (1, 3, 4, 100):
+        epoch = epoch_batches(dataset, KOHYA, batch_size, seed=7, epoch=3)
+        made = Counter((batch.width, batch.height) for batch in epoch)
+        assert made == batches(views(dataset, KOHYA), batch_size)
+        assert all(len(batch.items) <= batch_size for batch in epoch)
+
+
+def test_epochs_differ_and_each_is_the_same_every_time():
+    dataset = facts(folder(20))
+    settings = DatasetSettings(flip=True, shuffle_tags=True)
+    epochs = [epoch_batches(dataset, settings, 4, 42, epoch) for epoch in (1, 2, 3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[1] == epoch_batches(dataset, settings, 4, 42, 2)
+    assert epochs[0] != epoch_batches(dataset, settings, 4, 43, 1)
+
+
+def test_the_shapes_of_batches_come_in_a_new_order_each_epoch():
+    dataset = facts(folder(8), folder(8, size=(64, 128)))
+    orders = {
+        tuple(
+            batch.height
+            for batch in epoch_batches(
+                dataset, DatasetSettings(resolution=64, bucket_step=16, bucket_minimum_side=16), 1, 1, epoch
+            )
+        )
+        for epoch in range(1, 6)
+    }
+    assert len(orders) == 5
+
+
+def test_regularisation_pictures_are_shown_as_often_as_training_pictures():
+    epoch = epoch_batches(facts(folder(6, repeats=5), folder(4, regularisation=True)), DatasetSettings(), 1, 42, 1)
+    shown = Counter(item.picture.path for batch in epoch for item in batch.items)
+    assert sum(n for path, n in shown.items() if path.startswith("reg")) == 30
+    assert {n for path, n in shown.items() if path.startswith("reg")} == {7, 8}  # 30 over 4
+
+
+def test_regularisation_pictures_beyond_the_balance_are_not_even_cached():
+    dataset = facts(folder(2), folder(10, regularisation=True))
+    items = dataset_items(dataset, DatasetSettings())
+    assert sum(item.regularisation for item in items) == 2
+    assert [item.index for item in items] == [0, 1, 2, 3]
+
+
+def test_flip_mirrors_about_half_and_nothing_when_off():
+    dataset = facts(folder(50, repeats=20))
+    flips = [flip for batch in epoch_batches(dataset, DatasetSettings(flip=True), 4, 1, 1) for flip in batch.flips]
+    assert 453 < sum(flips) < 547  # 500 ± 3 standard deviations of 15.8
+    assert not any(flip for b in epoch_batches(dataset, DatasetSettings(), 4, 1, 1) for flip in b.flips)
+
+
+def test_turning_on_flips_leaves_captions_and_order_as_they_were():
+    dataset = facts(folder(10))
+    plain, flipped = (
+        epoch_batches(dataset, DatasetSettings(caption_dropout_rate=0.5, flip=flip), 2, 1, 1) for flip in (False, True)
+    )
+    assert [(b.items, b.captions) for b in plain] == [(b.items, b.captions) for b in flipped]
+
+
+def test_sdxl_is_told_the_original_size_and_where_the_picture_lies():
+    settings = DatasetSettings(resolution=256, bucket_minimum_side=128)
+    dataset = facts(folder(1, size=(257, 511)))
+    (batch,) = epoch_batches(dataset, settings, 1, 1, 1)
+    # bucket 192×320; 257/511 × 320 = 160.9 wide inside it, (192 − 160.9) // 2 = 15 from the left
+    assert batch.sizes == [(511, 257, 0, 15, 320, 192)]
+    mirrored = type(batch)(batch.items, batch.captions, (True,), batch.width, batch.height)
+    assert mirrored.sizes == [(511, 257, 0, 16, 320, 192)]  # 192 − 175.9
+
+
+def test_every_placement_is_the_calculators():
+    dataset = facts(folder(3, size=(300, 200)), folder(2, size=(100, 400)))
+    settings = DatasetSettings(resolution=128, folders=(DatasetFolder(path="img"),))
+    for item in dataset_items(dataset, settings):
+        assert item.placement == place(item.picture.width, item.picture.height, settings)
