@@ -1,0 +1,92 @@
+"""Rules: risky combinations as data, what they say with the user's own numbers, and fixes that can be applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from knowledge import library
+from knowledge.config import TrainingConfig, fields, with_values
+from knowledge.expressions import UnknownFactError, evaluate, fill, names_in
+from knowledge.parameters import Evidence, as_field_type, lookup_for
+
+Severity = Literal["blocks", "high", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("blocks", "high", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A risky combination. `when` and the values of `fix` are expressions over the facts; `message` has placeholders.
+
+    `fires` and `silent` are facts, laid over a plain config, for which the rule must and must not speak.
+    """
+
+    id: str
+    severity: Severity
+    when: str
+    message: str
+    evidence: Evidence
+    sources: tuple[str, ...]
+    fires: Mapping[str, Any]
+    silent: Mapping[str, Any]
+    fix: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule says of one config; `fix` maps dotted names to new values, empty when only the user can act."""
+
+    rule: str
+    severity: Severity
+    message: str
+    parameters: tuple[str, ...]
+    fix: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The finding as the document that --json prints."""
+        return {
+            "rule": self.rule,
+            "severity": self.severity,
+            "message": self.message,
+            "parameters": list(self.parameters),
+            "fix": dict(self.fix),
+        }
+
+
+@cache
+def rules() -> tuple[Rule, ...]:
+    """Every rule, in the order of the files and within them."""
+    paths = sorted((library.DATA / "rules").glob("*.toml"))
+    tables = (table for path in paths for table in library.document(f"rules/{path.name}").get("rule", ()))
+    return tuple(Rule(**{**table, "sources": tuple(table["sources"])}) for table in tables)
+
+
+def check(facts: Mapping[str, Any]) -> list[Finding]:
+    """What the rules find in these facts, gravest first. A rule whose facts are absent does not apply."""
+    found = [finding for rule in rules() if (finding := _finding(rule, facts)) is not None]
+    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def _finding(rule: Rule, facts: Mapping[str, Any]) -> Finding | None:
+    lookup = lookup_for(None, facts)
+    try:
+        if not evaluate(rule.when, lookup):
+            return None
+        message = " ".join(fill(rule.message, lookup).split())
+    except UnknownFactError:
+        return None
+    try:
+        fix = {name: as_field_type(name, evaluate(value, lookup)) for name, value in rule.fix.items()}
+    except UnknownFactError:
+        fix = {}
+    named = dict.fromkeys([*rule.fix, *(name for name in names_in(rule.when) if name in fields())])
+    return Finding(rule.id, rule.severity, message, tuple(named), fix)
+
+
+def apply_fix(config: TrainingConfig, finding: Finding) -> TrainingConfig:
+    """The config with the finding's fix made. Raises ValueError for a finding that has none."""
+    if not finding.fix:
+        raise ValueError(f"the finding {finding.rule} has no fix that could be applied")
+    return with_values(config, dict(finding.fix))
