@@ -1,1 +1,1 @@
-"""What a run will do, before it runs: pure arithmetic over a TrainingConfig and facts, with the standard library alone."""
+"""What a run will do, before it runs: arithmetic over a TrainingConfig and facts, standard library only."""

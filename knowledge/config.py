@@ -109,6 +109,8 @@ class ScheduleSettings(Settings):
     warmup: float = Field(0.0, ge=0.0, le=100_000_000.0)
     cycles: int = Field(1, ge=1, le=1000)
     power: float = Field(1.0, gt=0.0, le=100.0)
+    decay: float = Field(0.2, ge=0.0, le=100_000_000.0)
+    minimum_ratio: float = Field(0.0, ge=0.0, le=1.0)
 
 
 class LossSettings(Settings):
@@ -200,6 +202,11 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
         yield (
             f"dataset.bucket_maximum_side ({dataset.bucket_maximum_side}) is below dataset.resolution "
             f"({dataset.resolution}); not even a square picture would fit. Raise it to {dataset.resolution} or more."
+        )
+    if dataset.buckets and dataset.bucket_step > dataset.resolution:
+        yield (
+            f"dataset.bucket_step ({dataset.bucket_step}) is above dataset.resolution ({dataset.resolution}); no shape "
+            f"is that small. Lower it to {min(64, dataset.resolution)} or less."
         )
     if not (network.train_unet or network.train_text_encoder):
         yield (
