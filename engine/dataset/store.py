@@ -1,0 +1,71 @@
+"""Tensors on disk under keys that say what they were made from, so that a stale one is never found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from engine.run_folder import whole_file
+from knowledge.answers import PlainError
+
+
+class Store:
+    """A folder of small safetensors files, one to a key. A file that is damaged counts as absent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __contains__(self, key: str) -> bool:
+        try:
+            with safe_open(self._path(key), framework="pt"):  # compares the file's length with its header
+                return True
+        except (OSError, SafetensorError):
+            return False
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        """The tensors under this key. Raises KeyError where there are none, or only the remains of some."""
+        try:
+            return load_file(self._path(key))
+        except (OSError, SafetensorError):
+            raise KeyError(key) from None
+
+    def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        path = self._path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as partial:
+                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        except (OSError, SafetensorError) as error:
+            raise PlainError(f"The cache in {self.folder} cannot be written: {error}. Is the disk full?") from error
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+
+def digest(*facts: Any) -> str:
+    """One key for several plain facts; any other fact, or another order, gives another key."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path | str) -> str:
+    """SHA-256 of a file's content."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_digest(*modules: nn.Module) -> str:
+    """SHA-256 of the modules' weights with their names and types: another VAE, or the same one in fp16, differs."""
+    total = hashlib.sha256()
+    for module in modules:
+        for name, weights in module.state_dict().items():
+            total.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
+            total.update(weights.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
+    return total.hexdigest()

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from engine.dataset.batches import Batch, dataset_items, epoch_batches
+from engine.dataset.folders import scan
+from engine.dataset.latents import LatentCache, pixels
+from engine.dataset.store import weights_digest
+from knowledge.answers import PlainError
+from knowledge.config import DatasetFolder, DatasetSettings
+
+
+class TinyVae(nn.Module):
+    """Halves the picture; remembers how often it was asked."""
+
+    def __init__(self, weight: float = 0.5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+        self.encoded = 0
+
+    def encode(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.encoded += len(pictures)
+        mean = nn.functional.avg_pool2d(pictures, 8) * self.weight
+        return mean, torch.full_like(mean, 0.1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(3):
+        left = Image.new("RGB", (80, 64), (50 * number, 100, 200))
+        left.paste("black", (0, 0, 20, 64))
+        left.save(pictures / f"{number}.png")
+    return pictures
+
+
+def batches(folder: Path, **values) -> tuple[DatasetSettings, list[Batch]]:
+    values = {"resolution": 64, "bucket_minimum_side": 32, "bucket_step": 16} | values
+    settings = DatasetSettings(folders=(DatasetFolder(path=str(folder)),), **values)
+    return settings, epoch_batches(scan(settings), settings, 2, 1, 1)
+
+
+def fill(cache: LatentCache, vae: TinyVae, settings: DatasetSettings) -> list[tuple[int, int]]:
+    return list(cache.fill(dataset_items(scan(settings), settings), vae.encode, flipped=settings.flip))
+
+
+def test_cached_latents_are_what_the_vae_gives(folder, tmp_path):
+    vae, (settings, epoch) = TinyVae(), batches(folder)
+    cache = LatentCache(tmp_path / "cache", vae)
+    assert fill(cache, vae, settings) == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    for batch in epoch:
+        mean, std = cache.distribution(batch)
+        expected_mean, expected_std = vae.encode(pixels(batch))
+        assert torch.equal(mean, expected_mean.detach())
+        assert torch.equal(std, expected_std)
+
+
+def test_each_draw_is_new_and_follows_the_generator(folder, tmp_path):
+    vae, (settings, (batch, *_)) = TinyVae(), batches(folder)
+    cache = LatentCache(tmp_path / "cache", vae)
+    fill(cache, vae, settings)
+    first, second = (cache.latents(batch, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, cache.latents(batch, torch.Generator().manual_seed(1)))
+    mean, _ = cache.distribution(batch)
+    assert 0.05 < (first - mean).std() < 0.15  # the standard deviation is 0.1
+
+
+def test_the_next_run_encodes_nothing(folder, tmp_path):
+    vae, (settings, _) = TinyVae(), batches(folder)
+    fill(LatentCache(tmp_path / "cache", vae), vae, settings)
+    assert vae.encoded == 3
+    assert fill(LatentCache(tmp_path / "cache", TinyVae()), vae, settings) == [(3, 3)]
+    assert vae.encoded == 3
+
+
+def test_a_mirrored_picture_has_latents_of_its_own(folder, tmp_path):
+    vae, (settings, epoch) = TinyVae(), batches(folder, flip=True)
+    cache = LatentCache(tmp_path / "cache", vae)
+    fill(cache, vae, settings)
+    assert vae.encoded == 6
+    item = epoch[0].items[0]
+    plain, mirrored = (Batch((item,), ("",), (flip,), epoch[0].width, epoch[0].height) for flip in (False, True))
+    assert torch.allclose(cache.distribution(mirrored)[0], cache.distribution(plain)[0].flip(-1), atol=1e-6)
+    assert not torch.equal(cache.distribution(mirrored)[0], cache.distribution(plain)[0])
+
+
+@pytest.mark.parametrize("change", ["picture", "vae", "precision", "resolution"])
+def test_a_stale_cache_is_never_used(folder, tmp_path, change):
+    vae, (settings, _) = TinyVae(), batches(folder)
+    fill(LatentCache(tmp_path / "cache", vae), vae, settings)
+    if change == "picture":  # same name, same size, same time
+        path = folder / "1.png"
+        stamp = path.stat()
+        Image.new("RGB", (80, 64), "green").save(path)
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    other = TinyVae(0.25 if change == "vae" else 0.5)
+    if change == "precision":
+        other = other.double()
+    if change == "resolution":
+        settings, _ = batches(folder, resolution=128)
+    fill(LatentCache(tmp_path / "cache", other), vae, settings)
+    assert vae.encoded == 3 + (1 if change == "picture" else 3)
+
+
+def test_a_damaged_cache_file_is_made_again(folder, tmp_path):
+    vae, (settings, _) = TinyVae(), batches(folder)
+    fill(LatentCache(tmp_path / "cache", vae), vae, settings)
+    damaged = sorted((tmp_path / "cache").rglob("*.safetensors"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    cache = LatentCache(tmp_path / "cache", vae)
+    fill(cache, vae, settings)
+    for batch in batches(folder)[1]:
+        cache.distribution(batch)
+    assert vae.encoded == 4
+
+
+def test_every_picture_that_cannot_be_read_is_named_at_once(folder, tmp_path):
+    vae, (settings, _) = TinyVae(), batches(folder)
+    for name in ("0.png", "2.png"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) - 40])
+    with pytest.raises(PlainError) as error:
+        fill(LatentCache(tmp_path / "cache", vae), vae, settings)
+    assert "0.png" in str(error.value)
+    assert "2.png" in str(error.value)
+    assert "1.png" not in str(error.value)
+
+
+def test_values_that_are_not_numbers_are_not_cached(folder, tmp_path):
+    vae, (settings, _) = TinyVae(float("nan")), batches(folder)
+    with pytest.raises(PlainError, match="not numbers"):
+        fill(LatentCache(tmp_path / "cache", vae), vae, settings)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_weights_have_one_digest_wherever_they_lie():
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    second.load_state_dict(first.state_dict())
+    assert weights_digest(first) == weights_digest(second)
+    second.bias.data[0] += 1
+    assert weights_digest(first) != weights_digest(second)
+    assert weights_digest(first) != weights_digest(first.to(torch.bfloat16))
