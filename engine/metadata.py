@@ -1,0 +1,293 @@
+"""What a network file tells of itself: kohya's ss_* keys, which A1111 and Forge read; modelspec; hashes; our config.
+
+Never a path or a secret: only the last part of any file's or folder's name leaves this computer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from calculator.buckets import place
+from calculator.steps import Run, views, views_of_pictures
+from engine.dataset.captions import tags
+from engine.optimizers import OPTIMIZERS
+from knowledge.config import Algorithm, Family, TrainingConfig
+from knowledge.facts import DatasetFacts
+
+BASE_MODEL_VERSIONS: dict[Family, str] = {"pocket": "lora-wizard-pocket", "sd15": "sd_v1", "sdxl": "sdxl_base_v1-0"}
+ARCHITECTURES: dict[Family, str] = {
+    "pocket": "lora-wizard-pocket/lora",
+    "sd15": "stable-diffusion-v1/lora",
+    "sdxl": "stable-diffusion-xl-v1-base/lora",
+}
+IMPLEMENTATIONS: dict[Family, str] = {
+    "pocket": "diffusers",
+    "sd15": "diffusers",
+    "sdxl": "https://github.com/Stability-AI/generative-models",
+}
+NETWORK_MODULES: dict[Algorithm, tuple[str, dict[str, str]]] = {
+    "lora": ("networks.lora", {}),
+    "locon": ("networks.lora", {}),
+    "dora": ("lycoris.kohya", {"algo": "lora", "dora_wd": "True", "wd_on_output": "False"}),
+    "loha": ("lycoris.kohya", {"algo": "loha"}),
+    "lokr": ("lycoris.kohya", {"algo": "lokr"}),
+}
+"""The module and its arguments with which sd-scripts would have made a network of this algorithm."""
+
+
+def network_metadata(
+    config: TrainingConfig,
+    dataset: DatasetFacts,
+    length: Run,
+    tensors: Mapping[str, Tensor],
+    *,
+    step: int,
+    epoch: int,
+    started_at: float,
+    finished_at: float | None = None,
+) -> dict[str, str]:
+    """All that is written into the header of a network file saved after this step, with the hashes of its weights.
+
+    Times in seconds since 1970. Values are text, as safetensors wants them; what does not apply is "None", as
+    sd-scripts writes it.
+    """
+    finished_at = time.time() if finished_at is None else finished_at
+    kohya = {
+        f"ss_{name}": _text(value)
+        for name, value in (
+            _run(config, length, step, epoch, started_at, finished_at)
+            | _network(config)
+            | _base_model(config)
+            | _dataset(config, dataset)
+        ).items()
+    }
+    own = {"lora_wizard.version": program_version(), "lora_wizard.config": config_text(config)}
+    return kohya | _modelspec(config, finished_at) | own | hashes(tensors, kohya)
+
+
+def config_text(config: TrainingConfig) -> str:
+    """The config as JSON in which every path is cut down to its last part."""
+    document = config.model_dump(mode="json")
+    document["base_model"]["path"] = _name(config.base_model.path)
+    document["output"]["folder"] = _name(config.output.folder)
+    for folder in document["dataset"]["folders"]:
+        folder["path"] = _name(folder["path"])
+    return json.dumps(document, ensure_ascii=False)
+
+
+def hashes(tensors: Mapping[str, Tensor], kohya: Mapping[str, str]) -> dict[str, str]:
+    """The hashes by which websites and interfaces know a file again, whatever else its header says."""
+    content = to_bytes(dict(tensors), dict(kohya))
+    header = int.from_bytes(content[:8], "little")
+    body = hashlib.sha256(content[8 + header :]).hexdigest()
+    return {
+        "sshs_model_hash": body,
+        "sshs_legacy_hash": hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8],
+        "modelspec.hash_sha256": f"0x{body}",
+    }
+
+
+def program_version() -> str:
+    try:
+        return version("lora-wizard")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "checkout"
+
+
+def _run(
+    config: TrainingConfig, length: Run, step: int, epoch: int, started_at: float, finished_at: float
+) -> dict[str, Any]:
+    """How it was trained."""
+    schedule, optimizer, loss, noise = config.schedule, config.optimizer, config.loss, config.noise
+    network, memory = config.network, config.memory
+    text_encoder_rate = optimizer.text_encoder_learning_rate or optimizer.learning_rate
+    warmup = schedule.warmup * length.total_steps if schedule.warmup < 1 else schedule.warmup
+    return {
+        "session_id": int.from_bytes(hashlib.sha256(f"{config.output.name} {started_at}".encode()).digest()[:4], "big"),
+        "training_started_at": started_at,
+        "training_finished_at": finished_at,
+        "output_name": config.output.name,
+        "training_comment": config.output.description or None,
+        "sd_scripts_commit_hash": "(unknown)",
+        "learning_rate": optimizer.learning_rate,
+        "unet_lr": optimizer.learning_rate if network.train_unet else None,
+        "text_encoder_lr": text_encoder_rate if network.train_text_encoder else None,
+        "optimizer": f"{OPTIMIZERS[optimizer.name].kind.replace(':', '.')}(weight_decay={optimizer.weight_decay:g})",
+        "lr_scheduler": schedule.scheduler,
+        "lr_warmup_steps": round(warmup),
+        "max_grad_norm": optimizer.maximum_gradient_norm,
+        "max_train_steps": length.total_steps,
+        "num_epochs": length.epochs,
+        "num_batches_per_epoch": length.batches_per_epoch,
+        "batch_size_per_device": schedule.batch_size,
+        "total_batch_size": schedule.batch_size,
+        "gradient_accumulation_steps": schedule.gradient_accumulation_steps,
+        "gradient_checkpointing": memory.gradient_checkpointing,
+        "mixed_precision": "no" if memory.precision == "fp32" else memory.precision,
+        "full_fp16": False,
+        "fp8_base": False,
+        "fp8_base_unet": False,
+        "lowram": False,
+        "cache_latents": memory.cache_latents,
+        "seed": config.seed,
+        "steps": step,
+        "epoch": epoch,
+        "loss_type": loss.function,
+        "huber_schedule": loss.huber_schedule,
+        "huber_c": loss.huber_threshold,
+        "huber_scale": 1.0,
+        "min_snr_gamma": loss.minimum_snr_gamma,
+        "debiased_estimation": False,
+        "prior_loss_weight": loss.prior_weight,
+        "noise_offset": noise.offset or None,
+        "noise_offset_random_strength": False,
+        "adaptive_noise_scale": None,
+        "multires_noise_iterations": noise.multires_iterations or None,
+        "multires_noise_discount": noise.multires_discount,
+        "ip_noise_gamma": None,
+        "ip_noise_gamma_random_strength": False,
+        "scale_weight_norms": None,
+        "validation_seed": None,
+        "validation_split": 0.0,
+        "validate_every_n_epochs": None,
+        "validate_every_n_steps": None,
+        "max_validation_steps": None,
+    }
+
+
+def _network(config: TrainingConfig) -> dict[str, Any]:
+    """The shape of the network."""
+    network = config.network
+    module, arguments = NETWORK_MODULES[network.algorithm]
+    if network.algorithm == "locon":
+        arguments = {"conv_dim": str(network.conv_rank), "conv_alpha": f"{network.conv_alpha:g}"}
+    if network.algorithm == "lokr":
+        arguments = {**arguments, "factor": str(network.lokr_factor)}
+    return {
+        "network_module": module,
+        "network_dim": network.rank,
+        "network_alpha": network.alpha,
+        "network_dropout": network.dropout or None,
+    } | ({"network_args": json.dumps(arguments)} if arguments else {})
+
+
+def _base_model(config: TrainingConfig) -> dict[str, Any]:
+    """What it was trained on."""
+    base, path = config.base_model, Path(config.base_model.path).expanduser()
+    suffix = "_v" if base.prediction_type == "v_prediction" else ""
+    known = {
+        "base_model_version": BASE_MODEL_VERSIONS[base.family] + suffix,
+        "v2": False,
+        "clip_skip": base.clip_skip if base.clip_skip > 1 else None,
+        "max_token_length": None,
+        "zero_terminal_snr": False,
+        "sd_model_name": _name(base.path),
+    }
+    if path.is_file():
+        status = path.stat()
+        legacy, digest = _file_hashes(path, status.st_size, status.st_mtime_ns)
+        known |= {"sd_model_hash": legacy, "new_sd_model_hash": digest}
+    return known
+
+
+@lru_cache(maxsize=8)
+def _file_hashes(path: Path, size: int, changed: int) -> tuple[str, str]:
+    """A1111's old hash of a file, and its SHA-256; size and time of change only tell another file of the same name."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0x100000)
+        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8], digest
+
+
+def _dataset(config: TrainingConfig, dataset: DatasetFacts) -> dict[str, Any]:
+    """The pictures, in numbers and tags."""
+    settings = config.dataset
+    names = [_name(folder.path) for folder in settings.folders]
+    directories: dict[bool, dict[str, dict[str, int]]] = {False: {}, True: {}}
+    frequency: dict[str, dict[str, int]] = {}
+    for name, folder in zip(names, dataset.folders, strict=True):
+        directories[folder.regularisation][name] = {"n_repeats": folder.repeats, "img_count": len(folder.pictures)}
+        counted = Counter(tag.lower() for picture in folder.pictures for tag in tags(picture.caption or ""))
+        frequency[name] = dict(counted)
+    return {
+        "num_train_images": dataset.views_per_epoch,
+        "num_reg_images": sum(len(f.pictures) * f.repeats for f in dataset.folders if f.regularisation),
+        "num_validation_images": 0,
+        "dataset_dirs": json.dumps(directories[False], ensure_ascii=False),
+        "reg_dataset_dirs": json.dumps(directories[True], ensure_ascii=False),
+        "tag_frequency": json.dumps(frequency, ensure_ascii=False),
+        "bucket_info": json.dumps(_bucket_info(config, dataset)) if settings.buckets else None,
+        "resolution": f"({settings.resolution}, {settings.resolution})",
+        "enable_bucket": settings.buckets,
+        "bucket_no_upscale": settings.bucket_no_upscale,
+        "min_bucket_reso": settings.bucket_minimum_side,
+        "max_bucket_reso": settings.bucket_maximum_side,
+        "resize_interpolation": None,
+        "shuffle_caption": settings.shuffle_tags,
+        "keep_tokens": settings.keep_tokens,
+        "flip_aug": settings.flip,
+        "color_aug": False,
+        "random_crop": False,
+        "face_crop_aug_range": None,
+        "caption_dropout_rate": settings.caption_dropout_rate,
+        "caption_dropout_every_n_epochs": 0,
+        "caption_tag_dropout_rate": 0.0,
+    }
+
+
+def _bucket_info(config: TrainingConfig, dataset: DatasetFacts) -> dict[str, Any]:
+    errors = []
+    for folder, index in views_of_pictures(dataset):  # each picture once, whatever its repeats, as in sd-scripts
+        picture = dataset.folders[folder].pictures[index]
+        width, height = place(picture.width, picture.height, config.dataset).bucket
+        errors.append(abs(width / height - picture.width / picture.height))
+    return {
+        "buckets": {
+            str(number): {"resolution": list(bucket), "count": count}
+            for number, (bucket, count) in enumerate(views(dataset, config.dataset).items())
+        },
+        "mean_img_ar_error": fmean(errors),
+    }
+
+
+def _modelspec(config: TrainingConfig, finished_at: float) -> dict[str, str]:
+    """The keys of Stability AI's model specification 1.0.1, those without a value left out."""
+    base, dataset, output = config.base_model, config.dataset, config.output
+    minimum, maximum = config.noise.minimum_timestep, config.noise.maximum_timestep
+    known = {
+        "sai_model_spec": "1.0.1",
+        "architecture": ARCHITECTURES[base.family],
+        "implementation": IMPLEMENTATIONS[base.family],
+        "implementation_version": f"lora-wizard/{program_version()}",
+        "title": output.name,
+        "resolution": f"{dataset.resolution}x{dataset.resolution}",
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(finished_at)),
+        "author": output.author,
+        "description": output.description,
+        "trigger_phrase": dataset.trigger_word,
+        "prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[base.prediction_type],
+        "timestep_range": f"{minimum},{maximum}" if (minimum, maximum) != (0, 1000) else "",
+        "encoder_layer": str(base.clip_skip) if base.clip_skip > 1 else "",
+    }
+    return {f"modelspec.{name}": value for name, value in known.items() if value}
+
+
+def _name(path: str) -> str:
+    """The last part of a path that may be written on another system."""
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from calculator.steps import batches, run_length, views
+from engine.dataset.folders import scan, suggest_folders
+from engine.metadata import hashes, network_metadata
+from knowledge.config import (
+    BaseModelSettings,
+    DatasetSettings,
+    NetworkSettings,
+    OptimizerSettings,
+    OutputSettings,
+    ScheduleSettings,
+    TrainingConfig,
+)
+
+DATA = Path(__file__).parents[1] / "data"
+REFERENCE: dict[str, str] = json.loads((DATA / "network_metadata.json").read_text())
+TENSORS = {"b.lora_up.weight": torch.ones(4, 2), "a.alpha": torch.tensor(2.0, dtype=torch.float16)}
+
+
+def config(**values) -> TrainingConfig:
+    return TrainingConfig(
+        **{
+            "base_model": BaseModelSettings(path="/home/somebody/models/tiny15", family="sd15"),
+            "dataset": DatasetSettings(
+                folders=suggest_folders(DATA / "pictures"),
+                resolution=128,
+                bucket_minimum_side=64,
+                bucket_maximum_side=256,
+            ),
+            "network": NetworkSettings(rank=4, alpha=2.0, train_text_encoder=True),
+            "optimizer": OptimizerSettings(learning_rate=1e-3, text_encoder_learning_rate=5e-4),
+            "schedule": ScheduleSettings(epochs=1, maximum_steps=12),
+            "output": OutputSettings(name="plain_te_unet.final", folder="/home/somebody/runs"),
+        }
+        | values
+    )
+
+
+def metadata(config: TrainingConfig) -> dict[str, str]:
+    dataset = scan(config.dataset)
+    length = run_length(sum(batches(views(dataset, config.dataset), 1).values()), config.schedule)
+    return network_metadata(config, dataset, length, TENSORS, step=12, epoch=1, started_at=1e9, finished_at=1e9 + 60)
+
+
+def test_every_key_is_as_sd_scripts_wrote_it():
+    ours = metadata(config())
+    different = {
+        "ss_session_id",
+        "ss_training_started_at",
+        "ss_training_finished_at",
+        "ss_sd_scripts_commit_hash",
+        "ss_optimizer",  # we also say the weight decay
+        "modelspec.date",
+        "modelspec.implementation_version",
+        "sshs_model_hash",
+    }
+    no_file = {"ss_sd_model_hash", "ss_new_sd_model_hash"}  # "IsADirectory" there
+    assert REFERENCE.keys() - ours.keys() == no_file
+    for name in REFERENCE.keys() - different - no_file:
+        theirs, value = REFERENCE[name], ours[name]
+        if theirs.startswith("{"):
+            found, expected = json.loads(value), json.loads(theirs)
+            if name == "ss_bucket_info":
+                assert found.pop("mean_img_ar_error") == pytest.approx(expected.pop("mean_img_ar_error"), rel=1e-9)
+            assert found == expected, name
+        else:
+            assert value == theirs, name
+
+
+def test_values_are_text_and_survive_a_file(tmp_path):
+    written = metadata(config())
+    save_file(TENSORS, tmp_path / "a.safetensors", metadata=written)
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        assert file.metadata() == written
+
+
+def test_no_path_leaves_this_computer():
+    assert "somebody" not in json.dumps(metadata(config()))
+    windows = config(base_model=BaseModelSettings(path="C:\\Users\\somebody\\model.safetensors", family="sd15"))
+    assert "somebody" not in json.dumps(metadata(windows))
+    assert metadata(windows)["ss_sd_model_name"] == "model.safetensors"
+
+
+def test_the_config_can_be_read_back():
+    document = json.loads(metadata(config())["lora_wizard.config"])
+    assert TrainingConfig.model_validate(document).network == config().network
+
+
+def test_the_model_hash_is_that_of_the_weights_alone(tmp_path):
+    for name, extra in (("a", {}), ("b", {"note": "x" * 100})):
+        save_file(TENSORS, tmp_path / name, metadata={"ss_x": "1"} | extra)
+    found = hashes(TENSORS, {"ss_x": "1"})
+    for name in "ab":
+        content = (tmp_path / name).read_bytes()
+        body = content[8 + int.from_bytes(content[:8], "little") :]
+        assert hashlib.sha256(body).hexdigest() == found["sshs_model_hash"]
+    assert found["sshs_legacy_hash"] == "e3b0c442"  # nothing lies beyond the first MiB, as in the reference
+    assert found["modelspec.hash_sha256"] == "0x" + found["sshs_model_hash"]
+
+
+def test_other_algorithms_name_the_module_that_makes_them():
+    known = metadata(config(network=NetworkSettings(algorithm="lokr", lokr_factor=16)))
+    assert known["ss_network_module"] == "lycoris.kohya"
+    assert json.loads(known["ss_network_args"]) == {"algo": "lokr", "factor": "16"}
+    known = metadata(config(network=NetworkSettings(algorithm="locon", conv_rank=4, conv_alpha=1.0)))
+    assert json.loads(known["ss_network_args"]) == {"conv_dim": "4", "conv_alpha": "1"}
+
+
+def test_a_single_file_is_known_by_its_hashes(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"x" * 0x120000)
+    known = metadata(config(base_model=BaseModelSettings(path=str(file), family="sdxl", clip_skip=2)))
+    assert known["ss_new_sd_model_hash"] == hashlib.sha256(b"x" * 0x120000).hexdigest()
+    assert known["ss_sd_model_hash"] == hashlib.sha256(b"x" * 0x10000).hexdigest()[:8]
+    assert known["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert known["modelspec.encoder_layer"] == "2"
