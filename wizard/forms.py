@@ -1,0 +1,376 @@
+"""The three answers that are more than one value: the pictures, the base model, and the prompts for samples."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from knowledge.answers import PlainError
+from knowledge.config import POCKET_MODEL, DatasetFolder, TrainingConfig, with_values
+from knowledge.facts import facts
+from knowledge.parameters import parameters, recommended
+from wizard import pictures as found
+from wizard import questions, views, words
+from wizard.prompts import Move, Option, Page, show
+
+if TYPE_CHECKING:
+    from wizard.session import Session
+
+Values = Mapping[str, Any]
+
+# --- what a flag or a typed line means --------------------------------------------------------------------------------
+
+
+def typed_path(text: str) -> str:
+    """A path as people type or drop it into a terminal: quotes and backslashes before spaces are taken away."""
+    text = text.strip()
+    if not text or Path(text).expanduser().exists():
+        return text
+    try:
+        parts = shlex.split(text)
+    except ValueError:
+        return text
+    return parts[0] if len(parts) == 1 else text
+
+
+def read_all(name: str, form: str, said: str | Sequence[str]) -> Values:
+    """The values of an option that was given once, or several times."""
+    if isinstance(said, str):
+        return read(name, form, said)
+    if form == "pictures":
+        read_folders = [folders_in(text) for text in said]
+        folders = tuple(folder for values in read_folders for folder in values["dataset.folders"])
+        return {**read_folders[0], "dataset.folders": folders}
+    return read(name, form, "\n".join(said))
+
+
+def folders_in(text: str) -> Values:
+    """The dataset folders that a path means, and the ending of their captions. Raises PlainError without pictures."""
+    from engine.dataset.folders import suggest_caption_extension, suggest_folders
+
+    path = typed_path(text)
+    if not path:
+        raise PlainError("Name the folder that holds your pictures.", 2)
+    folders = suggest_folders(Path(path).expanduser().resolve())
+    extension = suggest_caption_extension(folders)
+    if all(folder.repeats == 1 for folder in folders):  # no kohya names: nobody has decided yet
+        folders = _repeated(folders, extension)
+    return {
+        "dataset.folders": tuple(folder.model_dump() for folder in folders),
+        "dataset.caption_extension": extension,
+    }
+
+
+def _repeated(folders: Sequence[DatasetFolder], caption_extension: str) -> tuple[DatasetFolder, ...]:
+    """The folders with the repeats that are recommended for as many pictures as they hold."""
+    from engine.dataset.folders import scan
+
+    config = with_values(TrainingConfig(), {"dataset.folders": folders, "dataset.caption_extension": caption_extension})
+    advice = recommended("dataset.folders.repeats", facts(config, scan(config.dataset)))
+    repeats = advice.value if advice is not None else 1
+    return tuple(folder.model_copy(update={"repeats": repeats}) for folder in folders)
+
+
+def model_at(text: str) -> Values:
+    """The base model at a path and what it is. Raises PlainError when it cannot be trained."""
+    from engine.models.detect import detect
+
+    path = typed_path(text)
+    if not path:
+        raise PlainError("Name a .safetensors file or the folder of a diffusers model.", 2)
+    if path != POCKET_MODEL:
+        path = str(Path(path).expanduser().resolve())
+    model = detect(path)
+    return {
+        "base_model.path": path,
+        "base_model.family": model.family,
+        "base_model.prediction_type": model.prediction_type,
+    }
+
+
+def prompts_in(text: str) -> Values:
+    """One prompt a line; blank lines do not count."""
+    return {"sampling.prompts": tuple(line.strip() for line in text.splitlines() if line.strip())}
+
+
+READERS: dict[str, Callable[[str], Values]] = {"pictures": folders_in, "base_model": model_at, "prompts": prompts_in}
+
+
+def read(name: str, form: str, text: str) -> Values:
+    """The values that a line of text means as the answer to a question. Raises PlainError when it means none."""
+    return READERS[form](text) if form in READERS else {name: questions.parse(name, text)}
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def pictures(session: Session, around: Values) -> Values | Move:
+    """Asks for folders, shows what lies in them, and lets one change them until they are right."""
+    folders = [folder.model_dump() for folder in session.situation().config.dataset.folders]
+    values: dict[str, Any] = {}
+    while True:
+        if not folders:
+            answer = _ask_folder(session, around)
+            if isinstance(answer, Move):
+                return answer
+            values, folders = dict(answer), [*answer["dataset.folders"]]
+        chosen = {**session.draft.values, **values, "dataset.folders": tuple(folders)}
+        answer = session.ask(_found_page(session, chosen, around))
+        if answer == "use":
+            return {**values, "dataset.folders": tuple(folders)}
+        if isinstance(answer, Move):
+            return answer
+        if answer == "other":
+            folders, values = [], {}
+            session.bench.forget_pictures()
+        elif answer == "add":
+            added = _ask_folder(session, {**around, "back": "back", "more": ""})
+            if not isinstance(added, Move):
+                known = {folder["path"] for folder in folders}
+                folders += [folder for folder in added["dataset.folders"] if folder["path"] not in known]
+        elif answer == "captions":
+            _show_captions(session, chosen)
+        else:
+            folders = _edit_folder(session, folders, answer, around)
+
+
+def _ask_folder(session: Session, around: Values) -> Any:
+    entry = parameters()["dataset.folders"]
+    return session.ask(
+        Page(
+            title=session.wording("dataset.folders"),
+            body=(
+                *questions.explanation(entry, None),
+                "[quiet]Captions are read from text files beside the pictures: cat.png and cat.txt.[/]",
+            ),
+            default="",
+            help=lambda: questions.long_explanation(entry, None),
+            check=folders_in,
+            is_path=True,
+            **around,
+        )
+    )
+
+
+def _found_page(session: Session, chosen: Values, around: Values) -> Page:
+    entry = parameters()["dataset.folders"]
+    situation = session.bench.situation(chosen)
+    folders = situation.config.dataset.folders
+    if situation.dataset is None:
+        body: tuple[Any, ...] = (views.problem(situation.problem),)
+        options: tuple[Option, ...] = (Option("other", "Choose other pictures"),)
+    else:
+        every = [picture for folder in situation.dataset.folders for picture in folder.pictures]
+        damaged = session.waiting(f"Looking at {words.count(len(every), 'picture')} …", lambda: found.unreadable(every))
+        body = (
+            found.report(situation.dataset, situation.config.dataset, damaged),
+            "The model will read, for example",
+            views.indented(found.captions_as_trained(situation.dataset, situation.config.dataset)),
+        )
+        refusal = ""
+        if damaged:
+            names = ", ".join(Path(path).name for path in damaged[:3])
+            refusal = f"Some pictures break off in the middle ({names}). Replace or remove them, then choose again."
+        options = (
+            Option("use", "Use these pictures", refusal=refusal),
+            Option("captions", "Read every caption"),
+            Option("add", "Add another folder"),
+            Option("other", "Choose other pictures"),
+            *(
+                Option(index, found.short(folder.path, 30), f"{folder.repeats} × in an epoch")
+                for index, folder in enumerate(folders)
+            ),
+        )
+    return Page(
+        title="Are these the right pictures?",
+        body=body,
+        options=options,
+        help=lambda: questions.long_explanation(entry, None),
+        preview=lambda value: None,
+        **around,
+    )
+
+
+def _show_captions(session: Session, chosen: Values) -> None:
+    situation = session.bench.situation(chosen)
+    if situation.dataset is not None:
+        every = found.captions_as_trained(situation.dataset, situation.config.dataset, None)
+        show(views.page(views.heading("Captions", "as the model will read them"), every))
+
+
+def _edit_folder(session: Session, folders: list[dict[str, Any]], index: int, around: Values) -> list[dict[str, Any]]:
+    """The folders after one of them was changed or taken out."""
+    folder = folders[index]
+    DatasetFolder.model_validate(folder)
+    repeats, role = parameters()["dataset.folders.repeats"], parameters()["dataset.folders.regularisation"]
+    answer = session.ask(
+        Page(
+            title=found.short(folder["path"], 70),
+            body=(views.rows([(repeats.title, repeats.meaning), (role.title, role.meaning)]),),
+            options=(
+                Option("repeats", f"{repeats.title}: {folder['repeats']}"),
+                Option("role", f"{role.title}: {views.value(folder['regularisation'])}"),
+                Option("remove", "Leave this folder out"),
+            ),
+            help=lambda: questions.long_explanation(repeats, None),
+            **{**around, "more": ""},
+        )
+    )
+    if answer == "remove":
+        return folders[:index] + folders[index + 1 :]
+    if answer == "role":
+        changed = {**folder, "regularisation": not folder["regularisation"]}
+    elif answer == "repeats":
+        times = session.ask(
+            Page(
+                title="How often shall each of its pictures be shown in an epoch?",
+                body=questions.explanation(repeats, None),
+                default=str(folder["repeats"]),
+                help=lambda: questions.long_explanation(repeats, None),
+                check=_repeats,
+                **{**around, "more": ""},
+            )
+        )
+        if isinstance(times, Move):
+            return folders
+        changed = {**folder, "repeats": times}
+    else:
+        return folders
+    return [*folders[:index], changed, *folders[index + 1 :]]
+
+
+def _repeats(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
+        raise PlainError(f'"{text}" cannot be used; give a whole number from 1 to 10,000.', 2)
+    return int(text)
+
+
+# --- base model -------------------------------------------------------------------------------------------------------
+
+
+OWN_MODEL = "A Stable Diffusion 1.5 or SDXL model that you have downloaded, as one .safetensors file or as a folder."
+
+
+def base_model(session: Session, around: Values) -> Values | Move:
+    """Asks for the model to build on: the built-in one, one that lies on this computer, or a path."""
+    entry = parameters()["base_model.path"]
+    family = parameters()["base_model.family"]
+    current = session.draft.values.get("base_model.path")
+    models = dict(models_on_this_computer())
+    if current and current != POCKET_MODEL and current not in models:
+        models[current] = "in use so far"
+    while True:
+        answer = session.ask(
+            Page(
+                title=session.wording("base_model.path"),
+                body=questions.explanation(entry, None),
+                options=(
+                    Option("", "A model on this computer …", "type or paste its path", OWN_MODEL),
+                    *(Option(path, found.short(path, 34), what) for path, what in models.items()),
+                    Option(POCKET_MODEL, "The pocket model", "built in", family.choices["pocket"].meaning),
+                ),
+                default=current if current else "",
+                help=lambda: questions.long_explanation(entry, None),
+                **around,
+            )
+        )
+        if answer == "":
+            answer = session.ask(
+                Page(
+                    title="Where is the model?",
+                    body=(
+                        "A single [strong].safetensors[/] file, or the folder of a diffusers model. "
+                        "What kind of model it is, is read from the file.",
+                    ),
+                    default="",
+                    help=lambda: questions.long_explanation(entry, None),
+                    check=model_at,
+                    is_path=True,
+                    **{**around, "more": "", "back": "back"},
+                )
+            )
+            if answer is Move.BACK:
+                continue
+        if isinstance(answer, Move | Mapping):
+            return answer
+        try:
+            return model_at(answer)
+        except PlainError as problem:
+            around = {**around, "error": str(problem)}
+
+
+def models_on_this_computer() -> Iterator[tuple[str, str]]:
+    """Base models in the places where other programs keep them: (path, what it is); at most six."""
+    from engine.models.detect import detect
+
+    places = [Path.cwd(), Path.cwd() / "models", Path.home() / "models"]
+    for program in ("ComfyUI/models", "stable-diffusion-webui/models", "stable-diffusion-webui-forge/models"):
+        places += [Path.home() / program / kind for kind in ("checkpoints", "Stable-diffusion", "diffusers")]
+    candidates = [file for place in places if place.is_dir() for file in sorted(place.glob("*.safetensors"))]
+    candidates += [
+        index.parent for place in places if place.is_dir() for index in sorted(place.glob("*/model_index.json"))
+    ]
+    cache = Path.home() / ".cache" / "huggingface" / "hub"
+    candidates += [index.parent for index in sorted(cache.glob("models--*/snapshots/*/model_index.json"))]
+    shown = 0
+    for candidate in candidates:
+        try:
+            model = detect(candidate)
+        except PlainError:
+            continue
+        yield str(candidate), parameters()["base_model.family"].choices[model.family].title
+        shown += 1
+        if shown == 6:
+            return
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def prompts(session: Session, around: Values) -> Values | Move:
+    """Shows the prompts as a list to change, add to and take from."""
+    entry = parameters()["sampling.prompts"]
+    current = list(session.situation().config.sampling.prompts)
+    at: Any = "use"
+    while True:
+        use = f"Use {'these' if len(current) > 1 else 'this prompt'}" if current else "Draw nothing"
+        answer = session.ask(
+            Page(
+                title=session.wording("sampling.prompts"),
+                body=questions.explanation(entry, None),
+                options=(
+                    Option("use", use),
+                    *(Option(index, prompt[:66]) for index, prompt in enumerate(current)),
+                    Option("add", "Add a prompt …"),
+                ),
+                default=at,
+                help=lambda: questions.long_explanation(entry, None),
+                preview=lambda value: session.estimate(),
+                **around,
+            )
+        )
+        if answer == "use":
+            return {"sampling.prompts": tuple(current)}
+        if isinstance(answer, Move):
+            return answer
+        index = len(current) if answer == "add" else answer
+        typed = session.ask(
+            Page(
+                title="What shall it draw?" if answer == "add" else "Change the prompt",
+                body=("[quiet]Leave it empty to take the prompt out.[/]",) if answer != "add" else (),
+                default="" if answer == "add" else current[index],
+                **{**around, "more": "", "back": "back"},
+            )
+        )
+        if not isinstance(typed, Move):
+            current[index : index + 1] = [typed] if typed else []
+        at = "use" if answer == "add" else answer if answer in range(len(current)) else "use"
+
+
+FORMS: dict[str, Callable[[Any, Values], Values | Move]] = {
+    "pictures": pictures,
+    "base_model": base_model,
+    "prompts": prompts,
+}

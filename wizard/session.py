@@ -1,0 +1,476 @@
+"""`lora-wizard new`: asks its way along the path, shows the review, writes the answers file and offers to train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from pydantic import ValidationError
+
+from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers, write_answers
+from knowledge.config import TrainingConfig, value_of
+from knowledge.parameters import parameters
+from wizard import drafts, forms, questions, settings, steps, views, words
+from wizard.prompts import Asker, Move, Option, Page, ask
+from wizard.review import answers_path, review, summary, told
+from wizard.situation import Situation, Workbench
+from wizard.steps import REVIEW, Draft
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Found = TypeVar("Found")
+
+
+@dataclass
+class Session:
+    """One way along the path: the answers so far, and whoever is asked."""
+
+    bench: Workbench = field(default_factory=Workbench)
+    draft: Draft = field(default_factory=Draft)
+    asker: Asker = ask
+    notice: str = ""
+    asked: bool = False
+    keep: Callable[[Draft], None] = drafts.save
+
+    def situation(self) -> Situation:
+        return self.bench.situation(self.draft.values)
+
+    def estimate(self) -> RenderableType | None:
+        """The running estimate; None while the pictures are unknown."""
+        from wizard import estimate
+
+        situation = self.situation()
+        return None if situation.plan is None else estimate.line(situation.plan, situation.hardware)
+
+    def ask(self, page: Page) -> Any:
+        """The answer to a page; what there is to tell from the answer before stands on it once."""
+        from dataclasses import replace
+
+        if self.notice:
+            page = replace(page, body=(f"[good]✓[/] {views.escape(self.notice)}", *page.body))
+            self.notice = ""
+        self.asked = True
+        return self.asker(page)
+
+    def answer(self, values: Mapping[str, Any]) -> None:
+        """Takes the values in and keeps the draft. Raises ValidationError where they do not go with the others."""
+        draft = self.draft
+        for name, value in values.items():
+            draft = draft.answered(name, value)
+        self.bench.situation(draft.values)
+        self.move(draft)
+
+    def move(self, draft: Draft) -> None:
+        self.draft = draft
+        self.keep(draft)
+
+    def wording(self, name: str) -> str:
+        """The question in words."""
+        question = steps.questions().get(name)
+        return question.ask if question else parameters()[name].title
+
+    def waiting(self, message: str, work: Callable[[], Found]) -> Found:
+        """The result of something that may take a while."""
+        if views.plain_terminal():
+            return work()
+        with views.console().status(message):
+            return work()
+
+    # --- the path
+
+    def run(self) -> str:
+        """Asks until the review is left: "train" or "save". Raises KeyboardInterrupt; the draft is kept by then."""
+        at = self.draft.at or steps.next_question("", self.situation().facts)
+        while True:
+            facts = self.situation().facts
+            self.move(self.draft.moved(at))
+            if at == REVIEW:
+                outcome = review(self, self._around(REVIEW))
+                if isinstance(outcome, Move):
+                    at = steps.previous_question(REVIEW, facts)
+                    continue
+                return outcome
+            moved = self._ask_question(at)
+            facts = self.situation().facts
+            if moved is Move.BACK:
+                at = steps.previous_question(at, facts)
+            elif moved is Move.MORE:
+                self._more(at)
+            else:
+                at = steps.next_question(at, facts)
+
+    def _ask_question(self, name: str) -> Move | None:
+        """Asks one question of the path until it is answered or left."""
+        question = steps.questions()[name]
+        around = self._around(name)
+        error, typed = "", False
+        while True:
+            if question.form in forms.FORMS:
+                answer: Any = forms.FORMS[question.form](self, {**around, "error": error})
+            else:
+                page = questions.page(
+                    self.bench,
+                    self.draft.values,
+                    name,
+                    ask=question.ask,
+                    offers=question.form == "offers",
+                    typed=typed,
+                    error=error,
+                    **around,
+                )
+                answer = self.ask(page)
+            if answer is questions.OTHER:
+                typed, error = True, ""
+                continue
+            if isinstance(answer, Move):
+                if typed:
+                    typed, error = False, ""
+                    continue
+                return answer
+            try:
+                self._take(name, answer if question.form in forms.FORMS else {name: answer})
+            except ValidationError as conflict:
+                error = questions.conflict(conflict)
+            else:
+                return None
+
+    def _take(self, name: str, values: Mapping[str, Any]) -> None:
+        """Takes an answer in; one that equals the recommendation follows it from then on."""
+        advice = self.bench.advice(self.draft.values, name)
+        if list(values) == [name] and advice is not None and values[name] == advice.value:
+            self.move(self.draft.with_recommended(name))
+        else:
+            self.answer(values)
+
+    def _more(self, name: str) -> None:
+        """More settings of this step's sections."""
+        around = self._around(name)
+        step = steps.step_of(name)
+        if len(step.more) == 1:
+            settings.browse_section(self, step.more[0], around)
+            return
+        at: Any = None
+        while not isinstance(at, Move):
+            at = self.ask(
+                Page(
+                    title="More settings",
+                    options=tuple(
+                        Option(s, settings.title_of(s), words.count(len(settings.names_in(s)), "setting"))
+                        for s in step.more
+                    ),
+                    default=at,
+                    preview=lambda value: self.estimate(),
+                    **{**around, "back": "back", "more": ""},
+                )
+            )
+            if not isinstance(at, Move):
+                settings.browse_section(self, at, around)
+
+    def _around(self, name: str) -> dict[str, Any]:
+        """Where a page stands on the path, and what its keys lead to."""
+        titles = [step.name for step in steps.steps()]
+        total = len(titles) + 1
+        if name == REVIEW:
+            return {"place": "Review", "progress": (total, total), "back": "back"}
+        step = steps.step_of(name)
+        first = name == steps.path(self.situation().facts)[0]
+        return {
+            "place": step.title,
+            "progress": (titles.index(step.name) + 1, total),
+            "back": "" if first else "back",
+            "more": "more",
+        }
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def _keyword(parameter: str) -> str:
+    """The name under which click hands over the answer to a question."""
+    return "answer_" + parameter.replace(".", "_")
+
+
+def question_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for every question of the path, named in steps.toml."""
+    for question in reversed(list(steps.questions().values())):
+        command = click.option(
+            question.flag,
+            _keyword(question.parameter),
+            metavar=question.metavar,
+            multiple=question.form in ("prompts", "pictures"),
+            help=question.ask,
+        )(command)
+    return command
+
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command(epilog="Example: lora-wizard new --pictures ~/photos/mila --goal character --base-model pocket --yes")
+@click.option("--from", "from_file", metavar="FILE", type=_FILE, help="Open saved answers, to change them.")
+@click.option(
+    "--answers", "answers_file", metavar="FILE", type=_FILE, help="Take these answers; recommended ones fill gaps."
+)
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Any setting, as in network.rank=32.")
+@question_options
+@click.option("--yes", is_flag=True, help="Accept what is recommended for all the rest, and start training.")
+@click.option("--train/--no-train", "start", default=None, help="Start training at the end, or only save the answers.")
+@click.option("--output", metavar="FILE", type=_FILE, help="Where to save the answers.")
+@click.option("--dry-run", is_flag=True, help="Show the review and save nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print config, plan and findings as one JSON document.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def new(
+    from_file: Path | None = None,
+    answers_file: Path | None = None,
+    assignments: tuple[str, ...] = (),
+    yes: bool = False,
+    start: bool | None = None,
+    output: Path | None = None,
+    dry_run: bool = False,
+    as_json: bool = False,
+    debug: bool = False,
+    **flags: Any,
+) -> int:
+    """The guided path, from your pictures to a trained LoRA.
+
+    It asks one thing after the other, shows what each answer costs, and lets you go back. Ctrl-C leaves; the answers
+    so far are kept. Without a terminal, give the answers as options and add --yes.
+    """
+    if from_file and answers_file:
+        raise PlainError("--from and --answers both name a file of answers; give one of them.", 2)
+    session = Session()
+    _take_answers(session, from_file, answers_file, flags, assignments)
+    complete = bool(from_file or answers_file)
+    if yes or as_json or dry_run:
+        _require(session, complete)
+        wanted = start if start is not None else yes and not as_json
+        return _conclude(session, wanted, output, dry_run=dry_run, as_json=as_json, debug=debug)
+    if not views.interactive():
+        _refuse_without_terminal(session, complete)
+    outcome = _guided(session, fresh=not session.draft.values)
+    wanted = start if start is not None else outcome == "train"
+    return _conclude(session, wanted, output, debug=debug)
+
+
+def _take_answers(
+    session: Session,
+    from_file: Path | None,
+    answers_file: Path | None,
+    flags: Mapping[str, Any],
+    assignments: tuple[str, ...],
+) -> None:
+    """Takes in what the files and options say, files first. Raises PlainError naming all that is wrong together."""
+    values: dict[str, Any] = {}
+    if from_file:
+        config = read_answers(from_file)
+        values = {name: plain(value_of(config, name)) for name in settings.every_name()}
+    elif answers_file:
+        config = read_answers(answers_file)
+        values = {name: plain(value_of(config, name)) for name in settings.every_name() if _was_said(config, name)}
+    problems: list[str] = []
+    for question in steps.questions().values():
+        said = flags.get(_keyword(question.parameter))
+        if said is None or said == ():
+            continue
+        try:
+            values |= forms.read_all(question.parameter, question.form, said)
+        except PlainError as problem:
+            problems.append(f"{question.flag}: {problem}")
+    for assignment in assignments:
+        try:
+            name, value = parse_assignment(assignment)
+            values[name] = value
+        except PlainError as problem:
+            problems.append(str(problem))
+    if not problems:
+        try:
+            if values.get("base_model.path") and "base_model.family" not in values:
+                values |= forms.model_at(values["base_model.path"])
+            session.bench.situation(values)
+        except ValidationError as error:
+            problems = plain_problems(error)
+        except KeyError as error:
+            problems = [f"--set cannot change {error.args[0]} on its own; write it in an answers file."]
+        except PlainError as problem:
+            problems = [str(problem)]
+    if problems:
+        raise PlainError("\n".join(problems), 2)
+    session.draft = Draft(values)
+
+
+def plain(value: Any) -> Any:
+    """A config's value as a draft keeps it: folders as tables."""
+    return (
+        tuple(v.model_dump() if hasattr(v, "model_dump") else v for v in value) if isinstance(value, tuple) else value
+    )
+
+
+def _was_said(config: TrainingConfig, name: str) -> bool:
+    """Whether the file that this config was read from names the parameter."""
+    section, _, key = name.rpartition(".")
+    return key in (getattr(config, section) if section else config).model_fields_set
+
+
+def _missing(session: Session, complete: bool) -> list[str]:
+    """What has to be answered and was not, as the option that would answer it and the question."""
+    situation = session.situation()
+    return [
+        f"{question.flag} {question.metavar}  {question.ask}"
+        for question in steps.questions().values()
+        if question.required
+        and question.parameter not in session.draft.values
+        and not (complete and value_of(situation.config, question.parameter))
+    ]
+
+
+def _require(session: Session, complete: bool) -> None:
+    missing = _missing(session, complete)
+    if missing:
+        raise PlainError(
+            "\n".join(["These answers are missing, and nothing can be recommended for them:", *missing]), 2
+        )
+
+
+def _refuse_without_terminal(session: Session, complete: bool) -> None:
+    missing = _missing(session, complete)
+    lines = ["There is no terminal here to ask questions on. Add --yes to accept what is recommended."]
+    if missing:
+        lines += ["These answers are needed as well:", *missing]
+    raise PlainError("\n".join(lines), 2)
+
+
+def _guided(session: Session, *, fresh: bool) -> str:
+    """Asks, after offering to go on with an earlier draft; says on Ctrl-C how to come back."""
+    try:
+        if fresh:
+            _welcome(session)
+        return session.run()
+    except KeyboardInterrupt:
+        if session.draft.values:
+            views.say("Your answers are kept. To go on where you left: [strong]lora-wizard[/]")
+        raise
+
+
+def _welcome(session: Session) -> None:
+    """The first page; where an earlier start left a draft, it offers to go on with it."""
+    saved = drafts.load()
+    usable = saved is not None and saved.draft.values and _usable(session, saved.draft)
+    if saved is None or not usable:
+        return
+    import time
+
+    ago = words.duration(max(time.time() - saved.saved_at, 1))
+    at = (
+        "the review"
+        if saved.draft.at == REVIEW
+        else f"“{steps.step_of(saved.draft.at).title}”"
+        if saved.draft.at
+        else "the start"
+    )
+    answer = session.ask(
+        Page(
+            place="Welcome back",
+            title=f"You left at {at}, {ago} ago. Go on from there?",
+            options=(Option("go on", "Go on"), Option("new", "Start anew", "the kept answers are dropped")),
+            back="",
+        )
+    )
+    if answer == "go on":
+        session.draft = saved.draft
+    else:
+        drafts.discard()
+
+
+def _usable(session: Session, draft: Draft) -> bool:
+    """Whether a draft still fits the schema: it may have been kept by another version."""
+    if draft.at and draft.at != REVIEW and draft.at not in steps.questions():
+        return False
+    try:
+        session.bench.situation(draft.values)
+    except (ValidationError, KeyError):
+        return False
+    return True
+
+
+def _conclude(
+    session: Session,
+    start: bool,
+    output: Path | None,
+    *,
+    dry_run: bool = False,
+    as_json: bool = False,
+    debug: bool = False,
+) -> int:
+    """Shows the review where nobody saw it, saves the answers and starts the training; returns the exit code."""
+    situation = session.situation()
+    path = output or answers_path(situation.config, Path.cwd())
+    asked = session.asked
+    if as_json:
+        print(json.dumps(_document(situation, None if dry_run or situation.blocked else path), ensure_ascii=False))
+    elif not asked:
+        views.console().print(views.page(summary(situation), *told(situation.findings, limit=None)))
+    if situation.problem:
+        raise PlainError(situation.problem)
+    if situation.blocked and (start or not asked):
+        return _blocked(situation, as_json)
+    if dry_run:
+        return 0
+    write_answers(situation.config, path, chosen=worth_writing(situation))
+    drafts.discard()
+    if not as_json:
+        hint = "" if start else f"  Train with: [strong]lora-wizard train {views.escape(quoted(path))}[/]"
+        views.say(f"[good]✓[/] Answers saved in [strong]{views.escape(quoted(path))}[/].{hint}")
+    if not start:
+        return 0
+    from wizard.launch import train_config
+
+    return train_config(situation.config, as_json=as_json, debug=debug)
+
+
+def _blocked(situation: Situation, as_json: bool) -> int:
+    """Says how a config that cannot start could be made to; exit code 3."""
+    if not as_json:
+        lines = ["This cannot start as it is."]
+        for finding in situation.findings:
+            if finding.severity == "blocks" and finding.fix:
+                fix = " ".join(f"--set {name}={views.value(value)}" for name, value in finding.fix.items())
+                lines.append(f"To settle {finding.rule}: {fix}")
+        views.complain("\n".join(lines))
+    return 3
+
+
+def _document(situation: Situation, path: Path | None) -> dict[str, Any]:
+    """The outcome as --json prints it."""
+    return {
+        "answers": None if path is None else str(path),
+        "config": situation.config.model_dump(mode="json"),
+        "plan": situation.plan.as_dict() if situation.plan else None,
+        "findings": [finding.as_dict() for finding in situation.findings],
+        "problem": situation.problem or None,
+    }
+
+
+def worth_writing(situation: Situation) -> set[str]:
+    """What the answers file names even at its default: what the path asks, and what differs from the recommendation."""
+    from knowledge.parameters import recommended
+
+    names = set(steps.questions())
+    for name in settings.every_name():
+        advice = recommended(name, situation.facts)
+        if advice is not None and advice.value != value_of(situation.config, name):
+            names.add(name)
+    return names
+
+
+def quoted(path: Path) -> str:
+    """A path as one would type it, relative where it lies below this folder."""
+    try:
+        text = str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        text = str(path)
+    return f'"{text}"' if " " in text else text

@@ -1,0 +1,137 @@
+"""Where a set of answers leads: the config, the pictures, the plan and the findings that follow from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from calculator.plan import Plan, plan
+from knowledge.answers import PlainError
+from knowledge.config import POCKET_MODEL, DatasetSettings, TrainingConfig, value_of, with_values
+from knowledge.facts import DatasetFacts, Hardware, facts
+from knowledge.parameters import recommended_values
+from knowledge.rules import Finding, check
+from wizard import suggestions
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that is known for one set of answers; `problem` says why the pictures cannot be read, when they cannot."""
+
+    config: TrainingConfig
+    dataset: DatasetFacts | None
+    hardware: Hardware
+    problem: str = ""
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """What the run would do; None while the pictures are unknown."""
+        return None if self.dataset is None else plan(self.config, self.dataset, self.hardware, self.architecture)
+
+    @cached_property
+    def architecture(self) -> Any:
+        return _architecture(self.config.base_model.path, self.config.base_model.family)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        return facts(self.config, self.dataset, self.hardware, self.plan.facts() if self.plan else None)
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        return check(self.facts)
+
+    @property
+    def blocked(self) -> bool:
+        return bool(self.problem) or any(finding.severity == "blocks" for finding in self.findings)
+
+
+@dataclass
+class Workbench:
+    """Works situations out and remembers what is slow to find: the pictures and the computer.
+
+    `base` is what holds where nothing was chosen; with `recommend`, recommendations come before it.
+    """
+
+    base: TrainingConfig = field(default_factory=TrainingConfig)
+    recommend: bool = True
+    _scans: dict[Any, DatasetFacts | str] = field(default_factory=dict)
+    _situations: dict[Any, Situation] = field(default_factory=dict)
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        from wizard.hardware import this_computer
+
+        return this_computer()
+
+    def situation(self, chosen: Mapping[str, Any]) -> Situation:
+        """The situation of these chosen values, everything else recommended.
+
+        Raises pydantic.ValidationError where the chosen values do not go together.
+        """
+        key = repr(sorted(chosen.items()))
+        if key not in self._situations:
+            config = with_values(self.base, dict(chosen))
+            dataset, problem = self.pictures(config.dataset)
+            if self.recommend:
+                known = facts(config, dataset, self.hardware)
+                advised = recommended_values(known, chosen=chosen.keys())
+                proposed = suggestions.proposed(config, dataset)
+                config = with_values(self.base, {**advised, **proposed, **chosen})
+            self._situations[key] = Situation(config, dataset, self.hardware, problem)
+        return self._situations[key]
+
+    def advice(self, chosen: Mapping[str, Any], name: str) -> Any:
+        """The Recommendation for one parameter when everything else stays as chosen; None where there is none."""
+        from knowledge.parameters import recommended
+
+        others = {other: value for other, value in chosen.items() if other != name}
+        return recommended(name, self.situation(others).facts)
+
+    def pictures(self, settings: DatasetSettings) -> tuple[DatasetFacts | None, str]:
+        """What lies in the dataset folders, or why it cannot be read; both empty while no folder is named."""
+        if not settings.folders:
+            return None, ""
+        key = (settings.folders, settings.caption_extension)
+        if key not in self._scans:
+            from engine.dataset.folders import scan
+
+            try:
+                self._scans[key] = scan(settings)
+            except PlainError as problem:
+                self._scans[key] = str(problem)
+        found = self._scans[key]
+        return (None, found) if isinstance(found, str) else (found, "")
+
+    def forget_pictures(self) -> None:
+        """Looks at the folders again the next time: somebody may have put pictures there."""
+        self._scans.clear()
+        self._situations.clear()
+
+
+_architectures: dict[str, Any] = {}
+
+
+def _architecture(path: str, family: str) -> Any:
+    """The shapes of the base model itself where its folder tells them; None for what the family's usual shapes fit."""
+    from knowledge.architectures import read_architecture
+
+    folder = Path(path).expanduser()
+    if path == POCKET_MODEL or not folder.is_dir():
+        return None
+    key = os.fspath(folder)
+    if key not in _architectures:
+        _architectures[key] = read_architecture(folder)
+    return _architectures[key]
+
+
+def changed(before: TrainingConfig, after: TrainingConfig, names: Any) -> dict[str, tuple[Any, Any]]:
+    """The parameters among `names` whose values differ, each with the value before and after."""
+    return {
+        name: (value_of(before, name), value_of(after, name))
+        for name in names
+        if value_of(before, name) != value_of(after, name)
+    }

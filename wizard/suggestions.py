@@ -1,0 +1,49 @@
+"""Proposals made of the user's own words, which no recommendation could know: sample prompts and a name."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from knowledge.config import TrainingConfig
+from knowledge.facts import DatasetFacts
+from wizard.pictures import as_trained
+
+
+def proposed(config: TrainingConfig, dataset: DatasetFacts | None) -> dict[str, Any]:
+    """Values by dotted name, proposed until the user chooses others."""
+    goal, trigger_word = config.dataset.goal, config.dataset.trigger_word
+    return {"sampling.prompts": sample_prompts(config, dataset), "output.name": name(trigger_word, goal)}
+
+
+def sample_prompts(config: TrainingConfig, dataset: DatasetFacts | None) -> tuple[str, ...]:
+    """Prompts for this goal with the trigger word and a caption in them; none while the pictures are unknown."""
+    if dataset is None:
+        return ()
+    training = [p for folder in dataset.folders if not folder.regularisation for p in folder.pictures]
+    captioned = next((picture for picture in training if picture.caption), None)
+    plain = config.dataset.model_copy(update={"shuffle_tags": False})
+    caption = as_trained(captioned, plain) if captioned else config.dataset.trigger_word
+    templates = _templates()["pocket" if config.base_model.family == "pocket" else config.dataset.goal]
+    filled = (_filled(template, caption, config.dataset.trigger_word) for template in templates)
+    return tuple(dict.fromkeys(prompt for prompt in filled if prompt))
+
+
+def _filled(template: str, caption: str, trigger_word: str) -> str:
+    return " ".join(template.replace("{caption}", caption).replace("{trigger}", trigger_word).split())
+
+
+@lru_cache(maxsize=1)
+def _templates() -> dict[str, list[str]]:
+    document = tomllib.loads((Path(__file__).parent / "steps.toml").read_text(encoding="utf-8"))
+    templates: dict[str, list[str]] = document["prompts"]
+    return templates
+
+
+def name(trigger_word: str, goal: str) -> str:
+    """A file name made of the trigger word, or of what is taught."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", trigger_word).strip("-._")
+    return (slug or f"my-{goal}")[:100]
