@@ -1,0 +1,160 @@
+"""What a network holds: its tensors, its trained weights and its file's bytes, exactly as LyCORIS 4.1 makes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from knowledge.architectures import Architecture, Layer
+from knowledge.config import CONV_ALGORITHMS, Algorithm, NetworkSettings, Precision
+
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+
+BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+SAFETENSORS_NAMES: Mapping[Precision, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+NOT_TRAINED = "alpha"
+"""The tensor that every adapter saves beside its trained weights."""
+
+
+@dataclass(frozen=True)
+class NetworkLayer:
+    """One adapter: the layer it stands on, its rank, and its tensors' shapes by their names in files."""
+
+    part: str
+    layer: Layer
+    name: str
+    rank: int
+    tensors: Shapes
+
+    @property
+    def trainable(self) -> int:
+        return sum(prod(shape) for name, shape in self.tensors.items() if name != NOT_TRAINED)
+
+
+def network_layers(architecture: Architecture, network: NetworkSettings) -> tuple[NetworkLayer, ...]:
+    """Every adapter that the settings put on a base model, text encoders first, as files hold them."""
+    return tuple(_network_layers(architecture, network))
+
+
+def trainable_parameters(architecture: Architecture, network: NetworkSettings) -> int:
+    """Trained weights of the whole network."""
+    return sum(layer.trainable for layer in network_layers(architecture, network))
+
+
+def file_bytes(
+    architecture: Architecture,
+    network: NetworkSettings,
+    precision: Precision,
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """The exact size of the network's safetensors file.
+
+    Without `metadata`, which is known only when the file is written and takes a few thousand bytes, it is left out.
+    """
+    shapes = {
+        f"{layer.name}.{suffix}": shape
+        for layer in network_layers(architecture, network)
+        for suffix, shape in layer.tensors.items()
+    }
+    return safetensors_bytes(shapes, precision, metadata)
+
+
+def safetensors_bytes(shapes: Mapping[str, Shape], precision: Precision, metadata: Mapping[str, str] | None) -> int:
+    """The size of a safetensors file that holds these tensors: 8 bytes, the header padded to 8, the numbers."""
+    entries = [f'"__metadata__":{_json(dict(metadata))}'] if metadata is not None else []
+    end = 0
+    for name in sorted(shapes):
+        begin, end = end, end + prod(shapes[name]) * BYTES[precision]
+        shape = ",".join(map(str, shapes[name]))
+        entries.append(
+            f'{_json(name)}:{{"dtype":"{SAFETENSORS_NAMES[precision]}","shape":[{shape}],"data_offsets":[{begin},{end}]}}'
+        )
+    header = len(("{" + ",".join(entries) + "}").encode())
+    return 8 + -(-header // 8) * 8 + end
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _network_layers(architecture: Architecture, network: NetworkSettings) -> Iterator[NetworkLayer]:
+    groups = {"attention", "text"} | ({"convolution"} if network.algorithm in CONV_ALGORITHMS else set())
+    for part in sorted(_trained_parts(architecture, network)):
+        for layer in architecture.layers[part]:
+            if layer.group in groups and layer.kind in ("linear", "conv"):
+                rank = network.rank if layer.kernel == 1 else network.conv_rank
+                tensors = {NOT_TRAINED: (), **TENSORS[network.algorithm](layer, rank, network)}
+                yield NetworkLayer(part, layer, architecture.saved_name(part, layer), rank, tensors)
+
+
+def _trained_parts(architecture: Architecture, network: NetworkSettings) -> list[str]:
+    return ["unet"] * network.train_unet + list(architecture.text_encoders) * network.train_text_encoder
+
+
+# -- one function per algorithm: the shapes of one layer's tensors ----------------------------------------------------
+
+
+def _kernel(layer: Layer) -> Shape:
+    return (layer.kernel, layer.kernel) if layer.kind == "conv" else ()
+
+
+def _points(layer: Layer) -> Shape:
+    return (1, 1) if layer.kind == "conv" else ()
+
+
+def lora(layer: Layer, rank: int, network: NetworkSettings) -> Shapes:
+    """Hu et al. 2021 (arXiv:2106.09685): ΔW = up · down."""
+    return {
+        "lora_down.weight": (rank, layer.inputs, *_kernel(layer)),
+        "lora_up.weight": (layer.outputs, rank, *_points(layer)),
+    }
+
+
+def dora(layer: Layer, rank: int, network: NetworkSettings) -> Shapes:
+    """Liu et al. 2024 (arXiv:2402.09353): LoRA and a magnitude for each input."""
+    return {**lora(layer, rank, network), "dora_scale": (1, layer.inputs, *_points(layer))}
+
+
+def loha(layer: Layer, rank: int, network: NetworkSettings) -> Shapes:
+    """Hyeon-Woo et al. 2021 (arXiv:2108.06098): ΔW = (w1_a · w1_b) ⊙ (w2_a · w2_b)."""
+    inputs = layer.inputs * layer.kernel**2
+    return {
+        "hada_w1_a": (layer.outputs, rank),
+        "hada_w1_b": (rank, inputs),
+        "hada_w2_a": (layer.outputs, rank),
+        "hada_w2_b": (rank, inputs),
+    }
+
+
+def lokr(layer: Layer, rank: int, network: NetworkSettings) -> Shapes:
+    """Yeh et al. 2023 (arXiv:2309.14859): ΔW = w1 ⊗ w2, and w2 = w2_a · w2_b where that is smaller."""
+    small_in, large_in = factorization(layer.inputs, network.lokr_factor)
+    small_out, large_out = factorization(layer.outputs, network.lokr_factor)
+    first = {"lokr_w1": (small_out, small_in)}
+    if rank >= max(large_out, large_in) / 2:
+        return {**first, "lokr_w2": (large_out, large_in, *_kernel(layer))}
+    return {**first, "lokr_w2_a": (large_out, rank), "lokr_w2_b": (rank, large_in * layer.kernel**2)}
+
+
+def factorization(dimension: int, factor: int) -> tuple[int, int]:
+    """Two factors of a dimension, the smaller first: `factor` itself if it divides, else as near to it from below as
+    lycoris.functional.factorization finds; -1 means as square as possible."""
+    if factor > 0 and dimension % factor == 0:
+        small, large = sorted((factor, dimension // factor))
+        return small, large
+    limit = dimension if factor < 0 else factor
+    divisors = [d for d in range(1, min(limit, dimension) + 1) if dimension % d == 0 and d * d <= dimension]
+    small = divisors[-1]
+    return small, dimension // small
+
+
+TENSORS: Mapping[Algorithm, Callable[[Layer, int, NetworkSettings], Shapes]] = {
+    "lora": lora,
+    "locon": lora,
+    "dora": dora,
+    "loha": loha,
+    "lokr": lokr,
+}

@@ -1,0 +1,46 @@
+"""The layers that we work out from a model's numbers are those of the real model, weight for weight."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from knowledge.architectures import DATA, architecture
+
+ENGINE = Path(__file__).parent.parent.parent / "engine"
+PARTS = [(folder.parent.name, folder.name) for folder in sorted(DATA.glob("*/*")) if folder.is_dir()]
+
+
+def real_model(part, config):
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    with torch.device("meta"):
+        if part == "unet":
+            return UNet2DConditionModel.from_config(dict(config))
+        if part == "vae":
+            return AutoencoderKL.from_config(dict(config))
+        projected = "CLIPTextModelWithProjection" in config["architectures"]
+        return (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**config))
+
+
+@pytest.mark.parametrize(("family", "part"), PARTS)
+def test_every_layer_has_the_weights_of_the_real_one(family, part):
+    known = architecture(family)
+    real = {}
+    for name, weight in real_model(part, known.configs[part]).named_parameters():
+        path = name.rsplit(".", 1)[0].removeprefix("text_model.")
+        real[path] = real.get(path, 0) + weight.numel()
+    assert {layer.path: layer.weights for layer in known.layers[part]} == real
+    assert known.weights[part] == sum(real.values())
+
+
+@pytest.mark.parametrize(("family", "part"), PARTS)
+def test_the_engine_builds_models_from_the_same_numbers(family, part):
+    folder = ENGINE / "pocket" / "model" if family == "pocket" else ENGINE / "models" / "configs" / family
+    if not (folder / part).is_dir():
+        pytest.skip(f"{folder.name} is not there")
+    theirs = json.loads((folder / part / "config.json").read_text())
+    ours = architecture(family).configs[part]
+    assert {name: value for name, value in ours.items() if name in theirs and theirs[name] != value} == {}
