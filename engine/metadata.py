@@ -242,8 +242,8 @@ def _dataset(config: TrainingConfig, dataset: DatasetFacts) -> dict[str, Any]:
         "random_crop": False,
         "face_crop_aug_range": None,
         "caption_dropout_rate": settings.caption_dropout_rate,
-        "caption_dropout_every_n_epochs": 0,
-        "caption_tag_dropout_rate": 0.0,
+        "caption_dropout_every_n_epochs": settings.caption_dropout_every_epochs or 0,
+        "caption_tag_dropout_rate": settings.tag_dropout_rate,
     }
 
 

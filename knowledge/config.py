@@ -31,6 +31,15 @@ Sampler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m"]
 CONV_ALGORITHMS: frozenset[str] = frozenset({"locon"})
 """Algorithms that also adapt the 3x3 convolutions; they use network.conv_rank and network.conv_alpha."""
 
+CAPTION_CHANGES = (
+    "shuffle_tags",
+    "wildcards",
+    "caption_dropout_rate",
+    "caption_dropout_every_epochs",
+    "tag_dropout_rate",
+)
+"""Settings of dataset that give a picture another caption each time it is shown."""
+
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
@@ -77,7 +86,13 @@ class DatasetSettings(Settings):
     flip: bool = False
     shuffle_tags: bool = False
     keep_tokens: int = Field(0, ge=0, le=255)
+    keep_tokens_separator: str = Field("", max_length=20)
+    caption_prefix: str = ""
+    caption_suffix: str = ""
+    wildcards: bool = False
     caption_dropout_rate: float = Field(0.0, ge=0.0, le=1.0)
+    caption_dropout_every_epochs: int | None = Field(None, ge=1, le=100_000)
+    tag_dropout_rate: float = Field(0.0, ge=0.0, le=1.0)
 
 
 class NetworkSettings(Settings):
@@ -218,10 +233,11 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
             "memory.cache_text_encoder_outputs and network.train_text_encoder are both true: cached outputs never "
             "change, so the text encoder would not learn. Turn one of them off."
         )
-    if memory.cache_text_encoder_outputs and (dataset.shuffle_tags or dataset.caption_dropout_rate > 0):
+    changing = [f"dataset.{name}" for name in CAPTION_CHANGES if getattr(dataset, name)]
+    if memory.cache_text_encoder_outputs and changing:
         yield (
-            "memory.cache_text_encoder_outputs keeps one fixed caption per picture, but dataset.shuffle_tags or "
-            "dataset.caption_dropout_rate would change captions while training. Turn the cache or the changes off."
+            f"memory.cache_text_encoder_outputs keeps one fixed caption per picture, but {' and '.join(changing)} "
+            "would change captions while training. Turn the cache or the changes off."
         )
     if noise.minimum_timestep >= noise.maximum_timestep:
         yield (

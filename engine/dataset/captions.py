@@ -57,20 +57,47 @@ def trained_caption(
     """
     trigger_word = "" if regularisation else settings.trigger_word.strip()
     caption = with_trigger_word(caption or "", trigger_word)
+    caption = " ".join(part for part in (settings.caption_prefix, caption, settings.caption_suffix) if part)
     if settings.caption_dropout_rate > 0 and random.random() < settings.caption_dropout_rate:
         return ""
-    caption = caption.split("\n")[0]
+    if settings.caption_dropout_every_epochs and epoch % settings.caption_dropout_every_epochs == 0:
+        return ""
+    caption = _chosen(caption, random) if settings.wildcards else caption.split("\n")[0]
+    mark = settings.keep_tokens_separator
+    marked = bool(mark) and mark in caption
+    if not (settings.shuffle_tags or settings.tag_dropout_rate > 0 or marked):
+        return caption
+    first, flexible, last = (
+        _split_at_marks(caption, mark) if marked else _split(caption, settings.keep_tokens, trigger_word)
+    )
     if settings.shuffle_tags:
-        fixed, flexible = _split_tags(caption, settings.keep_tokens, trigger_word)
         random.shuffle(flexible)
-        caption = f"{SEPARATOR} ".join(fixed + flexible)
-    return caption
+    if settings.tag_dropout_rate > 0:
+        flexible = [tag for tag in flexible if random.random() >= settings.tag_dropout_rate]
+    return f"{SEPARATOR} ".join(first + flexible + last)
 
 
-def _split_tags(caption: str, keep_tokens: int, trigger_word: str) -> tuple[list[str], list[str]]:
-    """The tags that stay in front and those that may move."""
+def _chosen(caption: str, random: Random) -> str:
+    """One line of the caption, with one of each {red|green|blue} chosen; {{ and }} become braces."""
+    lines = caption.split("\n")
+    line = random.choice(lines) if len(lines) > 1 else caption
+    opening, closing = "\0(", "\0)"  # a caption file holds no zero bytes
+    line = line.replace("{{", opening).replace("}}", closing)
+    line = re.sub(r"\{([^}]+)\}", lambda match: random.choice(match[1].split("|")), line)
+    return line.replace(opening, "{").replace(closing, "}")
+
+
+def _split(caption: str, keep_tokens: int, trigger_word: str) -> tuple[list[str], list[str], list[str]]:
+    """The tags that stay in front, those that may change, and those that stay at the end: none."""
     # sd-scripts keeps empty tags here, and they take part in the shuffle; we match it.
     parts = [part.strip() for part in caption.strip().split(SEPARATOR)]
     if trigger_word and mentions(parts[0], trigger_word):
         keep_tokens = max(keep_tokens, 1)
-    return parts[:keep_tokens], parts[keep_tokens:]
+    return parts[:keep_tokens], parts[keep_tokens:], []
+
+
+def _split_at_marks(caption: str, mark: str) -> tuple[list[str], list[str], list[str]]:
+    """The tags before the first mark, up to the second, and after it."""
+    first, _, rest = caption.partition(mark)
+    flexible, _, last = rest.partition(mark)
+    return tags(first), tags(flexible), tags(last)

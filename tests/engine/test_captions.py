@@ -13,7 +13,13 @@ REFERENCE = json.loads((Path(__file__).parents[1] / "data" / "captions.json").re
 OURS = {
     "shuffle_caption": "shuffle_tags",
     "keep_tokens": "keep_tokens",
+    "keep_tokens_separator": "keep_tokens_separator",
+    "caption_prefix": "caption_prefix",
+    "caption_suffix": "caption_suffix",
+    "enable_wildcard": "wildcards",
     "caption_dropout_rate": "caption_dropout_rate",
+    "caption_dropout_every_n_epochs": "caption_dropout_every_epochs",
+    "caption_tag_dropout_rate": "tag_dropout_rate",
 }
 KNOWN = [row for row in REFERENCE if row["options"].keys() <= OURS.keys()]
 
@@ -26,7 +32,7 @@ def test_captions_are_sd_scripts_word_for_word(row):
 
 
 def test_enough_of_the_reference_is_covered():
-    assert len(KNOWN) >= 35
+    assert len(KNOWN) >= 80
 
 
 def test_the_trigger_word_goes_first_where_it_is_missing():
@@ -75,3 +81,26 @@ def test_captions_are_read_in_utf8_and_marked_utf16_only(tmp_path):
     file.write_text("Zoë", encoding="latin-1")
     with pytest.raises(UnicodeDecodeError):
         read_caption(file)
+
+
+def test_marks_for_fixed_tags_are_never_trained():
+    settings = DatasetSettings(keep_tokens_separator="|||")
+    assert trained_caption("a, b ||| c ||| d", settings, Random(0), 1) == "a, b, c, d"
+
+
+def test_tag_dropout_never_drops_the_trigger_word():
+    settings = DatasetSettings(trigger_word="sks", tag_dropout_rate=0.5)
+    results = [trained_caption("a, b, c, d", settings, Random(seed), 1) for seed in range(200)]
+    assert all(result.split(", ")[0] == "sks" for result in results)
+    assert 1.8 < sum(len(result.split(", ")) - 1 for result in results) / 200 < 2.2  # half of four
+
+
+def test_each_line_is_a_caption_of_its_own_with_wildcards():
+    settings = DatasetSettings(wildcards=True, trigger_word="sks")
+    results = {trained_caption("one\ntwo {x|y}", settings, Random(seed), 1) for seed in range(50)}
+    assert results == {"sks, one", "sks, two x", "sks, two y"}
+
+
+def test_captions_are_left_out_in_every_nth_epoch_counted_from_one():
+    settings = DatasetSettings(caption_dropout_every_epochs=3)
+    assert [trained_caption("a", settings, Random(0), epoch) for epoch in range(1, 7)] == ["a", "a", "", "a", "a", ""]
