@@ -1,0 +1,315 @@
+"""Training as the user meets it: the engine runs as a process of its own, and here its story is followed to the end.
+
+The two only share the run folder. The engine tells through events.jsonl and is asked to stop through a file, so a crash
+of the one never takes the other with it, and a terminal that is closed leaves the training alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+
+from engine.events import Failed, RunFinished
+from engine.run_folder import RunFolder, whole_file
+from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
+from knowledge.config import POCKET_MODEL, TrainingConfig, with_values
+from wizard import views
+from wizard.autopsy import ENGINE_LOG, Machine, death, last_lines
+from wizard.follow import Follower, find_run
+from wizard.narrator import Sentence
+from wizard.progress import View, choose_view
+
+if TYPE_CHECKING:
+    from wizard.situation import Situation
+
+ENGINE = ("-m", "engine")
+"""What Python is asked to run as the engine, before the run folder."""
+
+PLAN = "plan.json"
+"""What was promised before the start, kept in the run folder for the report to compare with."""
+
+FOOTER = "Ctrl-C saves and stops; the training can go on later."
+PATIENCE_SECONDS = 5.0
+"""How long an engine that has nothing to save may take to leave before it is ended."""
+
+
+@click.command(epilog="Example: lora-wizard train my-lora.toml --set schedule.epochs=20")
+@click.argument("answers", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Use this value instead of the file's.")
+@click.option("--json", "as_json", is_flag=True, help="Print the raw events, one JSON object a line.")
+@click.option("--debug", is_flag=True, help="Show what the engine itself prints, and tracebacks.")
+def train(answers: Path, assignments: tuple[str, ...], as_json: bool, debug: bool) -> int:
+    """Train from a saved answers file.
+
+    Ctrl-C once saves and stops, so that the training can go on later; twice ends it at once.
+    """
+    from wizard.review import summary, told
+
+    config = assigned(read_answers(answers), assignments)
+    situation = situation_of(config)
+    if not as_json:
+        views.console().print(views.page(summary(situation), *told(situation.findings)))
+    return train_situation(situation, as_json=as_json, debug=debug)
+
+
+@click.command(epilog="Example: lora-wizard resume my-lora")
+@click.argument("run")
+@click.option("--folder", default="runs", show_default=True, help="Where the runs are.")
+@click.option("--json", "as_json", is_flag=True, help="Print the raw events, one JSON object a line.")
+@click.option("--debug", is_flag=True, help="Show what the engine itself prints, and tracebacks.")
+def resume(run: str, folder: str, as_json: bool, debug: bool) -> int:
+    """Go on with a run that was stopped or cut, from the last state that was saved.
+
+    RUN is its name, as `lora-wizard runs` shows it, or its folder.
+    """
+    found = find_run(run, folder)
+    ready_to_resume(found)
+    return attend(found, resume=True, as_json=as_json, debug=debug)
+
+
+def assigned(config: TrainingConfig, assignments: tuple[str, ...]) -> TrainingConfig:
+    """The config with every NAME=VALUE in place. Raises PlainError naming all that is wrong with the result."""
+    from pydantic import ValidationError
+
+    try:
+        return with_values(config, dict(parse_assignment(text) for text in assignments)) if assignments else config
+    except ValidationError as error:
+        raise PlainError("\n".join(plain_problems(error)), 2) from None
+
+
+def situation_of(config: TrainingConfig) -> Situation:
+    """The pictures, the plan and the findings of a config. Raises PlainError where there are no pictures."""
+    from wizard.situation import Workbench
+
+    if not config.dataset.folders:
+        raise PlainError("dataset.folders names no folder, so there are no pictures to train on. Name at least one.", 2)
+    situation = Workbench(base=config, recommend=False).situation({})
+    if situation.problem:
+        raise PlainError(situation.problem)
+    return situation
+
+
+def train_config(config: TrainingConfig, *, as_json: bool = False, debug: bool = False) -> int:
+    """Train with a config whose review was seen; returns the exit code."""
+    return train_situation(situation_of(config), as_json=as_json, debug=debug)
+
+
+def train_situation(situation: Situation, *, as_json: bool = False, debug: bool = False) -> int:
+    """Train, unless a finding forbids it (3); returns the exit code."""
+    blocking = [finding for finding in situation.findings if finding.severity == "blocks"]
+    if blocking:
+        if as_json:
+            document = {"error": blocking[0].message, "exit_code": 3, "findings": [f.as_dict() for f in blocking]}
+            print(json.dumps(document, ensure_ascii=False))
+        else:
+            views.complain("\n".join(["This cannot start as it is:", *(finding.message for finding in blocking)]))
+        return 3
+    run = RunFolder.create(anchored(situation.config))
+    if situation.plan is not None:
+        document = situation.plan.as_dict() | {"findings": [finding.as_dict() for finding in situation.findings]}
+        with whole_file(run.path / PLAN) as file:
+            file.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
+    return attend(run, as_json=as_json, debug=debug)
+
+
+def anchored(config: TrainingConfig) -> TrainingConfig:
+    """The config with its folders as absolute paths: a run can be gone on with from anywhere."""
+    folders = tuple(
+        {**folder.model_dump(), "path": str(Path(folder.path).expanduser().absolute())}
+        for folder in config.dataset.folders
+    )
+    changes: dict[str, Any] = {"dataset.folders": folders}
+    model = Path(config.base_model.path).expanduser()
+    if config.base_model.path != POCKET_MODEL and model.exists():
+        changes["base_model.path"] = str(model.absolute())
+    return with_values(config, changes)
+
+
+def ready_to_resume(run: RunFolder) -> None:
+    """Raises PlainError where there is nothing to go on with, or somebody is at it already."""
+    process = run.process()
+    if process is not None:
+        raise PlainError(
+            f"{run.name} is being trained already, by process {process}. See it: lora-wizard watch {run.name}"
+        )
+    follower = Follower(run)
+    follower.catch_up()
+    if isinstance(follower.ended, RunFinished) and follower.ended.reason == "completed":
+        raise PlainError(
+            f"{run.name} is finished: all {follower.ended.total_steps:,} steps are done. To train longer, raise "
+            "schedule.epochs in an answers file and start a new run."
+        )
+    if not run.states():
+        raise PlainError(
+            f"{run.name} was cut before anything was saved, so there is nothing to go on from. "
+            f"Start it again: lora-wizard train {run.path / 'config.toml'}"
+        )
+
+
+# The engine's process
+
+
+def start_engine(run: RunFolder, *, resume: bool = False) -> subprocess.Popen[bytes]:
+    """The engine, training in this folder, in a process that the keyboard's Ctrl-C does not reach.
+
+    Whatever it prints goes to engine.log in the run folder.
+    """
+    command = [sys.executable, *ENGINE, str(run.path), *(["--resume"] if resume else [])]
+    options: dict[str, Any] = (
+        {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+        if sys.platform == "win32"
+        else {"start_new_session": True}
+    )
+    with (run.path / ENGINE_LOG).open("ab") as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, env=_environment(), **options
+        )
+
+
+def _environment() -> dict[str, str]:
+    """The environment in which Python finds our engine, and not a folder of that name where the user stands."""
+    import engine
+
+    home = Path(engine.__file__).resolve().parents[1]
+    added = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    if home != Path(sysconfig.get_path("purelib")).resolve():  # a checkout
+        added["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, **added}
+
+
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """End the engine at once, with all processes it started."""
+    import psutil
+
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.Error:
+        children = []
+    for child in children:
+        try:
+            child.kill()
+        except psutil.Error:
+            continue
+    process.kill()
+    process.wait()
+
+
+class Interrupts:
+    """Counts Ctrl-C (and the system's requests to end) while it lasts, instead of dying of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+# Following it to the end
+
+
+def attend(run: RunFolder, *, resume: bool = False, as_json: bool = False, debug: bool = False) -> int:
+    """Start the engine in this folder, show its run and tell at the end what there is; returns the exit code."""
+    from wizard.hardware import this_computer
+    from wizard.outcome import make_keepsakes, show_outcome
+
+    hardware = this_computer(run.path)
+    follower = Follower(run)
+    follower.catch_up()
+    follower.progress.begin_again()
+    view = choose_view(
+        follower.progress,
+        as_json=as_json,
+        footer=FOOTER,
+        vram_bytes=hardware.vram_bytes,
+        ram_bytes=hardware.ram_bytes,
+    )
+    before = Machine.now()
+    with Interrupts() as interrupts:
+        process = start_engine(run, resume=resume)
+        with view:
+            interrupted = follow_process(process, follower, view, interrupts)
+            if follower.ended is None and not interrupted:
+                _tell_death(run, follower, view, process.returncode, before)
+        kept = make_keepsakes(run, list(run.events()))
+    ended = follower.ended
+    if not as_json:
+        show_outcome(run, follower.progress, kept)
+    if debug and isinstance(ended, Failed):
+        print(ended.traceback or last_lines(run.path / ENGINE_LOG, 100), file=sys.stderr)
+    if interrupted:
+        return 130
+    return 0 if isinstance(ended, RunFinished) else 1
+
+
+def follow_process(process: subprocess.Popen[bytes], follower: Follower, view: View, interrupts: Interrupts) -> bool:
+    """Show the run until its process ends; whether the user ended it.
+
+    The first Ctrl-C asks the engine to save and end, the second ends it at once. Before the first step there is nothing
+    to save, so the first one already ends it.
+    """
+    asked = killed = False
+
+    def alive() -> bool:
+        nonlocal asked, killed
+        if interrupts.count and not asked:
+            asked = True
+            if follower.progress.trained:
+                follower.run.request("stop")
+                follower.progress.stopping = True
+                view.say(
+                    Sentence(
+                        "Saving and stopping. Press Ctrl-C again to end at once; what is not saved is then lost.",
+                        follower.progress.step,
+                    )
+                )
+            else:
+                killed = True
+                _end_politely(process)
+        elif interrupts.count > 1 and not killed and process.poll() is None:
+            killed = True
+            end_process(process)
+        return process.poll() is None
+
+    follower.follow(view, alive)
+    completed = isinstance(follower.ended, RunFinished) and follower.ended.reason == "completed"
+    return asked and not completed
+
+
+def _end_politely(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        end_process(process)
+
+
+def _tell_death(run: RunFolder, follower: Follower, view: View, returncode: int, before: Machine) -> None:
+    """The engine ended without a word: find out why, and write it down as the run's own last event."""
+    failed = death(run, returncode, before, Machine.now(), follower.progress)
+    try:
+        with run.event_log() as log:
+            log.write(failed)
+        follower.look(view)
+    except OSError:  # no room even for this line: say it all the same
+        follower.progress.hear(failed)
+        for sentence in follower.narrator.hear(failed):
+            view.say(sentence)

@@ -1,0 +1,375 @@
+"""A run in sentences that a beginner understands. No sentence says more than the numbers bear.
+
+The loss of a diffusion model is noisy: every step draws new noise and new timesteps, so a single value means nothing
+and even averages wander. A trend is told only when chance would hardly make it (Welch's t above `SURE`), and otherwise
+the sentence says that nothing can be told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+from engine.events import (
+    CheckpointSaved,
+    Event,
+    Failed,
+    PhaseStarted,
+    RunFinished,
+    RunStarted,
+    SampleSaved,
+    StepFinished,
+    Warned,
+)
+from wizard.words import count, duration, number, size
+
+Tone = Literal["plain", "good", "warning", "bad"]
+
+SURE = 3.5  # t above which we speak of a trend: about one false word in 2,000 looks
+ENOUGH_STEPS = 60  # below this the thirds that are compared hold fewer than 20 losses each
+LOOKS = (0.25, 0.5, 0.75, 1.0)  # shares of the run at which the loss is judged
+EXPLODED = 3.0  # times the average so far; chance alone did that in 0 of 1,650 runs of skewed noise
+FIRST_STEPS = 10  # steps after which the speed is told and zero gradients are called what they are
+WINDOW = 20  # losses averaged to notice a jump
+SLOWED_DOWN = 3.0
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One thing worth knowing, said at `step` (0 before the first)."""
+
+    text: str
+    step: int = 0
+    tone: Tone = "plain"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Mean and its standard error of some losses."""
+
+    mean: float
+    error: float
+    size: int
+
+    @classmethod
+    def of(cls, losses: Sequence[float]) -> Sample:
+        mean = sum(losses) / len(losses)
+        variance = sum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1)
+        return cls(mean, math.sqrt(variance / len(losses)), len(losses))
+
+
+@dataclass
+class Running:
+    """Mean and variance of values that come one by one (Welford 1962): the long past need not be summed again."""
+
+    size: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.size += 1
+        change = value - self.mean
+        self.mean += change / self.size
+        self.squares += change * (value - self.mean)
+
+    @property
+    def deviation(self) -> float:
+        return math.sqrt(self.squares / max(1, self.size - 1))
+
+
+def welch_t(before: Sample, after: Sample) -> float:
+    """Welch's t of the difference of two means (Welch 1947); positive when `after` is the larger."""
+    error = math.hypot(before.error, after.error)
+    if error == 0:
+        return math.copysign(math.inf, after.mean - before.mean) if after.mean != before.mean else 0.0
+    return (after.mean - before.mean) / error
+
+
+@dataclass(frozen=True)
+class Trend:
+    """What the losses bear: their direction, and the thirds that show it."""
+
+    direction: Literal["falling", "steadily falling", "rising", "unclear"]
+    thirds: tuple[Sample, Sample, Sample]
+
+
+def trend(losses: Sequence[float]) -> Trend | None:
+    """The trend of the losses of consecutive steps, comparing the first with the last third; None if they are too few.
+
+    "steadily falling" asks besides that each third lies below the one before, by more than chance alone likely makes.
+    """
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if len(finite) < ENOUGH_STEPS:
+        return None
+    third = len(finite) // 3
+    thirds = (Sample.of(finite[:third]), Sample.of(finite[third:-third]), Sample.of(finite[-third:]))
+    change = welch_t(thirds[0], thirds[2])
+    if change > SURE:
+        return Trend("rising", thirds)
+    if change < -SURE:
+        steadily = all(welch_t(before, after) < -2 for before, after in pairwise(thirds))
+        return Trend("steadily falling" if steadily else "falling", thirds)
+    return Trend("unclear", thirds)
+
+
+def trend_sentence(losses: Sequence[float], step: int) -> Sentence | None:
+    """What may be said of the losses up to `step`; None when there are too few of them to say anything."""
+    found = trend(losses)
+    if found is None:
+        return None
+    first, middle, last = (number(third.mean) for third in found.thirds)
+    steps = found.thirds[0].size
+    words: dict[str, tuple[str, Tone]] = {
+        "steadily falling": (
+            f"The loss is falling steadily: {first}, {middle}, {last} on average in the three thirds so far. "
+            "It learns.",
+            "good",
+        ),
+        "falling": (
+            f"The loss has fallen from {first} (first {steps} steps) to {last} (last {steps}): "
+            "more than chance explains, so it learns.",
+            "good",
+        ),
+        "rising": (
+            f"The loss has risen from {first} (first {steps} steps) to {last} (last {steps}): "
+            "more than chance explains. Often the learning rate is too high. "
+            "If the newest samples look burnt, stop and halve it.",
+            "warning",
+        ),
+        "unclear": (
+            f"The loss averages {last} and shows no trend beyond chance. That is common: each step draws new noise, "
+            "which hides slow learning. Judge by the samples.",
+            "plain",
+        ),
+    }
+    text, tone = words[found.direction]
+    return Sentence(text, step, tone)
+
+
+PHASES = {
+    "loading": "Loading the base model.",
+    "caching": "Preparing the pictures once, so that every step is faster.",
+    "training": "Training begins.",
+}
+"""Phases worth a sentence the first time they begin; drawing and saving tell of themselves when they are done."""
+
+
+@dataclass
+class Narrator:
+    """Hears the events of a run in order and answers with the sentences worth saying. Holds what it has heard."""
+
+    total_steps: int = 0
+    first_step: int = 0
+    losses: list[float] = field(default_factory=list)
+    past: Running = field(default_factory=Running)
+    seconds: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    phases: set[str] = field(default_factory=set)
+    said: set[str] = field(default_factory=set)
+    samples: Counter[int] = field(default_factory=Counter)
+    first_samples: int | None = None
+    state_step: int = 0
+    zero_gradients: int = 0
+
+    def hear(self, event: Event) -> list[Sentence]:
+        """The sentences that this event gives rise to, often none."""
+        match event:
+            case RunStarted():
+                return self._run_started(event)
+            case PhaseStarted():
+                return self._phase_started(event)
+            case StepFinished():
+                return self._step_finished(event)
+            case SampleSaved():
+                return self._sample_saved(event)
+            case CheckpointSaved():
+                return self._checkpoint_saved(event)
+            case Warned():
+                return [Sentence(event.message, len(self.losses), "warning")]
+            case Failed():
+                return [Sentence(event.cause, event.step, "bad"), Sentence(event.remedy, event.step)]
+            case RunFinished():
+                return self._run_finished(event)
+        return []
+
+    def _once(self, name: str) -> bool:
+        if name in self.said:
+            return False
+        self.said.add(name)
+        return True
+
+    def _run_started(self, event: RunStarted) -> list[Sentence]:
+        resumed = event.first_step > 1
+        self.total_steps, self.first_step = event.total_steps, event.first_step
+        self.phases.clear()
+        self.seconds.clear()
+        if resumed:
+            del self.losses[event.first_step - 1 :]  # steps after the last state are done again
+            self.past = Running()
+            for loss in self.losses[:-WINDOW]:
+                self.past.add(loss)
+            left = event.total_steps - event.first_step + 1
+            return [Sentence(f"Going on after step {event.first_step - 1:,}; {count(left, 'step')} to go.")]
+        return [
+            Sentence(
+                f"Teaching {count(event.images, 'picture')} to {count(event.trainable_parameters, 'new weight')} on "
+                f"{event.device}: {count(event.total_steps, 'step')}, {count(event.epochs, 'epoch')}."
+            )
+        ]
+
+    def _phase_started(self, event: PhaseStarted) -> list[Sentence]:
+        if event.phase not in PHASES or event.phase in self.phases:
+            return []
+        self.phases.add(event.phase)
+        return [Sentence(PHASES[event.phase], len(self.losses))]
+
+    def _step_finished(self, event: StepFinished) -> list[Sentence]:
+        said: list[Sentence] = []
+        if not math.isfinite(event.loss):
+            if self._once("not finite"):
+                said.append(
+                    Sentence(
+                        f"At step {event.step:,} the loss is no longer a number: the weights have broken down.",
+                        event.step,
+                        "bad",
+                    )
+                )
+            return said
+        self.losses.append(event.loss)
+        self.seconds.append(event.seconds)
+        said += self._gradients(event) + self._speed(event) + self._rate(event)
+        explosion = self._explosion(event)
+        return said + (explosion or self._look(event))
+
+    def _gradients(self, event: StepFinished) -> list[Sentence]:
+        self.zero_gradients = self.zero_gradients + 1 if event.gradient_norm == 0 else 0
+        if self.zero_gradients == FIRST_STEPS and self._once("zero gradients"):
+            return [
+                Sentence(
+                    f"For {FIRST_STEPS} steps the gradients have been exactly zero: nothing is being learnt.",
+                    event.step,
+                    "bad",
+                )
+            ]
+        return []
+
+    def _speed(self, event: StepFinished) -> list[Sentence]:
+        if len(self.seconds) == FIRST_STEPS + 1:
+            step_seconds = _median(self.seconds[1:])  # the first step also warms up
+            left = step_seconds * (self.total_steps - event.step)
+            if left < 5:
+                return []
+            return [
+                Sentence(
+                    f"A step takes {duration(step_seconds)}, so the training takes about {duration(left)} more. "
+                    "The loss will jump from step to step; that is normal, only its average says something.",
+                    event.step,
+                )
+            ]
+        if len(self.seconds) >= 5 * FIRST_STEPS:
+            usual = _median(self.seconds[1 : 3 * FIRST_STEPS])
+            recent = _median(self.seconds[-FIRST_STEPS:])
+            if recent > SLOWED_DOWN * usual and self._once("slow"):
+                return [
+                    Sentence(
+                        f"Steps now take {duration(recent)} instead of {duration(usual)}. Either another program is "
+                        "using this computer, or memory has run full and spills into something slower.",
+                        event.step,
+                        "warning",
+                    )
+                ]
+        return []
+
+    def _rate(self, event: StepFinished) -> list[Sentence]:
+        self.rates.append(max(event.learning_rate.values(), default=0.0))
+        warming_up = len(self.rates) > 4 and all(a < b for a, b in pairwise(self.rates[:4]))
+        if warming_up and self.rates[-1] <= self.rates[-2] and self._once("warm-up"):
+            peak = self.rates[-2]
+            return [
+                Sentence(f"The warm-up is over: the learning rate has reached its full {number(peak)}.", event.step)
+            ]
+        return []
+
+    def _explosion(self, event: StepFinished) -> list[Sentence]:
+        if "explosion" in self.said:
+            return []
+        if len(self.losses) > WINDOW:
+            self.past.add(self.losses[-WINDOW - 1])
+        if self.past.size < 2 * WINDOW:
+            return []
+        recent = sum(self.losses[-WINDOW:]) / WINDOW
+        by_chance = self.past.deviation / math.sqrt(WINDOW)
+        if recent < EXPLODED * self.past.mean or recent < self.past.mean + 6 * by_chance:
+            return []
+        self.said.add("explosion")
+        return [
+            Sentence(
+                f"The loss has jumped: {number(recent)} on average over the last {WINDOW} steps, "
+                f"{number(self.past.mean)} before. The learning rate is probably too high; "
+                "stop, halve it and start again from an earlier file.",
+                event.step,
+                "bad",
+            )
+        ]
+
+    def _look(self, event: StepFinished) -> list[Sentence]:
+        if event.step not in {math.ceil(share * self.total_steps) for share in LOOKS}:
+            return []
+        said = trend_sentence(self.losses, event.step)
+        if said is None or (said.tone == "plain" and not self._once("unclear")):
+            return []
+        return [said]
+
+    def _sample_saved(self, event: SampleSaved) -> list[Sentence]:
+        self.samples[event.step] += 1
+        if self.first_samples is None:
+            self.first_samples = event.step
+        if self.samples[event.step] > 1:
+            return []
+        if event.step == 0:
+            return [Sentence("Drawing the base model's own pictures first, to compare with later.")]
+        if event.step == self.first_samples:
+            return [Sentence(f"Drawing the first sample pictures, after step {event.step:,}.", event.step)]
+        if not self._once("same prompts"):
+            return [Sentence(f"Drawing samples after step {event.step:,}.", event.step)]
+        earlier = "the base model's" if self.first_samples == 0 else f"those of step {self.first_samples:,}"
+        return [
+            Sentence(
+                f"Drawing samples after step {event.step:,}: same prompts and seeds as {earlier}, "
+                "so every difference is what was learnt.",
+                event.step,
+            )
+        ]
+
+    def _checkpoint_saved(self, event: CheckpointSaved) -> list[Sentence]:
+        if event.kind == "state":
+            self.state_step = event.step
+            return []
+        what = "the finished LoRA" if event.final else f"the LoRA as it is after step {event.step:,}"
+        return [Sentence(f"Saved {what}: {event.path} ({size(event.bytes)}).", event.step)]
+
+    def _run_finished(self, event: RunFinished) -> list[Sentence]:
+        if event.reason == "stopped":
+            return [
+                Sentence(
+                    f"Stopped after step {event.step:,} of {event.total_steps:,}. Everything so far is saved.",
+                    event.step,
+                )
+            ]
+        return [Sentence(f"Finished: {count(event.step, 'step')} in {duration(event.seconds)}.", event.step, "good")]
+
+
+def narrate(events: Iterable[Event]) -> list[Sentence]:
+    """All sentences of a run, from its events in order."""
+    narrator = Narrator()
+    return [sentence for event in events for sentence in narrator.hear(event)]
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
