@@ -44,13 +44,15 @@ def _text(text: str) -> Any:
 class Page:
     """One question as the terminal shows it; a list when there are options, a line to type in otherwise.
 
-    `check` turns typed text into the value or raises PlainError; `preview` tells what a value would change.
+    `tail` follows the body and is kept where not everything fits. `check` turns typed text into the value or raises
+    PlainError; `preview` tells what a value would change.
     """
 
     place: str
     title: str
     progress: tuple[int, int] | None = None
     body: tuple[RenderableType, ...] = ()
+    tail: tuple[RenderableType, ...] = ()
     options: tuple[Option, ...] = ()
     default: Any = None
     help: Callable[[], RenderableType] | None = None
@@ -99,16 +101,16 @@ class _Screen:
         from prompt_toolkit.formatted_text import ANSI
 
         width, height = _terminal_size()
-        lines = self._above(width)
+        lines, tail = self._above(width), self._tail(width)
         room = max(height - self.rows_asked - len(self._below(width)) - 1, 2)
-        if len(lines) > room:
-            lines = _closer(lines, room)
-        if len(lines) > room:
-            lines = [
-                *lines[: room - 1],
-                *views.ansi_lines("  [quiet]… the rest does not fit here; ? shows it[/]", width),
-            ]
-        return ANSI("\n".join(lines))
+        if len(lines) + len(tail) > room:
+            tail = _closer(tail, room - len(lines))
+            lines = _closer(lines, room - len(tail))
+        if len(lines) + len(tail) > room:
+            rest = views.ansi_lines(views.indented("[quiet]… the rest does not fit here; ? shows it[/]"), width)
+            lines = [*lines[: max(room - len(tail) - 1, 2)], *rest, *tail]
+            return ANSI("\n".join(lines[:room]))
+        return ANSI("\n".join([*lines, *tail]))
 
     def below(self) -> Any:
         from prompt_toolkit.formatted_text import ANSI
@@ -119,6 +121,10 @@ class _Screen:
         page = self.page
         head = views.title_line(page.place, page.progress)
         return [*views.ansi_lines(views.indented(views.page(head, f"[strong]{page.title}[/]", *page.body)), width), ""]
+
+    def _tail(self, width: int) -> list[str]:
+        tail = self.page.tail
+        return [*views.ansi_lines(views.indented(views.page(*tail)), width), ""] if tail else []
 
     def _below(self, width: int) -> list[str]:
         lines = [""]
@@ -378,7 +384,7 @@ def ask_plainly(page: Page) -> Any:
     """Asks with numbered lines and nothing that moves: for NO_COLOR, TERM=dumb and screen readers."""
     console = views.console()
     console.print()
-    console.print(views.page(f"{page.place}\n{page.title}", *page.body))
+    console.print(views.page(f"{page.place}\n{page.title}", *page.body, *page.tail))
     console.print()
     for number, option in enumerate(page.options, 1):
         console.print(f"  {number}  {option.label}{f'  ({option.hint})' if option.hint else ''}", markup=False)

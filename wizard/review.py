@@ -32,7 +32,8 @@ def review(session: Session, around: dict[str, Any]) -> str | Move:
         answer: Any = session.ask(
             Page(
                 title="This is what will happen",
-                body=(summary(situation), *told(situation.findings)),
+                body=(summary(situation),),
+                tail=tuple(told(situation.findings)),
                 options=_options(situation),
                 default=at,
                 help=partial(whole_plan, situation),
@@ -52,6 +53,8 @@ def review(session: Session, around: dict[str, Any]) -> str | Move:
             at = "settings"
         elif answer == "fix all":
             fix_all(session)
+        elif str(answer).startswith("change "):
+            settings.change(session, answer.removeprefix("change "), around)
         else:
             session.answer(situation.findings[answer].fix)
             session.notice = f"{fix_words(situation.config, situation.findings[answer].fix)}"
@@ -91,7 +94,13 @@ def _options(situation: Situation) -> tuple[Option, ...]:
     ]
     if len(fixable) > 1:
         fixes.append(Option("fix all", f"Fix all {len(fixable)}"))
+    changes = [
+        Option(f"change {finding.parameters[0]}", f"Change: {parameters()[finding.parameters[0]].title}")
+        for finding in situation.findings[:SHOWN]
+        if not finding.fix and finding.parameters
+    ]
     rest = [
+        *changes,
         Option("settings", "Change a setting"),
         Option("plan", "See the whole plan"),
         Option("save", "Save the answers, train later"),
@@ -169,12 +178,8 @@ def time_words(situation: Situation) -> Text:
     assert situation.plan is not None
     time = situation.plan.duration
     low, likely, high = (words.duration(s) for s in (time.low_seconds, time.likely_seconds, time.high_seconds))
-    where = (
-        "on the processor, without a graphics card"
-        if situation.hardware.vram_bytes == 0
-        else f"on {situation.hardware.name}"
-    )
-    return Text.assemble(("about ", ""), (likely, "strong"), (f"  between {low} and {high}, {where}", "quiet"))
+    where = situation.hardware.name if situation.hardware.vram_bytes else "this computer's processor"
+    return Text.assemble(("about ", ""), (likely, "strong"), (f"  on {where}; {low} to {high}", "quiet"))
 
 
 def memory_words(situation: Situation) -> Text:

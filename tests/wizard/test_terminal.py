@@ -1,0 +1,207 @@
+"""The wizard as a person meets it: a real pseudo-terminal, from the first question to a finished training."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals are not for Windows")
+pyte = pytest.importorskip("pyte")
+if sys.platform == "win32":
+    pytest.skip("pseudo-terminals are not for Windows", allow_module_level=True)
+
+ROOT = Path(__file__).parents[2]
+UP, DOWN, LEFT, ENTER, CTRL_B, CTRL_C = "\x1b[A", "\x1b[B", "\x1b[D", "\r", "\x02", "\x03"
+
+
+class Terminal:
+    """A program in a terminal of 80 × 24, and what is to be seen in it."""
+
+    def __init__(self, *arguments: str, here: Path, **environment: str) -> None:
+        self.screen = pyte.Screen(80, 24)
+        self._stream = pyte.Stream(self.screen)
+        settings = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "HOME": str(here)} | environment
+        settings.pop("NO_COLOR", None)
+        settings["LORA_WIZARD_HOME"] = str(here / "home")
+        self.program = pexpect.spawn(
+            sys.executable,
+            ["-m", "wizard.cli", *arguments],
+            cwd=here,
+            env=settings,
+            dimensions=(24, 80),
+            encoding="utf-8",
+            timeout=30,
+        )
+
+    def read(self, seconds: float = 0.2) -> None:
+        try:
+            self._stream.feed(self.program.read_nonblocking(65536, timeout=seconds))
+        except pexpect.TIMEOUT:
+            pass
+        except pexpect.EOF:
+            time.sleep(0.05)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line.rstrip() for line in self.screen.display)
+
+    def sees(self, *words: str, within: float = 20.0) -> None:
+        """Waits until all of these words are to be seen."""
+        end = time.monotonic() + within
+        while not all(word in self.text for word in words):
+            assert time.monotonic() < end, f"{words} not seen within {within} s on\n{self.text}"
+            self.read()
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.program.send(key)
+
+    def point_at(self, label: str) -> None:
+        """Moves the cursor of a list down to the option that holds this label."""
+        self.sees(label)
+        for _ in range(20):
+            if any("❯" in line and label in line for line in self.text.splitlines()):
+                return
+            before = self.text
+            self.press(DOWN)
+            end = time.monotonic() + 5
+            while self.text == before and time.monotonic() < end:
+                self.read(0.1)
+        raise AssertionError(f"the cursor does not reach {label} on\n{self.text}")
+
+    def ends(self, within: float) -> int:
+        end = time.monotonic() + within
+        while self.program.isalive():
+            assert time.monotonic() < end, f"still running after {within} s:\n{self.text}"
+            self.read()
+        self.read()
+        self.program.close()
+        return int(self.program.exitstatus if self.program.exitstatus is not None else -1)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    return folder
+
+
+def test_from_the_first_question_to_a_finished_training(here: Path, photos: Path):
+    """With a long explanation, a way back, an answer that is refused, and a fix taken from the review."""
+    terminal = Terminal(here=here)
+    terminal.sees("What do you want to teach?")
+    terminal.press("?")
+    terminal.sees("dataset.goal", "Enter close")
+    terminal.press("q")
+    terminal.sees("What do you want to teach?", "Ctrl-C leave")
+    terminal.press(ENTER)
+
+    terminal.sees("Where are your pictures?")
+    terminal.press("/nowhere/at/all", ENTER)
+    terminal.sees("There is no folder /nowhere/at/all")
+    terminal.press("\x15", str(photos), ENTER)
+    terminal.sees("Are these the right pictures?", "6 pictures", "in place 0")
+    terminal.press(LEFT)  # back to the subject
+    terminal.sees("What do you want to teach?")
+    terminal.point_at("An object")
+    terminal.press(ENTER)
+    terminal.sees("Are these the right pictures?")
+    terminal.press(ENTER)
+
+    terminal.sees("Which word shall call it up?")
+    terminal.press("zorb")
+    terminal.sees("zorb, in place 0")
+    terminal.press(ENTER)
+
+    terminal.sees("Which model do you want to build on?")
+    terminal.point_at("The pocket model")
+    terminal.press(ENTER)
+    terminal.sees("At which size")
+    terminal.press(ENTER)
+    terminal.sees("Which kind of network")
+    terminal.press(ENTER)
+    terminal.sees("How much room")
+    terminal.press(ENTER)
+    terminal.sees("Which optimizer")
+    terminal.press(ENTER)
+    terminal.sees("How big shall each learning step be?")
+    terminal.point_at("another value")
+    terminal.press(ENTER)
+    terminal.press("\x15", "1.5", ENTER)  # far too high: the review will object
+    terminal.sees("How many pictures")
+    terminal.press(ENTER)
+    terminal.sees("How often shall it go through all pictures?")
+    terminal.point_at("another value")
+    terminal.press(ENTER)
+    terminal.press("\x15", "1", ENTER)
+    terminal.sees("What shall it draw")
+    terminal.press(ENTER)
+    terminal.sees("How often shall it draw them?")
+    terminal.press(ENTER)
+    terminal.sees("What shall the finished file be called?")
+    terminal.press(ENTER)
+
+    terminal.sees("This is what will happen", "Fix:")
+    terminal.point_at("Fix: Learning rate")
+    terminal.press(ENTER)
+    terminal.sees("✓ Learning rate")
+    terminal.point_at("Save and start training")
+    terminal.press(ENTER)
+    assert terminal.ends(within=240) == 0, terminal.text
+    assert (here / "zorb.toml").exists()
+    assert list((here / "runs" / "zorb").glob("**/*.safetensors"))
+    assert not (here / "home" / "draft.json").exists()
+
+
+def test_ctrl_c_says_how_to_come_back_and_the_next_start_offers_to(here: Path):
+    terminal = Terminal(here=here)
+    terminal.sees("What do you want to teach?")
+    terminal.point_at("A style")
+    terminal.press(ENTER)
+    terminal.sees("Where are your pictures?")
+    terminal.press(CTRL_C)
+    assert terminal.ends(within=10) == 130
+    assert "Your answers are kept" in terminal.text
+
+    again = Terminal(here=here)
+    again.sees("You left at", "Pictures", "Go on")
+    again.press(ENTER)
+    again.sees("Where are your pictures?")
+    again.press(CTRL_B)
+    again.sees("❯ A style")
+    again.press(CTRL_C)
+    assert again.ends(within=10) == 130
+
+
+def test_a_plain_terminal_is_asked_with_numbers_and_nothing_moves(here: Path, photos: Path):
+    terminal = Terminal(here=here, TERM="dumb")
+    terminal.sees("What do you want to teach?", "Number [1]")
+    terminal.press("2\r")
+    terminal.sees("Where are your pictures?", "Answer")
+    terminal.press(f"{photos}\r")
+    terminal.sees("Are these the right pictures?", "6 pictures")
+    terminal.press("<\r")
+    terminal.sees("What do you want to teach?", "Number [2]")
+    terminal.press(CTRL_C)
+    assert terminal.ends(within=10) == 130
+
+
+def test_every_page_of_the_path_fits_a_terminal_of_80_by_24(here: Path, photos: Path):
+    """No page is cut, and the line of keys is always to be seen."""
+    terminal = Terminal(here=here)
+    answers = [ENTER, str(photos) + ENTER, ENTER, "zorb" + ENTER, DOWN + ENTER, *[ENTER] * 10]
+    for answer in answers:
+        terminal.sees("Ctrl-C leave")
+        assert "does not fit" not in terminal.text, terminal.text
+        before = terminal.text
+        terminal.press(answer)
+        end = time.monotonic() + 20
+        while (terminal.text == before or "Ctrl-C leave" not in terminal.text) and time.monotonic() < end:
+            terminal.read(0.1)
+    terminal.sees("This is what will happen", "Ctrl-C leave")
+    terminal.press(CTRL_C)
+    assert terminal.ends(within=10) == 130
