@@ -1,0 +1,109 @@
+"""Graphics cards by whatever name they are called."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from knowledge.answers import PlainError, did_you_mean
+from knowledge.facts import Hardware
+
+DATA = Path(__file__).parent / "data" / "gpus.toml"
+GB = 1024**3
+NOT_PART_OF_A_NAME = frozenset({"nvidia", "geforce", "graphics", "card", "gpu", "tesla", "quadro", "the", "generation"})
+OFTEN_LEFT_OUT = frozenset({"rtx", "gtx", "pcie", "sxm", "sxm2", "blackwell"})
+SUFFIXES = frozenset({"ti", "super", "ada", "max"})
+"""Words that make another card of one: a "4070 Ti" is no "4070"."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A card's figures: bytes, bytes per second and operations per second, and where they come from."""
+
+    name: str
+    memory_bytes: int
+    bandwidth: float
+    fp16_flops: float
+    fp32_flops: float
+    capability: tuple[int, int]
+    source: str
+
+    @property
+    def bf16(self) -> bool:
+        return self.capability >= (8, 0)
+
+    def hardware(self) -> Hardware:
+        """A computer with this card, of which nothing else is known."""
+        return Hardware(self.name, self.memory_bytes, capability=self.capability)
+
+
+@lru_cache(maxsize=1)
+def gpus() -> tuple[Gpu, ...]:
+    """All cards we know figures of."""
+    rows = tomllib.loads(DATA.read_text(encoding="utf-8"))["gpu"]
+    return tuple(
+        Gpu(
+            row["name"],
+            row["memory_gb"] * GB,
+            row["bandwidth_gb"] * 1e9,
+            row["fp16_tflops"] * 1e12,
+            row["fp32_tflops"] * 1e12,
+            tuple(int(part) for part in row["capability"].split(".")),  # type: ignore[arg-type]
+            row["source"],
+        )
+        for row in rows
+    )
+
+
+def gpu(name: str, memory_bytes: int = 0) -> Gpu | None:
+    """The card of this name, however it is spelled: "NVIDIA GeForce RTX 3060", "rtx3060", "3060 12gb".
+
+    Of cards that differ in memory alone the one nearest to `memory_bytes` is meant, or the one with the most. None for
+    a card that we do not know; a laptop's card is not the desktop's of the same name, and not known.
+    """
+    asked = _words(name)
+    if asked & {"laptop", "mobile"}:
+        return None
+    fits = [card for card in gpus() if _needed(card) <= asked and not (asked & SUFFIXES) - _words(card.name)]
+    if not fits:
+        return None
+
+    def nearness(card: Gpu) -> tuple[int, bool, int, float]:
+        named = f"{card.memory_bytes // GB}gb" in asked
+        apart = abs(card.memory_bytes - memory_bytes) if memory_bytes else -card.memory_bytes
+        return (-len(_words(card.name) & asked - _memory(card.name)), not named, apart, -card.bandwidth)
+
+    return min(fits, key=nearness)
+
+
+def find_gpu(name: str) -> Gpu:
+    """The card of this name. Raises PlainError for a name that we have no figures of."""
+    found = gpu(name)
+    if found is None:
+        raise PlainError(
+            f'There are no figures for a card called "{name}".{did_you_mean(name, [card.name for card in gpus()])} '
+            f"Known are {', '.join(card.name for card in gpus())}.",
+            2,
+        )
+    return found
+
+
+def _words(name: str) -> frozenset[str]:
+    """The words of a name, numbers apart from what is glued to them: "rtx3060ti" is rtx, 3060, ti."""
+    spelled = re.sub(r"(\d+)\s*gi?b\b", r" \1gb ", name.lower())
+    spelled = re.sub(r"\b(rtx|gtx|titan)(?=\d)", r"\1 ", spelled)
+    spelled = re.sub(r"(?<=\d\d\d\d)(ti|super|s)\b", r" \1 ", spelled).replace("tisuper", "ti super")
+    return frozenset(re.findall(r"[a-z0-9]+", spelled)) - NOT_PART_OF_A_NAME
+
+
+def _memory(name: str) -> frozenset[str]:
+    return frozenset(word for word in _words(name) if word.endswith("gb"))
+
+
+def _needed(card: Gpu) -> frozenset[str]:
+    """The words without which a name does not mean this card."""
+    words = _words(card.name) - _memory(card.name)
+    return words - OFTEN_LEFT_OUT if any(character.isdigit() for word in words for character in word) else words
