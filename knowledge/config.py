@@ -40,6 +40,9 @@ CAPTION_CHANGES = (
 )
 """Settings of dataset that give a picture another caption each time it is shown."""
 
+PICTURE_CHANGES = ("random_crop", "colour_augmentation")
+"""Settings of dataset that make a picture look different each time in more ways than can be kept."""
+
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
@@ -84,6 +87,8 @@ class DatasetSettings(Settings):
     bucket_maximum_side: int = Field(1024, ge=8, le=8192)
     bucket_no_upscale: bool = False
     flip: bool = False
+    random_crop: bool = False
+    colour_augmentation: bool = False
     shuffle_tags: bool = False
     keep_tokens: int = Field(0, ge=0, le=255)
     keep_tokens_separator: str = Field("", max_length=20)
@@ -238,6 +243,12 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
         yield (
             f"memory.cache_text_encoder_outputs keeps one fixed caption per picture, but {' and '.join(changing)} "
             "would change captions while training. Turn the cache or the changes off."
+        )
+    changing = [f"dataset.{name}" for name in PICTURE_CHANGES if getattr(dataset, name)]
+    if memory.cache_latents and changing:
+        yield (
+            f"memory.cache_latents keeps pictures as they were encoded once, but {' and '.join(changing)} would change "
+            "them each time they are shown. Turn the cache or the changes off."
         )
     if noise.minimum_timestep >= noise.maximum_timestep:
         yield (

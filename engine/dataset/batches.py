@@ -8,8 +8,12 @@ from random import Random
 from calculator.buckets import Placement, Size, place
 from calculator.steps import views_of_pictures
 from engine.dataset.captions import trained_caption
+from engine.dataset.images import Look
 from knowledge.config import DatasetSettings
 from knowledge.facts import DatasetFacts, Picture
+
+COLOUR_SHARE, HUE_DEGREES, GAMMA_SHIFT = 0.33, 16.0, 0.05
+"""Colour augmentation as sd-scripts has it: the share of views it changes, and how far hue or brightness may go."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +28,18 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one shape, with the caption and the mirroring that each has this time; sizes in pixels."""
+    """Pictures of one shape, with the caption and the look that each has this time; sizes in pixels."""
 
     items: tuple[Item, ...]
     captions: tuple[str, ...]
-    flips: tuple[bool, ...]
+    looks: tuple[Look, ...]
     width: int
     height: int
 
     @property
     def sizes(self) -> list[tuple[int, int, int, int, int, int]]:
         """What SDXL is told of each picture: original height, width, crop top, left, bucket height, width."""
-        return [self._size(item, flip) for item, flip in zip(self.items, self.flips, strict=True)]
+        return [self._size(item, look.flip) for item, look in zip(self.items, self.looks, strict=True)]
 
     def _size(self, item: Item, flip: bool) -> tuple[int, int, int, int, int, int]:
         left, top, right, _ = item.placement.crop
@@ -81,11 +85,29 @@ def _items(dataset: DatasetFacts, settings: DatasetSettings) -> dict[Item, int]:
 
 
 def _batch(views: list[tuple[Item, int]], settings: DatasetSettings, seed: int, epoch: int) -> Batch:
-    captions, flips = [], []
+    captions, looks = [], []
     for item, view in views:
-        random = Random(f"{seed} caption {epoch} {item.index} {view}")
-        caption = trained_caption(item.picture.caption, settings, random, epoch, regularisation=item.regularisation)
+        place_in_run = f"{seed} {epoch} {item.index} {view}"
+        words = Random(f"{place_in_run} caption")
+        caption = trained_caption(item.picture.caption, settings, words, epoch, regularisation=item.regularisation)
         captions.append(caption)
-        flips.append(settings.flip and Random(f"{seed} flip {epoch} {item.index} {view}").random() < 0.5)
+        looks.append(_look(item.placement, settings, place_in_run))
     width, height = views[0][0].placement.bucket
-    return Batch(tuple(item for item, _ in views), tuple(captions), tuple(flips), width, height)
+    return Batch(tuple(item for item, _ in views), tuple(captions), tuple(looks), width, height)
+
+
+def _look(placement: Placement, settings: DatasetSettings, place_in_run: str) -> Look:
+    flip = settings.flip and Random(f"{place_in_run} flip").random() < 0.5
+    cut, hue, gamma = None, 0.0, 1.0
+    if settings.random_crop:
+        random = Random(f"{place_in_run} crop")
+        (width, height), (bucket_width, bucket_height) = placement.resized, placement.bucket
+        cut = (random.randint(0, width - bucket_width), random.randint(0, height - bucket_height))
+    if settings.colour_augmentation:
+        random = Random(f"{place_in_run} colour")
+        if random.random() < COLOUR_SHARE:
+            if random.random() < 0.5:
+                hue = random.uniform(-HUE_DEGREES, HUE_DEGREES)
+            else:
+                gamma = random.uniform(1 - GAMMA_SHIFT, 1 + GAMMA_SHIFT)
+    return Look(flip, cut, hue, gamma)

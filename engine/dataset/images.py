@@ -7,6 +7,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,19 +142,45 @@ def _coverage(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.float32]
     return pixels.clip(max=old - 1), (covered / np.minimum(scale, old - starts)).astype(np.float32)
 
 
-def placed(picture: Image.Image, placement: Placement, flip: bool = False) -> Image.Image:
-    """The picture resized and cut out of the middle for its bucket, mirrored left to right if asked."""
-    width, height = placement.resized
-    picture = resized(picture, width, height)
-    bucket_width, bucket_height = placement.bucket
-    left, top = (width - bucket_width) // 2, (height - bucket_height) // 2
-    picture = picture.crop((left, top, left + bucket_width, top + bucket_height))
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else picture
+@dataclass(frozen=True)
+class Look:
+    """What is different about a picture one time it is shown.
+
+    `cut` is (left, top) of the bucket in the resized picture, None for the middle; hue in degrees around the colour
+    circle; gamma is the power of brightness between 0 and 1.
+    """
+
+    flip: bool = False
+    cut: tuple[int, int] | None = None
+    hue: float = 0.0
+    gamma: float = 1.0
 
 
-def to_tensor(picture: Image.Image, placement: Placement, flip: bool = False) -> Tensor:
+AS_IT_IS = Look()
+
+
+def placed(picture: Image.Image, placement: Placement, look: Look = AS_IT_IS) -> Image.Image:
+    """The picture resized and cut for its bucket, mirrored left to right where the look says so."""
+    (width, height), (bucket_width, bucket_height) = placement.resized, placement.bucket
+    left, top = look.cut or ((width - bucket_width) // 2, (height - bucket_height) // 2)
+    picture = resized(picture, width, height).crop((left, top, left + bucket_width, top + bucket_height))
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if look.flip else picture
+
+
+def recoloured(picture: Image.Image, hue: float, gamma: float) -> Image.Image:
+    """The picture with all hues turned by these degrees, and its brightness to this power."""
+    if hue:
+        hues, saturation, value = picture.convert("HSV").split()
+        hues = hues.point([round(old + hue / 360 * 256) % 256 for old in range(256)])
+        picture = Image.merge("HSV", (hues, saturation, value)).convert("RGB")
+    if gamma != 1:
+        picture = picture.point([round(255 * (old / 255) ** gamma) for old in range(256)] * 3)
+    return picture
+
+
+def to_tensor(picture: Image.Image, placement: Placement, look: Look = AS_IT_IS) -> Tensor:
     """The picture as its bucket shows it: [3, height, width] in [-1, 1], float32."""
     import torch
 
-    pixels = torch.from_numpy(np.array(placed(picture, placement, flip)))
+    pixels = torch.from_numpy(np.array(recoloured(placed(picture, placement, look), look.hue, look.gamma)))
     return pixels.permute(2, 0, 1).float().div(127.5).sub(1.0).contiguous()

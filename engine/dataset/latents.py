@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.dataset.batches import Batch, Item
-from engine.dataset.images import load_picture, to_tensor
+from engine.dataset.images import Look, load_picture, to_tensor
 from engine.dataset.store import Store, digest, file_digest, weights_digest
 from knowledge.answers import PlainError
 
@@ -71,7 +71,9 @@ class LatentCache:
     def distribution(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the batch's latents."""
         try:
-            found = [self._store.read(self._key(*view)) for view in zip(batch.items, batch.flips, strict=True)]
+            found = [
+                self._store.read(self._key(i, look.flip)) for i, look in zip(batch.items, batch.looks, strict=True)
+            ]
         except KeyError:
             raise PlainError(
                 f"Cached latents in {self._store.folder} are gone or damaged. Resume the run: they will be made again."
@@ -85,7 +87,7 @@ class LatentCache:
 
 def pixels(batch: Batch) -> Tensor:
     """The batch's pictures [batch, 3, height, width] in [-1, 1], decoded now."""
-    return torch.stack([_pixels(item, flip) for item, flip in zip(batch.items, batch.flips, strict=True)])
+    return torch.stack([_pixels(item, look) for item, look in zip(batch.items, batch.looks, strict=True)])
 
 
 def _digest_or_none(path: str) -> str | None:
@@ -95,15 +97,15 @@ def _digest_or_none(path: str) -> str | None:
         return None  # decoding will say it better
 
 
-def _pixels(item: Item, flip: bool) -> Tensor:
-    return to_tensor(load_picture(item.picture.path), item.placement, flip)
+def _pixels(item: Item, look: Look) -> Tensor:
+    return to_tensor(load_picture(item.picture.path), item.placement, look)
 
 
 def _ahead(pool: ThreadPoolExecutor, views: Iterable[tuple[Item, bool]]) -> Iterator[Future[Tensor]]:
     """The pictures' pixels, decoded a few ahead of what is asked for."""
     waiting: deque[Future[Tensor]] = deque()
-    for view in views:
-        waiting.append(pool.submit(_pixels, *view))
+    for item, flip in views:
+        waiting.append(pool.submit(_pixels, item, Look(flip=flip)))
         if len(waiting) > 2 * (os.cpu_count() or 1):
             yield waiting.popleft()
     yield from waiting

@@ -10,6 +10,7 @@ from calculator.buckets import place
 from calculator.steps import batches, views
 from engine.dataset.batches import dataset_items, epoch_batches
 from engine.dataset.folders import scan, suggest_folders
+from engine.dataset.images import Look
 from knowledge.config import DatasetFolder, DatasetSettings
 from knowledge.facts import DatasetFacts, FolderFacts, Picture
 
@@ -94,9 +95,9 @@ def test_regularisation_pictures_beyond_the_balance_are_not_even_cached():
 
 def test_flip_mirrors_about_half_and_nothing_when_off():
     dataset = facts(folder(50, repeats=20))
-    flips = [flip for batch in epoch_batches(dataset, DatasetSettings(flip=True), 4, 1, 1) for flip in batch.flips]
+    flips = [look.flip for batch in epoch_batches(dataset, DatasetSettings(flip=True), 4, 1, 1) for look in batch.looks]
     assert 453 < sum(flips) < 547  # 500 ± 3 standard deviations of 15.8
-    assert not any(flip for b in epoch_batches(dataset, DatasetSettings(), 4, 1, 1) for flip in b.flips)
+    assert all(look == Look() for b in epoch_batches(dataset, DatasetSettings(), 4, 1, 1) for look in b.looks)
 
 
 def test_turning_on_flips_leaves_captions_and_order_as_they_were():
@@ -113,7 +114,7 @@ def test_sdxl_is_told_the_original_size_and_where_the_picture_lies():
     (batch,) = epoch_batches(dataset, settings, 1, 1, 1)
     # bucket 192×320; 257/511 × 320 = 160.9 wide inside it, (192 − 160.9) // 2 = 15 from the left
     assert batch.sizes == [(511, 257, 0, 15, 320, 192)]
-    mirrored = type(batch)(batch.items, batch.captions, (True,), batch.width, batch.height)
+    mirrored = type(batch)(batch.items, batch.captions, (Look(flip=True),), batch.width, batch.height)
     assert mirrored.sizes == [(511, 257, 0, 16, 320, 192)]  # 192 − 175.9
 
 
@@ -122,3 +123,23 @@ def test_every_placement_is_the_calculators():
     settings = DatasetSettings(resolution=128, folders=(DatasetFolder(path="img"),))
     for item in dataset_items(dataset, settings):
         assert item.placement == place(item.picture.width, item.picture.height, settings)
+
+
+def test_random_crops_stay_inside_and_differ():
+    dataset = facts(folder(30, size=(100, 64)))
+    settings = DatasetSettings(resolution=64, buckets=False, random_crop=True)
+    cuts = [look.cut for batch in epoch_batches(dataset, settings, 4, 1, 1) for look in batch.looks]
+    assert {top for _, top in cuts} == {0}
+    assert min(left for left, _ in cuts) < 6
+    assert max(left for left, _ in cuts) > 30  # 100 − 64 = 36 is the last place
+    assert max(left for left, _ in cuts) <= 36
+
+
+def test_colours_change_in_a_third_of_the_views_and_a_little():
+    dataset = facts(folder(50, repeats=20))
+    batches_ = epoch_batches(dataset, DatasetSettings(colour_augmentation=True), 4, 1, 1)
+    looks = [look for batch in batches_ for look in batch.looks]
+    assert 285 < sum(look != Look() for look in looks) < 375  # 330 ± 3 standard deviations of 14.9
+    assert all(abs(look.hue) <= 16 and 0.95 <= look.gamma <= 1.05 for look in looks)
+    assert any(look.hue for look in looks)
+    assert any(look.gamma != 1 for look in looks)

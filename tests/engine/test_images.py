@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.dataset.images import area_mean, load_picture, picture_size, placed, to_tensor
+from engine.dataset.images import Look, area_mean, load_picture, picture_size, placed, recoloured, to_tensor
 from knowledge.answers import PlainError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -97,6 +97,26 @@ def test_tensors_hold_colours_from_minus_one_to_one():
     tensor = to_tensor(picture, placement)
     assert tensor.shape == (3, 4, 8)
     assert tensor[:, 0, 7].tolist() == pytest.approx([1.0, -1.0, 128 / 127.5 - 1], abs=1e-6)
-    flipped = to_tensor(picture, placement, flip=True)
+    flipped = to_tensor(picture, placement, Look(flip=True))
     assert (flipped[:, :, 7] == -1).all()
     assert flipped.flip(-1).equal(tensor)
+
+
+def test_a_cut_takes_the_part_that_the_look_names():
+    picture = Image.new("RGB", (8, 4))
+    picture.paste("red", (6, 0, 8, 4))
+    placement = Placed((2, 4), (8, 4))
+    assert placed(picture, placement, Look(cut=(6, 0))).getcolors() == [(8, (255, 0, 0))]
+    assert placed(picture, placement).getcolors() == [(8, (0, 0, 0))]
+
+
+def test_hues_turn_and_greys_stay_grey():
+    turned = recoloured(Image.new("RGB", (1, 1), (255, 0, 0)), hue=120, gamma=1).getpixel((0, 0))
+    assert turned[1] == 255
+    assert max(turned[0], turned[2]) < 8
+    assert recoloured(Image.new("RGB", (1, 1), (90, 90, 90)), hue=16, gamma=1).getpixel((0, 0)) == (90, 90, 90)
+
+
+def test_gamma_keeps_black_and_white():
+    picture = Image.new("RGB", (1, 1), (0, 128, 255))
+    assert recoloured(picture, hue=0, gamma=1.05).getpixel((0, 0)) == (0, 124, 255)  # 255 × (128/255)^1.05 = 123.7

@@ -10,6 +10,7 @@ from torch import nn
 
 from engine.dataset.batches import Batch, dataset_items, epoch_batches
 from engine.dataset.folders import scan
+from engine.dataset.images import Look
 from engine.dataset.latents import LatentCache, pixels
 from engine.dataset.store import weights_digest
 from knowledge.answers import PlainError
@@ -87,7 +88,9 @@ def test_a_mirrored_picture_has_latents_of_its_own(folder, tmp_path):
     fill(cache, vae, settings)
     assert vae.encoded == 6
     item = epoch[0].items[0]
-    plain, mirrored = (Batch((item,), ("",), (flip,), epoch[0].width, epoch[0].height) for flip in (False, True))
+    plain, mirrored = (
+        Batch((item,), ("",), (Look(flip=flip),), epoch[0].width, epoch[0].height) for flip in (False, True)
+    )
     assert torch.allclose(cache.distribution(mirrored)[0], cache.distribution(plain)[0].flip(-1), atol=1e-6)
     assert not torch.equal(cache.distribution(mirrored)[0], cache.distribution(plain)[0])
 
