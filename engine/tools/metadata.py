@@ -1,0 +1,124 @@
+"""What a network file says of itself: read, changed, taken out. The tensors stay as they are, byte for byte."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.tools.files import PICKLES, read_header, replace_metadata
+from knowledge.answers import PlainError
+
+WHAT_LOADING_NEEDS = (
+    "ss_v2",
+    "ss_base_model_version",
+    "ss_network_module",
+    "ss_network_dim",
+    "ss_network_alpha",
+    "ss_network_args",
+)
+"""What sd-scripts itself leaves in with --no_metadata."""
+HASHES = ("sshs_model_hash", "sshs_legacy_hash")
+MODELSPEC = {
+    "title": "modelspec.title",
+    "author": "modelspec.author",
+    "description": "modelspec.description",
+    "license": "modelspec.license",
+    "usage": "modelspec.usage_hint",
+    "tags": "modelspec.tags",
+    "trigger": "modelspec.trigger_phrase",
+    "thumbnail": "modelspec.thumbnail",
+}
+"""Short names of what people edit most, by the key of Stability's ModelSpec 1.0.1."""
+LARGEST_THUMBNAIL = 512
+
+
+def metadata_of(path: Path | str) -> dict[str, str]:
+    """The metadata of a .safetensors file, empty where there is none. Raises PlainError for a pickle."""
+    if Path(path).suffix.lower() in PICKLES:
+        raise PlainError(
+            f"{path} is not a .safetensors file, so it has no metadata. Convert it first: lora-wizard tools convert", 2
+        )
+    return dict(read_header(path).metadata)
+
+
+def edited(metadata: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    """The metadata with changes applied; None removes a key. Short names of MODELSPEC are understood."""
+    result = dict(metadata)
+    for name, value in changes.items():
+        key = MODELSPEC.get(name, name)
+        if value is None:
+            if key not in result:
+                raise PlainError(f'There is no metadata "{key}" to remove.', 2)
+            del result[key]
+        else:
+            result[key] = value
+    return result
+
+
+def stripped(metadata: Mapping[str, str], everything: bool = False) -> dict[str, str]:
+    """Only what programs need to load the file, or nothing at all with `everything`; the hashes always stay."""
+    kept = HASHES if everything else (*WHAT_LOADING_NEEDS, *HASHES)
+    return {name: value for name, value in metadata.items() if name in kept}
+
+
+def thumbnail(picture: Path | str) -> str:
+    """A picture as the data URL that modelspec.thumbnail holds: JPEG, at most 512 pixels a side."""
+    import io
+
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(picture) as opened:
+            small = opened.convert("RGB")
+    except FileNotFoundError:
+        raise PlainError(f"There is no picture {picture}.", 2) from None
+    except (UnidentifiedImageError, OSError):
+        raise PlainError(f"{picture} cannot be read as a picture.", 2) from None
+    small.thumbnail((LARGEST_THUMBNAIL, LARGEST_THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_metadata(source: Path | str, target: Path | str, metadata: Mapping[str, str]) -> None:
+    """A copy of the file with this metadata."""
+    replace_metadata(source, target, metadata)
+
+
+def tag_frequency(metadata: Mapping[str, str]) -> list[tuple[str, int]]:
+    """The tags of the training captions, the most frequent first, counted over all folders."""
+    counts: dict[str, int] = {}
+    for folder in _document(metadata, "ss_tag_frequency").values():
+        for tag, count in folder.items() if isinstance(folder, dict) else ():
+            if isinstance(count, int):
+                counts[tag.strip()] = counts.get(tag.strip(), 0) + count
+    return sorted(counts.items(), key=lambda item: -item[1])
+
+
+def folders(metadata: Mapping[str, str]) -> list[tuple[str, int, int]]:
+    """The dataset folders a kohya file tells of: name, repeats, pictures."""
+    found = []
+    for name, facts in _document(metadata, "ss_dataset_dirs").items():
+        if isinstance(facts, dict):
+            found.append((name, int(facts.get("n_repeats", 1)), int(facts.get("img_count", 0))))
+    return found
+
+
+def trigger_words(metadata: Mapping[str, str]) -> list[str]:
+    """What probably calls the LoRA up: the trigger phrase, or else the tags that all captions share."""
+    if metadata.get("modelspec.trigger_phrase"):
+        return [metadata["modelspec.trigger_phrase"]]
+    pictures = sum(count for _, _, count in folders(metadata))
+    tags = tag_frequency(metadata)
+    return [tag for tag, count in tags if pictures and count >= pictures][:5]
+
+
+def _document(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    try:
+        document = json.loads(metadata.get(key, "{}"))
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}

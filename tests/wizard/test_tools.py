@@ -1,0 +1,149 @@
+"""`lora-wizard tools` as it is typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from knowledge.answers import PlainError
+from wizard.tools import tools
+
+KOHYA = Path(__file__).parent.parent / "data" / "network_fp16.safetensors"
+
+
+def run(*arguments: object) -> str:
+    """What the command prints; errors are raised as they reach the program's own handler."""
+    outcome = CliRunner().invoke(tools, [str(argument) for argument in arguments], standalone_mode=False)
+    if outcome.exception is not None:
+        raise outcome.exception
+    return outcome.stdout
+
+
+def test_every_command_explains_itself_with_an_example():
+    for name in tools.commands:
+        outcome = CliRunner().invoke(tools, [name, "--help"])
+        assert outcome.exit_code == 0
+        assert f"lora-wizard tools {name}" in outcome.stdout
+
+
+def test_inspect_tells_what_a_file_is():
+    text = run("inspect", KOHYA)
+    for piece in ("LoRA", "SD 1.5", "fp16", "UNet middle", "ComfyUI", "AutoV3", "sks toy 6", "192 layers"):
+        assert piece in text
+
+
+def test_inspect_as_json_is_one_document_with_everything(tmp_path):
+    document = json.loads(run("inspect", KOHYA, "--chart", tmp_path / "chart.png", "--json"))
+    assert len(document["layers"]) == 192
+    assert sum(block["layers"] for block in document["blocks"]) == 192
+    assert document["readings"][0] | {"remarks": []} == {
+        "application": "ComfyUI",
+        "read": 192,
+        "layers": 192,
+        "remarks": [],
+        "verdict": "yes",
+    }
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_resize_writes_a_smaller_file_and_says_what_was_lost(tmp_path):
+    text = run("resize", KOHYA, "--rank", 2, "-o", tmp_path / "small.safetensors")
+    assert "rank 2" in text
+    assert "error" in text
+    assert (tmp_path / "small.safetensors").stat().st_size < KOHYA.stat().st_size
+    report = json.loads(run("inspect", tmp_path / "small.safetensors", "--json"))
+    assert {layer["rank"] for layer in report["layers"]} == {2}
+    assert report["metadata"]["ss_network_dim"] == "2"
+    assert report["hash_as_stated"] is True
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    target = tmp_path / "x.safetensors"
+    target.write_bytes(b"mine")
+    with pytest.raises(PlainError, match="--overwrite") as caught:
+        run("resize", KOHYA, "--rank", 2, "-o", target)
+    assert caught.value.exit_code == 2
+    assert target.read_bytes() == b"mine"
+    run("resize", KOHYA, "--rank", 2, "-o", target, "--overwrite")
+    assert target.read_bytes() != b"mine"
+
+
+def test_resize_without_a_limit_names_the_flags(tmp_path):
+    with pytest.raises(PlainError, match="--rank"):
+        run("resize", KOHYA, "-o", tmp_path / "x.safetensors")
+
+
+def test_convert_there_and_back(tmp_path):
+    run("convert", KOHYA, "--names", "peft", "-o", tmp_path / "peft.safetensors")
+    run("convert", tmp_path / "peft.safetensors", "--names", "sd-scripts", "-o", tmp_path / "back.safetensors")
+    from safetensors.torch import load_file
+
+    before, after = load_file(KOHYA), load_file(tmp_path / "back.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_convert_makes_a_pickle_a_safetensors_file_in_another_precision(tmp_path):
+    from safetensors.torch import load_file
+
+    torch.save(load_file(KOHYA), tmp_path / "old.pt")
+    run("convert", tmp_path / "old.pt", "--precision", "fp32", "-o", tmp_path / "new.safetensors")
+    tensors = load_file(tmp_path / "new.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+def test_merge_of_two_and_of_one_into_a_base(tiny_sd15, tmp_path):
+    text = run("merge", KOHYA, KOHYA, "-w", 0.5, "-w", 0.5, "-o", tmp_path / "both.safetensors")
+    assert "rank 8; nothing lost" in text
+    said = json.loads(run("metadata", tmp_path / "both.safetensors", "--json"))
+    assert said["modelspec.merged_from"] == f"{KOHYA.name} × 0.5; {KOHYA.name} × 0.5"
+    with pytest.raises(PlainError, match="another"):
+        run("merge", KOHYA, "--into", tiny_sd15, "-o", tmp_path / "merged")
+    with pytest.raises(PlainError, match="once for each file"):
+        run("merge", KOHYA, KOHYA, "-w", 1, "-o", tmp_path / "x.safetensors")
+
+
+def test_extract_without_a_difference_says_so(tiny_sd15, tmp_path):
+    with pytest.raises(PlainError, match="nothing to extract"):
+        run("extract", tiny_sd15, tiny_sd15, "--rank", 4, "-o", tmp_path / "x.safetensors")
+
+
+def test_metadata_is_shown_edited_and_stripped_with_the_hash_unchanged(tmp_path):
+    from engine.tools.files import body_hash
+
+    assert "ss_optimizer" in run("metadata", KOHYA)
+    edited = tmp_path / "edited.safetensors"
+    run("metadata", KOHYA, "--set", "trigger=sks toy", "--set", "my.key=a=b", "--remove", "ss_seed", "-o", edited)
+    said = json.loads(run("metadata", edited, "--json"))
+    assert (said["modelspec.trigger_phrase"], said["my.key"], "ss_seed" in said) == ("sks toy", "a=b", False)
+    public, private = tmp_path / "public.safetensors", tmp_path / "private.json"
+    run("metadata", edited, "--strip", "--private-copy", private, "-o", public)
+    assert set(json.loads(run("metadata", public, "--json"))) == {
+        "ss_v2",
+        "ss_base_model_version",
+        "ss_network_module",
+        "ss_network_dim",
+        "ss_network_alpha",
+        "sshs_model_hash",
+        "sshs_legacy_hash",
+    }
+    assert json.loads(private.read_text(encoding="utf-8")) == said
+    run("metadata", public, "--strip", "--everything")
+    assert set(json.loads(run("metadata", public, "--json"))) == {"sshs_model_hash", "sshs_legacy_hash"}
+    assert body_hash(public) == body_hash(KOHYA)
+    with pytest.raises(PlainError, match="no metadata"):
+        run("metadata", public, "--remove", "nothing")
+
+
+def test_a_thumbnail_travels_inside_the_file(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (1000, 600), "red").save(tmp_path / "x.png")
+    target = tmp_path / "x.safetensors"
+    run("metadata", KOHYA, "--thumbnail", tmp_path / "x.png", "-o", target)
+    url = json.loads(run("metadata", target, "--json"))["modelspec.thumbnail"]
+    assert url.startswith("data:image/jpeg;base64,")

@@ -1,0 +1,708 @@
+"""`lora-wizard tools`: look into, shrink, translate, merge, extract and label finished LoRA files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from knowledge.answers import PlainError
+from wizard import words
+
+if TYPE_CHECKING:
+    from engine.tools.decompose import Keep
+    from engine.tools.files import Progress
+    from engine.tools.inspect import Report
+    from engine.tools.resize import Resized, Weights
+
+PRECISION = click.Choice(["fp32", "fp16", "bf16"])
+FILE = click.Path(path_type=Path)
+BIG_FAMILIES = {"sd15": "SD 1.5", "sd2": "SD 2", "sdxl": "SDXL", "pocket": "pocket model"}
+DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
+
+
+class Tools(click.Group):
+    """A group whose commands know --debug, as all commands of the program do."""
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        command = super().get_command(context, name)
+        if command is not None and not any(parameter.name == "debug" for parameter in command.params):
+            command.params.append(DEBUG)
+        return command
+
+
+@click.group(cls=Tools)
+def tools() -> None:
+    """What to do with a finished LoRA file.
+
+    Files are read one tensor at a time and nothing in them is executed; results are written whole or not at all.
+
+    Example: lora-wizard tools inspect my-lora.safetensors
+    """
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")
+output = click.option("-o", "--output", type=FILE, required=True, help="Where the result goes.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+precision = click.option("--precision", type=PRECISION, help="Number format of the result; the input's if not given.")
+base_option = click.option(
+    "--base", type=FILE, help="The base model, for algorithms whose effect depends on it (DoRA …)."
+)
+
+
+def keep_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how much of each layer to keep."""
+    for option in (
+        click.option("--rank-of", "ranks", multiple=True, metavar="PART=N", help='E.g. "UNet down 0=4"; repeatable.'),
+        click.option(
+            "--norm", type=click.FloatRange(0, 1, min_open=True), help="Share of each layer's ‖ΔW‖, e.g. 0.99."
+        ),
+        click.option(
+            "--values", type=click.FloatRange(0, 1, min_open=True), help="Share of the sum of singular values."
+        ),
+        click.option("--rank", type=click.IntRange(1, 4096), help="At most this rank."),
+    ):
+        command = option(command)
+    return command
+
+
+def keep_from(rank: int | None, values: float | None, norm: float | None, ranks: tuple[str, ...]) -> Keep:
+    """The limits that the options name. Raises PlainError for a --rank-of that is not PART=N."""
+    from engine.tools.decompose import Keep
+
+    named = {}
+    for item in ranks:
+        part, _, number = item.rpartition("=")
+        if not part or not number.isdigit() or int(number) < 1:
+            raise PlainError(f'--rank-of {item!r} is not of the form PART=N, for example "UNet down 0=4".', 2)
+        named[part] = int(number)
+    return Keep(rank, values, norm, named)
+
+
+@tools.command()
+@click.argument("file", type=FILE)
+@base_option
+@click.option("--chart", type=FILE, help="Draw the strength of every layer to this PNG.")
+@click.option("--layers", is_flag=True, help="Every layer by name.")
+@as_json
+def inspect(file: Path, base: Path | None, chart: Path | None, layers: bool, as_json: bool) -> None:
+    """What a LoRA is, what it changes, what is wrong with it, and which programs read it.
+
+    Example: lora-wizard tools inspect my-lora.safetensors --chart strength.png
+    """
+    from engine.tools.inspect import inspect as look_into
+
+    with watched(f"Reading {file.name}", as_json) as progress:
+        report = look_into(file, weights=_weights(base), progress=progress)
+    if chart is not None:
+        strength_chart(report, chart)
+    if as_json:
+        _print_json(_report_document(report) | ({"chart": str(chart)} if chart else {}))
+        return
+    _show_report(report, layers)
+    if chart is not None:
+        _say(f"[quiet]Chart[/]  {chart}")
+
+
+@tools.command()
+@click.argument("file", type=FILE)
+@output
+@keep_options
+@click.option(
+    "--alpha", type=click.FloatRange(0, min_open=True), help="Alpha of the result; alpha / rank stays if not given."
+)
+@precision
+@base_option
+@overwrite
+@as_json
+def resize(
+    file: Path,
+    output: Path,
+    rank: int | None,
+    values: float | None,
+    norm: float | None,
+    ranks: tuple[str, ...],
+    alpha: float | None,
+    precision: str | None,
+    base: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Make a LoRA smaller: keep the strongest directions of every layer. Other algorithms become plain LoRA.
+
+    Example: lora-wizard tools resize big.safetensors --norm 0.99 --rank 32 -o small.safetensors
+    """
+    _may_write(output, overwrite)
+    from engine.tools.adapters import adapters
+    from engine.tools.files import PRECISIONS, open_tensors, save_tensors
+    from engine.tools.inspect import family_of
+    from engine.tools.resize import resize as resized
+
+    keep = keep_from(rank, values, norm, ranks)
+    tensors = open_tensors(file)
+    found = adapters(tensors)
+    with watched(f"Resizing {file.name}", as_json) as progress:
+        result = resized(
+            found,
+            keep,
+            family=family_of(tensors, found),
+            alpha=alpha,
+            dtype=PRECISIONS.get(precision or ""),
+            weights=_weights(base),
+            progress=progress,
+        )
+    save_tensors(output, result.tensors, _network_metadata(dict(tensors.metadata), result, alpha))
+    _show_resized(result, file, output, as_json)
+
+
+@tools.command()
+@click.argument("file", type=FILE)
+@output
+@click.option(
+    "--names", type=click.Choice(["sd-scripts", "diffusers-paths", "peft"]), help="Whose names the layers get."
+)
+@precision
+@keep_options
+@base_option
+@overwrite
+@as_json
+def convert(
+    file: Path,
+    output: Path,
+    names: str | None,
+    precision: str | None,
+    rank: int | None,
+    values: float | None,
+    norm: float | None,
+    ranks: tuple[str, ...],
+    base: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Give a LoRA other names or another precision, or turn LoHa, LoKr, DoRA … and pickles into plain LoRA safetensors.
+
+    --names sd-scripts is what every program reads. With --rank, --norm or --values, algorithms that are not plain LoRA
+    are decomposed, and the error is told.
+
+    Example: lora-wizard tools convert old.pt --names sd-scripts --precision fp16 -o new.safetensors
+    """
+    _may_write(output, overwrite)
+    from engine.tools.adapters import adapters
+    from engine.tools.convert import convert as converted
+    from engine.tools.files import PRECISIONS, LoadedTensors, open_tensors, save_tensors
+    from engine.tools.inspect import family_of
+    from engine.tools.merge import Weighted, combine
+
+    tensors = open_tensors(file)
+    found = adapters(tensors)
+    family = family_of(tensors, found)
+    dtype = PRECISIONS.get(precision or "")
+    metadata = dict(tensors.metadata)
+    result = None
+    if any(limit is not None for limit in (rank, values, norm)) or ranks:
+        keep = keep_from(rank, values, norm, ranks)
+        first = next(iter(found.values()))
+        with watched(f"Decomposing {file.name}", as_json) as progress:
+            result = combine(
+                [Weighted(found)],
+                keep=keep,
+                family=family,
+                dtype=dtype or first.dtype,
+                weights=_weights(base),
+                progress=progress,
+            )
+        metadata = _network_metadata(metadata, result, None)
+        found = adapters(LoadedTensors(result.tensors, metadata))
+    naming: Any = names or ("sd-scripts" if result else None)
+    if naming is None:
+        outcome = {name: tensors[name] if dtype is None else _cast(tensors[name], dtype) for name in tensors}
+        unknown: tuple[str, ...] = ()
+    else:
+        with_names = converted(found, metadata, naming, family, dtype)
+        outcome, metadata, unknown = with_names.tensors, with_names.metadata, with_names.unknown
+    save_tensors(output, outcome, metadata)
+    document = {
+        "output": str(output),
+        "bytes": output.stat().st_size,
+        "family": family,
+        "names": naming or "as they were",
+        "error": result.error if result else 0.0,
+        "kept_unknown_names": list(unknown),
+    }
+    if as_json:
+        _print_json(document)
+        return
+    _say(f"[good]✓[/] {_name(output)}   [quiet]{words.size(output.stat().st_size)}[/]")
+    if result is not None:
+        low, high = result.ranks
+        _say(f"  plain LoRA, rank {low if low == high else f'{low} to {high}'}; error {result.error:.2%} of ‖ΔW‖")
+    if unknown:
+        _say(f"  [warning]![/] {words.count(len(unknown), 'layer')} of no Stable Diffusion model kept their names.")
+
+
+def _cast(tensor: Any, dtype: Any) -> Any:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+@tools.command()
+@click.argument("files", type=FILE, nargs=-1, required=True)
+@output
+@click.option("-w", "--weight", "weights", type=float, multiple=True, help="Strength of each file, in their order.")
+@click.option("--text-weight", "text_weights", type=float, multiple=True, help="The same for their text encoders.")
+@click.option("--into", type=FILE, help="A base model (file or folder): write it with the LoRAs built in.")
+@keep_options
+@precision
+@base_option
+@overwrite
+@as_json
+def merge(
+    files: tuple[Path, ...],
+    output: Path,
+    weights: tuple[float, ...],
+    text_weights: tuple[float, ...],
+    into: Path | None,
+    rank: int | None,
+    values: float | None,
+    norm: float | None,
+    ranks: tuple[str, ...],
+    precision: str | None,
+    base: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Several LoRAs into one, or into a base model.
+
+    Without --rank, --norm or --values the ranks are laid side by side: exact, and as large as the files together.
+
+    \b
+    Examples: lora-wizard tools merge a.safetensors b.safetensors -w 0.8 -w 0.5 -o both.safetensors
+              lora-wizard tools merge a.safetensors --into sdxl.safetensors -o sdxl-a.safetensors
+    """
+    _may_write(output, overwrite)
+    for name, given in (("--weight", weights), ("--text-weight", text_weights)):
+        if given and len(given) != len(files):
+            raise PlainError(
+                f"{name} is given {len(given)} times for {len(files)} files; give it once for each file.", 2
+            )
+    from engine.tools.adapters import adapters
+    from engine.tools.checkpoints import Checkpoint
+    from engine.tools.files import PRECISIONS, open_tensors, save_tensors
+    from engine.tools.inspect import family_of
+    from engine.tools.merge import Weighted, combine, merge_into
+
+    opened = [open_tensors(file) for file in files]
+    found = [adapters(tensors) for tensors in opened]
+    strengths = weights or (1.0,) * len(files)
+    texts: tuple[float | None, ...] = text_weights or (None,) * len(files)
+    networks = [Weighted(*one) for one in zip(found, strengths, texts, strict=True)]
+    if into is not None:
+        if output.resolve() == into.resolve():
+            raise PlainError("The result would replace the base model itself; choose another --output.", 2)
+        with watched(f"Merging into {into.name}", as_json) as progress:
+            merged = merge_into(Checkpoint(into), networks, output, progress)
+        if as_json:
+            _print_json({"output": str(output), "layers": merged.layers, "layers_without_place": list(merged.homeless)})
+            return
+        _say(f"[good]✓[/] {_name(output)}   [quiet]{words.count(merged.layers, 'layer')} changed, exactly[/]")
+        if merged.homeless:
+            _say(
+                f"  [warning]![/] {words.count(len(merged.homeless), 'layer')} found no place in it, first "
+                f"{merged.homeless[0]}"
+            )
+        return
+    limited = any(limit is not None for limit in (rank, values, norm)) or bool(ranks)
+    family = family_of(opened[0], found[0])
+    dtype = PRECISIONS[precision] if precision else next(iter(found[0].values())).dtype
+    with watched(f"Merging {len(files)} files", as_json) as progress:
+        result = combine(
+            networks,
+            keep=keep_from(rank, values, norm, ranks) if limited else None,
+            family=family,
+            dtype=dtype,
+            weights=_weights(base),
+            progress=progress,
+        )
+    recipe = "; ".join(f"{file.name} × {strength:g}" for file, strength in zip(files, strengths, strict=True))
+    metadata = _network_metadata(_loading_only(dict(opened[0].metadata)), result, None)
+    save_tensors(output, result.tensors, metadata | {"modelspec.merged_from": recipe, "modelspec.title": output.stem})
+    _show_resized(result, None, output, as_json)
+
+
+@tools.command()
+@click.argument("base", type=FILE)
+@click.argument("tuned", type=FILE)
+@output
+@keep_options
+@click.option("--conv-rank", type=click.IntRange(1, 4096), help="Extract the 3×3 convolutions too, with this rank.")
+@click.option("--precision", type=PRECISION, default="fp16", show_default=True, help="Number format of the result.")
+@overwrite
+@as_json
+def extract(
+    base: Path,
+    tuned: Path,
+    output: Path,
+    rank: int | None,
+    values: float | None,
+    norm: float | None,
+    ranks: tuple[str, ...],
+    conv_rank: int | None,
+    precision: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """The difference between two checkpoints as a LoRA: TUNED is what BASE became by fine-tuning or merging.
+
+    Example: lora-wizard tools extract sdxl.safetensors my-finetune.safetensors --rank 64 -o finetune-lora.safetensors
+    """
+    _may_write(output, overwrite)
+    from engine.tools.checkpoints import Checkpoint
+    from engine.tools.files import PRECISIONS, save_tensors
+    from engine.tools.merge import extract as extracted
+
+    keep = keep_from(rank, values, norm, ranks)
+    first, second = Checkpoint(base), Checkpoint(tuned)
+    with watched("Comparing", as_json) as progress:
+        result = extracted(first, second, keep, conv_rank=conv_rank, dtype=PRECISIONS[precision], progress=progress)
+    versions = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+    metadata = {"ss_base_model_version": versions[first.family], "ss_v2": str(first.family == "sd2")}
+    save_tensors(output, result.network.tensors, _network_metadata(metadata, result.network, None))
+    if as_json:
+        document = _resized_document(result.network, output) | {"reach": result.reach, "kept_of_all": result.kept}
+        _print_json(document)
+        return
+    _show_resized(result.network, None, output, False)
+    _say(
+        f"  It holds {result.kept:.1%} of the whole difference ‖tuned − base‖; {result.reach:.1%} lies in "
+        "layers that a LoRA reaches."
+    )
+
+
+@tools.command()
+@click.argument("file", type=FILE)
+@click.option(
+    "--set", "changes", multiple=True, metavar="KEY=TEXT", help="title, author, license, trigger … or any key."
+)
+@click.option("--remove", multiple=True, metavar="KEY", help="Take one key out.")
+@click.option("--thumbnail", type=FILE, help="A picture to carry inside the file.")
+@click.option("--strip", is_flag=True, help="Take out everything that programs do not need to load it.")
+@click.option("--everything", is_flag=True, help="With --strip: what programs need as well.")
+@click.option("--private-copy", type=FILE, help="Save the present metadata to this JSON file first.")
+@click.option("-o", "--output", type=FILE, help="Where the changed file goes; the file itself if not given.")
+@overwrite
+@as_json
+def metadata(
+    file: Path,
+    changes: tuple[str, ...],
+    remove: tuple[str, ...],
+    thumbnail: Path | None,
+    strip: bool,
+    everything: bool,
+    private_copy: Path | None,
+    output: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Show, edit or strip what a LoRA file says of itself. Its weights and hashes stay the same.
+
+    \b
+    Examples: lora-wizard tools metadata my-lora.safetensors
+              lora-wizard tools metadata my-lora.safetensors --set trigger="sks toy" --set license=CC0
+              lora-wizard tools metadata my-lora.safetensors --strip --private-copy my-lora.json -o public.safetensors
+    """
+    from engine.tools import metadata as labels
+
+    before = labels.metadata_of(file)
+    edits: dict[str, str | None] = dict.fromkeys(remove)
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals or not key:
+            raise PlainError(f"--set {change!r} is not of the form KEY=TEXT.", 2)
+        edits[key] = text
+    if thumbnail is not None:
+        edits["thumbnail"] = labels.thumbnail(thumbnail)
+    if everything and not strip:
+        raise PlainError("--everything goes with --strip.", 2)
+    after = labels.edited(labels.stripped(before, everything) if strip else before, edits)
+    if private_copy is not None:
+        _may_write(private_copy, overwrite)
+        from engine.tools.files import atomic
+
+        with atomic(private_copy) as copy:
+            copy.write(json.dumps(before, ensure_ascii=False, indent=1).encode())
+    if after != before or output is not None:
+        target = output or file
+        if output is not None:
+            _may_write(output, overwrite)
+        labels.write_metadata(file, target, after)
+        if not as_json:
+            _say(
+                f"[good]✓[/] {_name(target)}   "
+                f"[quiet]{words.count(len(after), 'entry', 'entries')}, weights untouched[/]"
+            )
+    if as_json:
+        _print_json(after)
+    elif after == before and output is None:
+        _show_metadata(after)
+
+
+# What the commands share
+
+
+@contextmanager
+def watched(what: str, quiet: bool) -> Iterator[Progress]:
+    """A progress bar on stderr for somebody who watches; nothing for a script."""
+    from engine.tools.files import no_progress
+
+    if quiet or not sys.stderr.isatty():
+        yield no_progress
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from wizard import views
+
+    columns = (TextColumn("[quiet]{task.description}[/]"), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=views.console(sys.stderr), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _may_write(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise PlainError(f"{path} exists already. Add --overwrite to replace it, or choose another --output.", 2)
+
+
+def _weights(base: Path | None) -> Weights:
+    from engine.tools.checkpoints import Checkpoint
+    from engine.tools.resize import no_base
+
+    return Checkpoint(base).weight if base is not None else no_base
+
+
+def _loading_only(metadata: dict[str, str]) -> dict[str, str]:
+    from engine.tools.metadata import stripped
+
+    return stripped(metadata)
+
+
+def _network_metadata(metadata: dict[str, str], result: Resized, alpha: float | None) -> dict[str, str]:
+    """The metadata with rank, alpha and module of what was written; a mixture is called Dynamic, as sd-scripts does."""
+    low, high = result.ranks
+    rank = str(low) if low == high else "Dynamic"
+    alphas = {float(tensor) for name, tensor in result.tensors.items() if name.endswith(".alpha")}
+    written = f"{alphas.pop():g}" if len(alphas) == 1 else "Dynamic"
+    stated = {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": written}
+    return {name: value for name, value in metadata.items() if name != "ss_network_args"} | stated
+
+
+def _resized_document(result: Resized, output: Path) -> dict[str, Any]:
+    return {
+        "output": str(output),
+        "bytes": output.stat().st_size,
+        "rank": list(result.ranks),
+        "kept": result.kept,
+        "error": result.error,
+        "layers": [asdict(layer) for layer in result.layers],
+    }
+
+
+def _show_resized(result: Resized, before: Path | None, output: Path, as_json: bool) -> None:
+    if as_json:
+        _print_json(_resized_document(result, output))
+        return
+    low, high = result.ranks
+    sizes = f"{words.size(before.stat().st_size)} → " if before else ""
+    _say(f"[good]✓[/] {_name(output)}   [quiet]{sizes}{words.size(output.stat().st_size)}[/]")
+    rank = low if low == high else f"{low} to {high}"
+    exact = result.error < 1e-6
+    said = "nothing lost" if exact else f"keeps {result.kept:.2%} of ‖ΔW‖, error {result.error:.2%}"
+    _say(f"  {words.count(len(result.layers), 'layer')}, rank {rank}; {said}")
+    if not exact:
+        worst = min(result.layers, key=lambda layer: layer.kept)
+        _say(f"  [quiet]weakest: {worst.module} keeps {worst.kept:.1%}[/]")
+
+
+def _show_report(report: Report, every_layer: bool) -> None:
+    from rich.text import Text
+
+    from wizard import views
+
+    out = views.console()
+    path = Path(report.path)
+    kinds = ", ".join(report.algorithms)
+    families = " or ".join(BIG_FAMILIES.get(name, name) for name in report.families) or "unknown base"
+    out.print(
+        views.heading(path.name, f"{words.size(report.bytes)} · {kinds} · {families} · {', '.join(report.precisions)}")
+    )
+    out.print(f"{words.count(report.parameters, 'weight')} in {words.count(len(report.layers), 'layer')}\n")
+    strongest = max((block.mean_norm or 0.0 for block in report.blocks), default=0.0) or 1.0
+    lines = []
+    for block in report.blocks:
+        strength: Any = Text("depends on the base model", style="quiet")
+        if block.mean_norm is not None:
+            bar = views.bar(block.mean_norm / strongest, 24)
+            strength = Text.assemble(bar, f"  {words.number(block.mean_norm)}")
+        lines.append((block.name, str(block.layers), _span(block.ranks), _span(block.alphas), strength))
+    out.print(
+        views.table(
+            ("block", "layers", "rank", "alpha", "mean strength ‖ΔW‖"), lines, right=("layers", "rank", "alpha")
+        )
+    )
+    if every_layer:
+        rows = [
+            (layer.module, _span((layer.rank,)), _span((layer.alpha,)), _strength(layer)) for layer in report.layers
+        ]
+        out.print()
+        out.print(views.table(("layer", "rank", "alpha", "‖ΔW‖"), rows, right=("rank", "alpha", "‖ΔW‖")))
+    out.print()
+    out.print(views.rows(_facts(report)))
+    for message in _troubles(report):
+        out.print(views.finding("warning", message))
+
+
+def _strength(layer: Any) -> str:
+    return "broken" if not layer.finite else "–" if layer.norm is None else words.number(layer.norm)
+
+
+def _facts(report: Report) -> list[tuple[str, Any]]:
+    """Label and value of everything worth a line below the table."""
+    from rich.text import Text
+
+    marks = {"yes": ("✓", "good"), "partly": ("▲", "warning"), "no": ("✗", "error")}
+    facts: list[tuple[str, Any]] = []
+    facts += [(label, Text(text)) for label, text in recipe(report.metadata)]
+    if report.triggers:
+        facts.append(("trigger", Text(" · ".join(report.triggers), style="strong")))
+    if report.tags:
+        facts.append(("tags", Text(" · ".join(f"{tag} {count}" for tag, count in report.tags[:12]))))
+    for reading in report.readings:
+        mark, style = marks[reading.verdict]
+        line = Text.assemble((mark, style), f" {reading.read} of {reading.layers} layers")
+        for remark in reading.remarks[:3]:
+            line.append(f"\n  {remark}", "quiet")
+        facts.append((reading.application, line))
+    names = ("AutoV3", "AutoV2", "sshs_model_hash")
+    facts += [(name, Text(report.hashes[name], style="quiet")) for name in names if name in report.hashes]
+    return facts
+
+
+def recipe(metadata: dict[str, str]) -> list[tuple[str, str]]:
+    """How the file says it was made, in a few lines of words."""
+    known = {key: value for key, value in metadata.items() if value not in ("None", "", "{}")}
+    told: list[tuple[str, str]] = []
+
+    def line(label: str, *parts: tuple[str, str]) -> None:
+        said = [text.format(known[key]) for key, text in parts if key in known]
+        if said:
+            told.append((label, " · ".join(said)))
+
+    line("base model", ("ss_sd_model_name", "{}"), ("modelspec.prediction_type", "predicts {}"))
+    line(
+        "trained for",
+        ("ss_steps", "{} steps"),
+        ("ss_epoch", "epoch {}"),
+        ("ss_total_batch_size", "batch {}"),
+        ("ss_num_train_images", "{} views an epoch"),
+        ("ss_resolution", "at {}"),
+    )
+    line(
+        "with",
+        ("ss_optimizer", "{}"),
+        ("ss_unet_lr", "UNet {}"),
+        ("ss_text_encoder_lr", "text encoder {}"),
+        ("ss_lr_scheduler", "{}"),
+        ("ss_min_snr_gamma", "min-SNR {}"),
+        ("ss_noise_offset", "noise offset {}"),
+    )
+    line("author", ("modelspec.author", "{}"), ("modelspec.license", "licence {}"))
+    return told
+
+
+def _troubles(report: Report) -> Iterator[str]:
+    if report.broken:
+        yield (
+            f"{words.count(len(report.broken), 'layer')} with numbers that are not finite: training went "
+            f"off the rails, and this file draws noise or black pictures. First: {report.broken[0]}"
+        )
+    if report.dead:
+        yield f"{words.count(len(report.dead), 'layer')} that change nothing at all. First: {report.dead[0]}"
+    if report.hash_as_stated is False:
+        yield (
+            "Its own sshs_model_hash does not fit its weights: another program changed them and kept the old hash, or "
+            "wrote the file through LyCORIS, which counts that hash in another way. Nothing is wrong with the weights."
+        )
+
+
+def _span(numbers: tuple[float | int | None, ...]) -> str:
+    given = [number for number in numbers if number is not None]
+    if not given:
+        return "–"
+    low, high = min(given), max(given)
+    return f"{low:g}" if low == high else f"{low:g}–{high:g}"
+
+
+def _report_document(report: Report) -> dict[str, Any]:
+    document = asdict(report)
+    document["blocks"] = [asdict(block) for block in report.blocks]
+    document |= {"dead": report.dead, "broken": report.broken}
+    document["readings"] = [asdict(reading) | {"verdict": reading.verdict} for reading in report.readings]
+    return document
+
+
+def _show_metadata(metadata: dict[str, str]) -> None:
+    from wizard import views
+
+    if not metadata:
+        _say("[quiet]The file says nothing of itself.[/]")
+        return
+    shown = [(key, value if len(value) <= 300 else value[:300] + " …") for key, value in sorted(metadata.items())]
+    views.console().print(views.rows([(key, views.escape(value)) for key, value in shown]))
+
+
+def strength_chart(report: Report, path: Path) -> None:
+    """A PNG with ‖ΔW‖ of every layer as a dot, by block, and the mean of each block as a line."""
+    from matplotlib.figure import Figure
+
+    from engine.tools.files import atomic
+    from wizard.charts import ACCENT, CHART_DPI, CHART_INCHES, HAIR, INK, QUIET
+
+    figure = Figure(figsize=CHART_INCHES, dpi=CHART_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    blocks = report.blocks
+    for place, block in enumerate(blocks):
+        norms = [layer.norm for layer in report.layers if layer.block == block.name and layer.norm is not None]
+        spread = [place + (index / max(1, len(norms) - 1) - 0.5) * 0.6 for index in range(len(norms))]
+        axes.scatter(spread, norms, s=9, color=ACCENT, alpha=0.55, linewidths=0)
+        if block.mean_norm is not None:
+            axes.hlines(block.mean_norm, place - 0.38, place + 0.38, color=INK, linewidth=1.6)
+    axes.set_xticks(range(len(blocks)), [block.name for block in blocks], rotation=30, ha="right", color=INK)
+    axes.set_ylabel("‖ΔW‖ of each layer", color=INK)
+    axes.set_ylim(bottom=0)
+    axes.set_title(f"What {Path(report.path).name} changes, block by block", loc="left", color=INK)
+    axes.grid(axis="y", color=HAIR)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=QUIET)
+    axes.spines[["top", "right"]].set_visible(False)
+    with atomic(path) as file:
+        figure.savefig(file, format="png")
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, ensure_ascii=False, default=str))
+
+
+def _name(path: Path) -> str:
+    from wizard import views
+
+    return f"[strong]{views.escape(str(path))}[/]"
+
+
+def _say(message: str) -> None:
+    from wizard import views
+
+    views.say(message)
