@@ -50,10 +50,42 @@ class DatasetFacts:
         return sum(len(folder.pictures) * folder.repeats for folder in self.folders if not folder.regularisation)
 
     @property
+    def training_pictures(self) -> tuple[Picture, ...]:
+        return tuple(p for folder in self.folders if not folder.regularisation for p in folder.pictures)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The captions of the training pictures that have one."""
+        return tuple(text for p in self.training_pictures if (text := (p.caption or "").strip()))
+
+    @property
     def captions_missing(self) -> int:
         """Training pictures without a caption, or with an empty one."""
-        training = (p for folder in self.folders if not folder.regularisation for p in folder.pictures)
-        return sum(not (picture.caption or "").strip() for picture in training)
+        return len(self.training_pictures) - len(self.captions)
+
+    @property
+    def captions_different(self) -> int:
+        """How many unlike captions there are."""
+        return len(set(self.captions))
+
+    @property
+    def captions_in_sentences(self) -> int:
+        """Captions that are prose rather than tags: ten words or more between one comma and the next."""
+        return sum(max(len(part.split()) for part in text.split(",")) >= 10 for text in self.captions)
+
+    @property
+    def longest_caption_words(self) -> int:
+        return max((len(text.split()) for text in self.captions), default=0)
+
+    @property
+    def smallest_area(self) -> int:
+        """Pixels of the smallest training picture."""
+        return min((p.width * p.height for p in self.training_pictures), default=0)
+
+    @property
+    def shapes(self) -> int:
+        """How many unlike proportions the training pictures have, to two decimals."""
+        return len({round(p.width / p.height, 2) for p in self.training_pictures})
 
 
 @dataclass(frozen=True)

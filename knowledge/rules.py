@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -20,7 +20,7 @@ SEVERITIES: tuple[Severity, ...] = ("blocks", "high", "warning", "note")
 class Rule:
     """A risky combination. `when` and the values of `fix` are expressions over the facts; `message` has placeholders.
 
-    `fires` and `silent` are facts, laid over a plain config, for which the rule must and must not speak.
+    `parameters` are those to look at besides the ones that `fix` and `when` name. `fires` and `silent` are facts, laid over a plain config, for which the rule must and must not speak.
     """
 
     id: str
@@ -28,10 +28,11 @@ class Rule:
     when: str
     message: str
     evidence: Evidence
-    sources: tuple[str, ...]
+    sources: Sequence[str]
     fires: Mapping[str, Any]
     silent: Mapping[str, Any]
     fix: Mapping[str, str] = field(default_factory=dict)
+    parameters: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def rules() -> tuple[Rule, ...]:
     """Every rule, in the order of the files and within them."""
     paths = sorted((library.DATA / "rules").glob("*.toml"))
     tables = (table for path in paths for table in library.document(f"rules/{path.name}").get("rule", ()))
-    return tuple(Rule(**{**table, "sources": tuple(table["sources"])}) for table in tables)
+    return tuple(Rule(**table) for table in tables)
 
 
 def check(facts: Mapping[str, Any]) -> list[Finding]:
@@ -81,7 +82,7 @@ def _finding(rule: Rule, facts: Mapping[str, Any]) -> Finding | None:
         fix = {name: as_field_type(name, evaluate(value, lookup)) for name, value in rule.fix.items()}
     except UnknownFactError:
         fix = {}
-    named = dict.fromkeys([*rule.fix, *(name for name in names_in(rule.when) if name in fields())])
+    named = dict.fromkeys([*rule.fix, *rule.parameters, *(name for name in names_in(rule.when) if name in fields())])
     return Finding(rule.id, rule.severity, message, tuple(named), fix)
 
 

@@ -1,0 +1,187 @@
+"""Every rule speaks where it should and nowhere else, and its fix can be applied and helps."""
+
+from dataclasses import fields as dataclass_fields
+from typing import get_args
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from knowledge import config, library
+from knowledge.config import TrainingConfig, value_of, with_values
+from knowledge.expressions import names_in, placeholders
+from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture, facts
+from knowledge.parameters import lookup_for, number, parameters
+from knowledge.rules import SEVERITIES, apply_fix, check, rules
+
+RULES = rules()
+FIELDS = config.fields()
+KNOWN_BESIDE_THE_CONFIG = (
+    {f"dataset.{name}" for name, member in vars(DatasetFacts).items() if isinstance(member, property)}
+    | {"dataset.broken"}
+    | {f"hardware.{field.name}" for field in dataclass_fields(Hardware)}
+)
+
+
+def situation(overlay):
+    """A config and the other facts that an overlay of a rule describes; "none" empties a setting that may be empty."""
+    known = {name: tuple(value) if isinstance(value, list) else value for name, value in overlay.items()}
+    for name, value in known.items():
+        if value == "none" and type(None) in get_args(FIELDS[name].annotation):
+            known[name] = None
+    changes = {name: value for name, value in known.items() if name in FIELDS}
+    others = {name: value for name, value in known.items() if name not in FIELDS}
+    return with_values(TrainingConfig(), changes), others
+
+
+def found(rule, config_, others):
+    return [finding for finding in check(facts(config_) | others) if finding.rule == rule.id]
+
+
+def test_there_are_many_rules_each_with_its_own_id():
+    assert len(RULES) >= 80
+    assert len({rule.id for rule in RULES}) == len(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_a_rule_fires_and_stays_silent_where_it_says(rule):
+    config_, others = situation(rule.fires)
+    (finding,) = found(rule, config_, others)
+    assert "{" not in finding.message
+    assert finding.message[-1] in ".)"
+    assert finding.parameters
+    assert not found(rule, *situation(rule.silent))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_a_rule_reads_only_what_exists(rule):
+    assert rule.severity in SEVERITIES
+    assert rule.sources
+    assert set(rule.sources) <= set(library.sources()), set(rule.sources) - set(library.sources())
+    assert set(rule.fix) <= set(FIELDS)
+    read = {*names_in(rule.when), *placeholders(rule.message), *(n for v in rule.fix.values() for n in names_in(v))}
+    for name in read | set(rule.fires) | set(rule.silent):
+        name = name.removeprefix("recommended.")
+        if name in FIELDS or name in KNOWN_BESIDE_THE_CONFIG or name.startswith("plan."):
+            continue
+        number(name)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.fix], ids=lambda rule: rule.id)
+def test_a_fix_can_be_applied_and_silences_the_rule(rule):
+    config_, others = situation(rule.fires)
+    (finding,) = found(rule, config_, others)
+    assert finding.fix, "the fix needs facts that its own example lacks"
+    fixed = apply_fix(config_, finding)
+    assert fixed != config_
+    assert all(value_of(fixed, name) == value for name, value in finding.fix.items())
+    if not any(name.startswith("plan.") for name in names_in(rule.when)):
+        assert not found(rule, fixed, others)
+
+
+def test_findings_come_gravest_first():
+    config_ = with_values(
+        TrainingConfig(), {"optimizer.learning_rate": 1.0, "network.alpha": 64.0, "network.dropout": 0.9}
+    )
+    severities = [SEVERITIES.index(finding.severity) for finding in check(facts(config_))]
+    assert severities[0] == 0
+    assert severities == sorted(severities)
+
+
+def test_a_plain_config_with_recommended_values_is_not_blocked():
+    for family in ("pocket", "sd15", "sdxl"):
+        path = "pocket" if family == "pocket" else "x.safetensors"
+        known = facts(with_values(TrainingConfig(), {"base_model.family": family, "base_model.path": path}))
+        from knowledge.parameters import recommended_values
+
+        advised = with_values(
+            with_values(TrainingConfig(), {"base_model.family": family, "base_model.path": path}),
+            recommended_values(known),
+        )
+        graver = [f for f in check(facts(advised)) if f.severity != "note"]
+        assert not graver, graver
+
+
+# -- any config at all ------------------------------------------------------------------------------------------------
+
+
+def _values(name):
+    """Allowed values of a field, its limits and everyday ones among them."""
+    field = FIELDS[name]
+    kinds = {field.annotation, *get_args(field.annotation)}
+    if config.choices(field):
+        return st.sampled_from(config.choices(field))
+    if bool in kinds:
+        return st.booleans()
+    entry = parameters()[name]
+    step = next((m.multiple_of for m in field.metadata if hasattr(m, "multiple_of")), 1)
+    low, high = entry.minimum, entry.maximum
+    if int in kinds:
+        whole = st.integers(-(-int(low) // step), min(int(high), 100_000) // step).map(lambda n: n * step)
+        values = st.one_of(whole, st.sampled_from([n for n in (8, 16, 64, 512) if low <= n <= high] or [int(low)]))
+    elif float in kinds:
+        everyday = [value for value in (1e-6, 1e-4, 1e-2, 1.0) if low < value < high]
+        values = st.floats(low, min(high, 1e5), exclude_min=True, exclude_max=True)
+        values = st.one_of(values, st.sampled_from(everyday)) if everyday else values
+    else:
+        return None
+    return st.one_of(st.none(), values) if type(None) in kinds else values
+
+
+GENERATED = {name: values for name in FIELDS if "folders" not in name and (values := _values(name)) is not None}
+
+
+@st.composite
+def configs(draw):
+    names = draw(st.lists(st.sampled_from(sorted(GENERATED)), unique=True, max_size=25))
+    changes = {name: draw(GENERATED[name]) for name in names}
+    changes["dataset.trigger_word"] = draw(st.sampled_from(["", "ohwx"]))
+    changes["sampling.prompts"] = draw(st.sampled_from([(), ("a cat",)]))
+    changes["base_model.path"] = draw(st.sampled_from(["pocket", "x.safetensors"]))
+    config_ = TrainingConfig()
+    for name, value in changes.items():
+        try:
+            config_ = with_values(config_, {name: value})
+        except ValidationError:
+            continue  # the engine cannot honour it together with the others
+    return config_
+
+
+CARDS = st.sampled_from(
+    [
+        None,
+        Hardware("CPU", ram_bytes=2**34, disk_free_bytes=2**30),
+        Hardware("NVIDIA GeForce GTX 1660", vram_bytes=6 * 2**30, ram_bytes=2**33, capability=(7, 5)),
+        Hardware("NVIDIA GeForce RTX 3060", vram_bytes=12 * 2**30, ram_bytes=2**35, capability=(8, 6)),
+        Hardware("Apple M2", vram_bytes=16 * 2**30, ram_bytes=2**34),
+    ]
+)
+DATASETS = st.builds(
+    lambda count, repeats, caption: DatasetFacts(
+        (FolderFacts(tuple(Picture(f"{i}.png", 640 + 64 * (i % 3), 512, caption) for i in range(count)), repeats),)
+    ),
+    st.integers(1, 400),
+    st.integers(1, 20),
+    st.sampled_from([None, "ohwx, cat, beach", "A very long and winding sentence about a cat that sits on a beach"]),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(config_=configs(), dataset=st.one_of(st.none(), DATASETS), hardware=CARDS)
+def test_applying_every_offered_fix_ends_without_a_blocking_finding(config_, dataset, hardware):
+    for _ in range(60):
+        offered = [finding for finding in check(facts(config_, dataset, hardware)) if finding.fix]
+        if not offered:
+            break
+        config_ = apply_fix(config_, offered[0])
+    left = check(facts(config_, dataset, hardware))
+    assert not [finding for finding in left if finding.fix], "fixes chase each other"
+    assert not [finding for finding in left if finding.severity == "blocks"]
+
+
+def test_a_missing_fact_keeps_a_rule_silent_instead_of_failing():
+    assert all("plan." not in finding.message for finding in check(facts(TrainingConfig())))
+    lookup = lookup_for(None, {})
+    with pytest.raises(KeyError):
+        lookup("plan.total_steps")
