@@ -21,7 +21,7 @@ COMMANDS = {
     "calc": "wizard.calc:calc",
     "check": "wizard.check:check",
     "explain": "wizard.explain:explain",
-    "doctor": "wizard.hardware:doctor",
+    "doctor": "wizard.doctor:doctor",
 }
 """Where each command lives; importing all of them to show one would make every start slow."""
 

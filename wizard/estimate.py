@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def figures(plan: Plan, hardware: Hardware) -> Iterator[tuple[str, str]]:
     """What a person wants to know before starting, each as (figure, what it is)."""
     yield f"{plan.total_steps:,}", "steps"
-    yield f"about {words.duration(plan.duration.likely_seconds)}", ""
+    yield f"about {roughly(plan.duration.likely_seconds)}", ""
     needed = views.memory(plan.vram.likely_bytes)
     if hardware.vram_bytes:
         yield needed, f"of {views.memory(hardware.vram_bytes)} VRAM"
@@ -43,3 +43,9 @@ def line(plan: Plan, hardware: Hardware, otherwise: Plan | None = None) -> Text:
     if hardware.vram_bytes and needed > hardware.vram_bytes:
         text.append("  ·  does not fit", "high")
     return text
+
+
+def roughly(seconds: float) -> str:
+    """An estimated time, no more exact than it can be: "40 s", "6 min", "1 h 20 min"."""
+    grain = 10 if seconds < 90 else 60 if seconds < 3600 else 600 if seconds < 36000 else 3600
+    return words.duration(max(round(seconds / grain), 1) * grain)

@@ -104,12 +104,13 @@ class _Screen:
         lines, tail = self._above(width), self._tail(width)
         room = max(height - self.rows_asked - len(self._below(width)) - 1, 2)
         if len(lines) + len(tail) > room:
-            tail = _closer(tail, room - len(lines))
+            tail = _closer(tail, max(room - len(lines), room // 3))
             lines = _closer(lines, room - len(tail))
         if len(lines) + len(tail) > room:
             rest = views.ansi_lines(views.indented("[quiet]… the rest does not fit here; ? shows it[/]"), width)
-            lines = [*lines[: max(room - len(tail) - 1, 2)], *rest, *tail]
-            return ANSI("\n".join(lines[:room]))
+            if tail:
+                tail = [*tail[: max(room - len(lines), room // 3) - 2], *rest, ""]
+            lines = lines[: room - len(tail)] if tail else [*lines[: room - 2], *rest, ""]
         return ANSI("\n".join([*lines, *tail]))
 
     def below(self) -> Any:
@@ -140,7 +141,7 @@ class _Screen:
     def _note(self, width: int, option: Option | None = None) -> list[str]:
         if option is None:
             option = next((o for o in self.page.options if o.value == self.current()), None)
-        text = option and (option.refusal or option.note)
+        text = option.note if option else ""
         return [*views.ansi_lines(views.indented(f"[quiet]{views.escape(text)}[/]", 4), width), ""] if text else []
 
     def _note_height(self, width: int) -> int:
@@ -212,7 +213,10 @@ def _list(page: Page, default: Any) -> tuple[Question, _Screen]:
 
     label_width = min(max(len(option.label) for option in page.options), 34)
     choices = [
-        questionary.Choice(f"{option.label:<{label_width}}  {option.hint}".rstrip(), value=index)
+        questionary.Choice(
+            f"{option.label:<{label_width}}  {option.hint or ('not yet' if option.refusal else '')}".rstrip(),
+            value=index,
+        )
         for index, option in enumerate(page.options)
     ]
     first = next((index for index, option in enumerate(page.options) if option.value == default), 0)

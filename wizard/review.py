@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from knowledge.config import POCKET_MODEL, TrainingConfig, value_of
 from knowledge.parameters import parameters
 from knowledge.rules import Finding
-from wizard import pictures, questions, settings, views, words
+from wizard import estimate, pictures, questions, settings, views, words
 from wizard.prompts import Move, Option, Page, show
 from wizard.situation import Situation
 
@@ -26,21 +26,22 @@ SHOWN = 3
 
 def review(session: Session, around: dict[str, Any]) -> str | Move:
     """Shows the review until somebody decides: "train", "save", or back to the questions."""
-    at: Any = "train"
+    at: Any = None
     while True:
         situation = session.situation()
+        options = _options(situation)
         answer: Any = session.ask(
             Page(
                 title="This is what will happen",
                 body=(summary(situation),),
                 tail=tuple(told(situation.findings)),
-                options=_options(situation),
+                options=options,
                 default=at,
                 help=partial(whole_plan, situation),
                 **around,
             )
         )
-        at = "train"
+        at = None
         if isinstance(answer, Move):
             return answer
         if answer in ("train", "save"):
@@ -51,13 +52,12 @@ def review(session: Session, around: dict[str, Any]) -> str | Move:
         elif answer == "settings":
             settings.browse(session, around)
             at = "settings"
+        elif answer == "remarks":
+            remarks(session, around)
         elif answer == "fix all":
             fix_all(session)
-        elif str(answer).startswith("change "):
-            settings.change(session, answer.removeprefix("change "), around)
         else:
-            session.answer(situation.findings[answer].fix)
-            session.notice = f"{fix_words(situation.config, situation.findings[answer].fix)}"
+            take_fix(session, next(finding for finding in situation.findings if finding.fix))
 
 
 def fix_all(session: Session, most: int = 20) -> None:
@@ -82,30 +82,72 @@ def fix_words(config: TrainingConfig, fix: Mapping[str, Any]) -> str:
 
 
 def _options(situation: Situation) -> tuple[Option, ...]:
-    blocking = [finding for finding in situation.findings if finding.severity == "blocks"]
-    refusal = situation.problem
-    if blocking:
-        refusal = "This cannot start as it is: " + blocking[0].message
-    fixable = [index for index, finding in enumerate(situation.findings) if finding.fix]
-    start = [Option("train", "Save and start training", refusal=refusal)]
-    fixes = [
-        Option(index, f"Fix: {fix_words(situation.config, situation.findings[index].fix)}"[:70], note="")
-        for index in fixable[:SHOWN]
-    ]
+    findings = situation.findings
+    refusal = situation.problem or ("Settle what is marked ✗ first." if situation.blocked else "")
+    start = Option("train", "Save and start training", refusal=refusal)
+    settle: list[Option] = []
+    fixable = [finding for finding in findings if finding.fix]
+    if fixable:
+        settle.append(Option("fix", _shortened(f"Fix: {fix_words(situation.config, fixable[0].fix)}")))
     if len(fixable) > 1:
-        fixes.append(Option("fix all", f"Fix all {len(fixable)}"))
-    changes = [
-        Option(f"change {finding.parameters[0]}", f"Change: {parameters()[finding.parameters[0]].title}")
-        for finding in situation.findings[:SHOWN]
-        if not finding.fix and finding.parameters
-    ]
+        settle.append(Option("fix all", f"Fix all {len(fixable)}"))
+    if findings:
+        settle.append(
+            Option("remarks", f"Go through {'all ' if len(findings) > 1 else ''}{words.count(len(findings), 'remark')}")
+        )
     rest = [
-        *changes,
         Option("settings", "Change a setting"),
         Option("plan", "See the whole plan"),
         Option("save", "Save the answers, train later"),
     ]
-    return (*fixes, *start, *rest) if blocking else (*start, *fixes, *rest)
+    return (*settle, start, *rest) if situation.blocked else (start, *settle, *rest)
+
+
+def remarks(session: Session, around: dict[str, Any]) -> None:
+    """Goes through the findings one by one: each can be fixed, or its setting changed."""
+    at: Any = 0
+    while session.situation().findings:
+        situation = session.situation()
+        options = [
+            Option(index, _remark(situation, finding), note=finding.message)
+            for index, finding in enumerate(situation.findings)
+        ]
+        at = session.ask(
+            Page(
+                title="What stands out, gravest first",
+                options=tuple(options),
+                default=min(at, len(options) - 1),
+                preview=lambda value: session.estimate(),
+                **{**around, "back": "back to the review"},
+            )
+        )
+        if isinstance(at, Move):
+            return
+        finding = situation.findings[at]
+        if finding.fix:
+            take_fix(session, finding)
+        elif finding.parameters:
+            settings.change(session, finding.parameters[0], around)
+
+
+def _remark(situation: Situation, finding: Finding) -> str:
+    """A finding in one line: its mark, and what choosing it does."""
+    mark = views.SEVERITY_MARKS[finding.severity]
+    if finding.fix:
+        return _shortened(f"{mark} Fix: {fix_words(situation.config, finding.fix)}")
+    if finding.parameters:
+        return f"{mark} Change: {parameters()[finding.parameters[0]].title}"
+    return f"{mark} {finding.rule.replace('-', ' ').capitalize()}"
+
+
+def take_fix(session: Session, finding: Finding) -> None:
+    said = fix_words(session.situation().config, finding.fix)
+    session.answer(finding.fix)
+    session.notice = said
+
+
+def _shortened(text: str, longest: int = 70) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def told(findings: Sequence[Finding], limit: int | None = SHOWN) -> Iterator[RenderableType]:
@@ -127,27 +169,29 @@ def _summary(situation: Situation) -> Iterator[tuple[str, RenderableType]]:
 
     config, plan = situation.config, situation.plan
     known = parameters()
-    goal = known["dataset.goal"].choices[config.dataset.goal].title
-    trigger = config.dataset.trigger_word
-    taught = Text.assemble((goal, "strong"))
-    taught.append(f", called up by “{trigger}”" if trigger else ", without a trigger word")
+
+    def chosen(name: str) -> str:
+        return questions.display(known[name], value_of(config, name))
+
+    taught = Text.assemble((chosen("dataset.goal"), "strong"))
+    if config.dataset.trigger_word:
+        taught.append(f", “{config.dataset.trigger_word}”")
     if situation.dataset is not None:
         taught.append(f", from {words.count(situation.dataset.images, 'picture')}")
     yield "Teaches", taught
-    family = known["base_model.family"].choices[config.base_model.family].title
-    base = Text(family)
-    if config.base_model.path != POCKET_MODEL:
-        base.append(f"  {pictures.short(config.base_model.path)}", "quiet")
-    base.append(f", pictures at {config.dataset.resolution} pixels")
-    yield "Builds on", base
-    network = known["network.algorithm"].choices[config.network.algorithm].title
-    size = f", a file of {words.size(plan.file_bytes)}" if plan else ""
-    yield "Network", Text(f"{network}, rank {config.network.rank}{size}")
+    own = config.base_model.path != POCKET_MODEL
+    place = f"  {pictures.short(config.base_model.path, 36)}" if own else ""
+    yield (
+        "Builds on",
+        Text.assemble(chosen("base_model.family"), (place, "quiet"), f", at {config.dataset.resolution} pixels"),
+    )
+    rate = views.value(config.optimizer.learning_rate)
+    network = (
+        f"{chosen('network.algorithm')} of rank {config.network.rank}, learned by {chosen('optimizer.name')} at {rate}"
+    )
+    yield "Network", Text(network)
     if plan is None:
         return
-    optimizer = known["optimizer.name"].choices[config.optimizer.name].title
-    rate = views.value(config.optimizer.learning_rate)
-    yield "Learning", Text(f"{optimizer} at rate {rate}, {words.count(config.schedule.batch_size, 'picture')} a step")
     yield (
         "Length",
         Text.assemble(
@@ -157,10 +201,10 @@ def _summary(situation: Situation) -> Iterator[tuple[str, RenderableType]]:
     )
     yield "Time", time_words(situation)
     yield "Memory", memory_words(situation)
-    drawn = words.count(len(config.sampling.prompts), "picture")
+    result = Text.assemble((f"{config.output.name}.safetensors", "strong"), f", {words.size(plan.file_bytes)}")
     if config.sampling.prompts:
-        yield "Samples", Text(f"{drawn} {_how_often(config)}, to watch it learn")
-    yield "Result", Text(f"{config.output.name}.safetensors")
+        result.append(f"; {words.count(len(config.sampling.prompts), 'sample')} {_how_often(config)}")
+    yield "Result", result
 
 
 def _how_often(config: TrainingConfig) -> str:
@@ -177,9 +221,9 @@ def time_words(situation: Situation) -> Text:
 
     assert situation.plan is not None
     time = situation.plan.duration
-    low, likely, high = (words.duration(s) for s in (time.low_seconds, time.likely_seconds, time.high_seconds))
-    where = situation.hardware.name if situation.hardware.vram_bytes else "this computer's processor"
-    return Text.assemble(("about ", ""), (likely, "strong"), (f"  on {where}; {low} to {high}", "quiet"))
+    low, likely, high = (estimate.roughly(s) for s in (time.low_seconds, time.likely_seconds, time.high_seconds))
+    where = situation.hardware.name if situation.hardware.vram_bytes else "the processor"
+    return Text.assemble("about ", (likely, "strong"), (f" on {where}, between {low} and {high}", "quiet"))
 
 
 def memory_words(situation: Situation) -> Text:

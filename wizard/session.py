@@ -85,7 +85,7 @@ class Session:
 
     def run(self) -> str:
         """Asks until the review is left: "train" or "save". Raises KeyboardInterrupt; the draft is kept by then."""
-        at = self.draft.at or steps.next_question("", self.situation().facts)
+        at = self.draft.at or self._first_open()
         while True:
             facts = self.situation().facts
             self.move(self.draft.moved(at))
@@ -103,6 +103,11 @@ class Session:
                 self._more(at)
             else:
                 at = steps.next_question(at, facts)
+
+    def _first_open(self) -> str:
+        """The first question that was not answered by a file or an option."""
+        possible = steps.path(self.situation().facts)
+        return next((name for name in possible if name not in self.draft.values), REVIEW)
 
     def _ask_question(self, name: str) -> Move | None:
         """Asks one question of the path until it is answered or left."""

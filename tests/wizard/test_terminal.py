@@ -37,6 +37,8 @@ class Terminal:
             timeout=30,
         )
 
+        self.screen.write_process_input = self.program.send  # where is the cursor? a real terminal answers
+
     def read(self, seconds: float = 0.2) -> None:
         try:
             self._stream.feed(self.program.read_nonblocking(65536, timeout=seconds))
@@ -56,6 +58,13 @@ class Terminal:
             assert time.monotonic() < end, f"{words} not seen within {within} s on\n{self.text}"
             self.read()
 
+    def settle(self) -> None:
+        """Waits until nothing more is drawn."""
+        before = ""
+        while self.text != before or "❯" not in self.text:
+            before = self.text
+            self.read(0.3)
+
     def press(self, *keys: str) -> None:
         for key in keys:
             self.program.send(key)
@@ -66,11 +75,8 @@ class Terminal:
         for _ in range(20):
             if any("❯" in line and label in line for line in self.text.splitlines()):
                 return
-            before = self.text
             self.press(DOWN)
-            end = time.monotonic() + 5
-            while self.text == before and time.monotonic() < end:
-                self.read(0.1)
+            self.settle()
         raise AssertionError(f"the cursor does not reach {label} on\n{self.text}")
 
     def ends(self, within: float) -> int:
