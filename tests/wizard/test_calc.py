@@ -1,0 +1,120 @@
+"""`lora-wizard calc` as people and programs call it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from knowledge.answers import PlainError, write_answers
+from knowledge.config import TrainingConfig, with_values
+from wizard.calc import calc
+
+PICTURES = Path(__file__).parent.parent / "data" / "pictures"
+
+
+def run(*arguments):
+    return CliRunner().invoke(calc, arguments, catch_exceptions=False, terminal_width=100)
+
+
+def document(*arguments):
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0
+    return json.loads(result.stdout)
+
+
+def test_the_sum_is_told_in_words():
+    told = " ".join(
+        run("--images", "24", "--repeats", "10", "--batch-size", "4", "--epochs", "5", "--gpu", "3060").output.split()
+    )
+    assert "24 pictures × 10 repeats in 1 shape make 60 batches of 4 an epoch. 5 epochs are 300 steps" in told
+    assert "each picture is seen 50 times" in told
+    assert "of 12.0 GB VRAM" in told
+
+
+def test_a_folder_is_counted_with_its_repeats_and_shapes():
+    found = document("--dataset", str(PICTURES), "--family", "sd15", "--batch-size", "2", "--gpu", "3060")
+    # as recorded from sd-scripts: 6 pictures × 10 and 3 × 2 in six buckets make 33 batches of two
+    assert (found["batches_per_epoch"], len(found["buckets"])) == (33, 6)
+    told = " ".join(run("--dataset", str(PICTURES), "--batch-size", "2", "--gpu", "cpu").output.split())
+    assert "9 pictures, with their repeats 66 views, in 6 shapes make 33 batches" in told
+
+
+def test_what_was_not_said_is_supposed_aloud():
+    found = document("--gpu", "RTX 4090")
+    assert found["supposed"]["base_model.family"] == "sd15"
+    assert found["supposed"]["images"] == 20
+    found = document("--gpu", "RTX 4090", "--family", "sdxl", "--images", "30", "--rank", "32", "--precision", "fp16")
+    assert {"images", "base_model.family", "network.rank", "memory.precision"}.isdisjoint(found["supposed"])
+
+
+def test_every_option_changes_the_figure_it_names():
+    plain = (
+        "--images",
+        "10",
+        "--epochs",
+        "4",
+        "--batch-size",
+        "1",
+        "--rank",
+        "8",
+        "--gpu",
+        "3060",
+        "--resolution",
+        "512",
+    )
+    before = document(*plain, "--optimizer", "adamw", "--precision", "fp32")
+    assert before["total_steps"] == 40
+    assert document(*plain, "--accumulation", "5")["total_steps"] == 8
+    assert document(*plain, "--repeats", "3")["total_steps"] == 120
+    assert document(*plain, "--algorithm", "loha")["trainable_parameters"] > before["trainable_parameters"]
+    assert document(*plain, "--set", "saving.precision=fp32")["file_bytes"] > before["file_bytes"]
+    assert document(*plain, "--size", "1920x1080")["buckets"][0]["width"] == 640
+    assert document(*plain, "--precision", "bf16")["vram"]["likely_bytes"] < before["vram"]["likely_bytes"]
+    assert document(*plain, "--curve")["learning_rate"][0] >= 0
+    assert document(*plain, "--price", "2")["cost"] == pytest.approx(
+        before["duration"]["likely_seconds"] / 1800, rel=0.7
+    )
+
+
+def test_an_answers_file_is_taken_as_it_is(tmp_path):
+    config = with_values(TrainingConfig(), {"network.rank": 7, "schedule.epochs": 3, "schedule.batch_size": 2})
+    write_answers(config, tmp_path / "answers.toml")
+    found = document("--answers", str(tmp_path / "answers.toml"), "--images", "9", "--gpu", "3060")
+    assert (found["total_steps"], found["supposed"]) == (15, {})
+    assert document("--answers", str(tmp_path / "answers.toml"), "--images", "9", "--epochs", "1")["total_steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--dataset", "nowhere"), "There is no folder nowhere"),
+        (("--dataset", str(PICTURES), "--images", "3"), "two ways to say the same"),
+        (("--size", "5x5"), "--images"),
+        (("--rank", "0"), "network.rank is 0"),
+        (("--gpu", "Voodoo 2"), "no figures"),
+        (("--set", "network.rank"), "NAME=VALUE"),
+        (("--answers", "nowhere.toml"), "There is no file nowhere.toml"),
+    ],
+)
+def test_a_wrong_question_is_answered_in_one_sentence(arguments, said):
+    with pytest.raises(PlainError, match=said.replace("(", r"\(")):
+        run(*arguments)
+
+
+def test_a_size_that_is_none_is_wrong_use():
+    assert run("--images", "3", "--size", "big").exit_code == 2
+
+
+def test_the_calculator_never_needs_torch():
+    program = (
+        "import sys; from wizard.cli import main\n"
+        "try: main(['calc', '--images', '24', '--gpu', '3060'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'diffusers', 'numpy', 'matplotlib', 'lycoris'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stderr.strip() == "[]"
+    assert "steps" in result.stdout

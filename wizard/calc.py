@@ -1,0 +1,350 @@
+"""`lora-wizard calc`: what a run will take, before it runs. Never imports torch; answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from calculator.plan import Plan, plan
+from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
+from knowledge.config import (
+    POCKET_MODEL,
+    Algorithm,
+    DatasetFolder,
+    Family,
+    OptimizerName,
+    Precision,
+    TrainingConfig,
+    value_of,
+    with_values,
+)
+from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture, facts
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+    from knowledge.rules import Finding
+
+SUPPOSED_IMAGES = 20
+SUPPOSED_FAMILY: Family = "sd15"
+NOT_ASKED = frozenset({"dataset.trigger_word", "dataset.goal", "sampling.prompts"})
+"""What the calculator's options do not speak of; without an answers file, nobody is reminded of it here."""
+FLAGS = {
+    "family": "base_model.family",
+    "resolution": "dataset.resolution",
+    "epochs": "schedule.epochs",
+    "batch_size": "schedule.batch_size",
+    "accumulation": "schedule.gradient_accumulation_steps",
+    "algorithm": "network.algorithm",
+    "rank": "network.rank",
+    "optimizer": "optimizer.name",
+    "precision": "memory.precision",
+}
+"""The options that are nothing but settings with a shorter name."""
+STATED = (*FLAGS.values(), "memory.gradient_checkpointing", "memory.cache_text_encoder_outputs", "sampling.prompts")
+"""Settings that weigh most; the ones that nobody chose are named, so that no figure rests on a hidden assumption."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question to the calculator: everything that was given, everything that was supposed."""
+
+    config: TrainingConfig
+    dataset: DatasetFacts
+    hardware: Hardware
+    supposed: Mapping[str, Any]
+    answered: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        return plan(self.config, self.dataset, self.hardware)
+
+
+def size_of(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Width and height out of "1024x768"."""
+    if value is None:
+        return None
+    width, _, height = value.lower().replace("×", "x").partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise click.BadParameter(f'"{value}" is not a size; write it as 1024x768.')
+    return int(width), int(height)
+
+
+@click.command(epilog="Example: lora-wizard calc --images 24 --repeats 10 --family sdxl --gpu 'RTX 3060'")
+@click.option(
+    "--dataset", type=click.Path(path_type=Path), help="A folder of pictures; sizes are read, nothing is decoded."
+)
+@click.option("--images", type=click.IntRange(1, 1_000_000), help="How many pictures, if there is no folder yet.")
+@click.option("--size", callback=size_of, metavar="WxH", help="The pictures' size, with --images; square if not given.")
+@click.option("--repeats", type=click.IntRange(1, 10_000), help="How often an epoch shows each picture.")
+@click.option("--epochs", type=int, help="Times through all pictures.")
+@click.option("--batch-size", type=int, help="Pictures per step.")
+@click.option("--accumulation", type=int, help="Batches that are added up to one step.")
+@click.option("--family", type=click.Choice(get_args(Family)), help="The kind of base model.")
+@click.option("--resolution", type=int, help="Side of the training square in pixels.")
+@click.option("--rank", type=int, help="Rank of the network.")
+@click.option("--algorithm", type=click.Choice(get_args(Algorithm)), help="Kind of network.")
+@click.option("--optimizer", type=click.Choice(get_args(OptimizerName)))
+@click.option("--precision", type=click.Choice(get_args(Precision)), help="Numbers to compute in.")
+@click.option("--gpu", metavar="NAME", help="Another computer's card, as RTX 3060 or A100; cpu for none.")
+@click.option("--answers", type=click.Path(path_type=Path), help="A file of answers; other options change it.")
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Any other setting.")
+@click.option("--price", type=click.FloatRange(min=0), help="What the computer costs per hour, in your money.")
+@click.option("--curve", is_flag=True, help="Also the learning rate over the run.")
+@click.option("--json", "as_json", is_flag=True, help="The plan as one JSON document.")
+def calc(as_json: bool, curve: bool, price: float | None, **options: Any) -> None:
+    """Steps, time, memory and file size of a run, before you start it."""
+    case = gathered(**options)
+    found = case.plan
+    findings = _findings(case, found)
+    if as_json:
+        document = found.as_dict(findings, learning_rate=curve)
+        document |= {"supposed": dict(case.supposed), "hardware": _hardware(case.hardware)}
+        if price is not None:
+            document["cost"] = found.duration.likely_seconds / 3600 * price
+        click.echo(json.dumps(document, ensure_ascii=False))
+        return
+    from wizard import views
+
+    console = views.console()
+    console.print()
+    console.print(views.indented(page(case, found, findings, price, curve)))
+    console.print()
+
+
+def gathered(
+    dataset: Path | None,
+    images: int | None,
+    size: tuple[int, int] | None,
+    repeats: int | None,
+    gpu: str | None,
+    answers: Path | None,
+    assignments: tuple[str, ...],
+    **flags: Any,
+) -> Case:
+    """The case that the options describe. Raises PlainError for what contradicts itself or cannot be read."""
+    if dataset is not None and images is not None:
+        raise PlainError("--dataset and --images are two ways to say the same; give one of them.", 2)
+    if size is not None and images is None:
+        raise PlainError("--size is the size of the pictures that --images counts; give --images too.", 2)
+    chosen = {FLAGS[name]: value for name, value in flags.items() if value is not None}
+    chosen |= dict(parse_assignment(text) for text in assignments)
+    if dataset is not None:
+        chosen["dataset.folders"] = _folders(dataset, repeats)
+    base = read_answers(answers) if answers else TrainingConfig()
+    if answers is None:
+        chosen = {"base_model.family": SUPPOSED_FAMILY, **chosen}
+        if chosen["base_model.family"] != POCKET_MODEL:
+            chosen = {"base_model.path": "your base model", **chosen}
+    config = _with(base, chosen)
+    if dataset is not None or (answers is not None and images is None and base.dataset.folders):
+        from engine.dataset.folders import scan
+
+        counted = scan(config.dataset)
+    else:
+        side = config.dataset.resolution
+        width, height = size or (side, side)
+        # What the captions say is not known; that they differ is all that a figure needs.
+        shown = tuple(Picture("", width, height, f"picture {n}") for n in range(images or SUPPOSED_IMAGES))
+        counted = DatasetFacts((FolderFacts(shown, repeats or 1),))
+    hardware = _computer(gpu)
+    if answers is None:
+        from knowledge.parameters import recommended_values
+
+        advised = recommended_values(facts(config, counted, hardware), chosen=chosen.keys())
+        config = _with(base, {**advised, **chosen})
+    supposed = {name: value_of(config, name) for name in STATED if name not in chosen} if answers is None else {}
+    if flags["family"] is None and answers is None:
+        supposed = {"base_model.family": config.base_model.family, **supposed}
+    if dataset is None and images is None and not (answers is not None and base.dataset.folders):
+        supposed = {"images": SUPPOSED_IMAGES, **supposed}
+    return Case(config, counted, hardware, supposed, answered=answers is not None)
+
+
+def _with(base: TrainingConfig, values: dict[str, Any]) -> TrainingConfig:
+    from pydantic import ValidationError
+
+    try:
+        return with_values(base, values)
+    except ValidationError as error:
+        raise PlainError("\n".join(plain_problems(error)), 2) from None
+
+
+def _folders(dataset: Path, repeats: int | None) -> list[dict[str, Any]]:
+    from engine.dataset.folders import suggest_folders
+
+    folders: tuple[DatasetFolder, ...] = suggest_folders(dataset)
+    changed = {"repeats": repeats} if repeats else {}
+    return [folder.model_dump() | (changed if not folder.regularisation else {}) for folder in folders]
+
+
+def _computer(name: str | None) -> Hardware:
+    if name is None:
+        from wizard.hardware import this_computer
+
+        return this_computer()
+    if name.lower() == "cpu":
+        return Hardware("CPU", cores=os.cpu_count() or 1)
+    from knowledge.gpus import find_gpu
+
+    return find_gpu(name).hardware()
+
+
+def _findings(case: Case, found: Plan) -> list[Finding]:
+    from knowledge.rules import check
+
+    everything = check(facts(case.config, case.dataset, case.hardware, found.facts()))
+    return [finding for finding in everything if case.answered or not NOT_ASKED & set(finding.parameters)]
+
+
+def _hardware(hardware: Hardware) -> dict[str, Any]:
+    return {"name": hardware.name, "vram_bytes": hardware.vram_bytes, "ram_bytes": hardware.ram_bytes}
+
+
+# -- the page ------------------------------------------------------------------------------------------------------
+
+
+def page(case: Case, found: Plan, findings: list[Finding], price: float | None, curve: bool) -> RenderableType:
+    """The answer: the sum in words, the figures, the shapes, what to look at, and what was supposed."""
+    from rich.text import Text
+
+    from wizard import views
+
+    parts: list[RenderableType] = [sentence(case, found), views.rows(list(_figures(case, found, price)))]
+    if len(found.buckets) > 1:
+        parts.append(_shapes(found))
+    if curve:
+        parts.append(_curve(found))
+    if findings:
+        from rich.console import Group
+
+        parts.append(Group(*(views.finding(finding.severity, finding.message) for finding in findings)))
+    if case.supposed:
+        parts.append(Text("Supposed, since you did not say: " + _supposed(case.supposed), "quiet"))
+    return views.page(*parts)
+
+
+def sentence(case: Case, found: Plan) -> Text:
+    """How the steps come about: "24 pictures × 10 repeats in 5 shapes make 63 batches …"."""
+    from rich.text import Text
+
+    from wizard.words import count
+
+    dataset, schedule = case.dataset, case.config.schedule
+    repeats = {folder.repeats for folder in dataset.folders if not folder.regularisation}
+    text = Text(count(dataset.images, "picture"))
+    if len(repeats) > 1:
+        text.append(f", with their repeats {dataset.views_per_epoch:,} views,")
+    elif repeats != {1}:
+        text.append(f" × {count(max(repeats, default=1), 'repeat')}")
+    extra = found.views_per_epoch - dataset.views_per_epoch
+    if extra:
+        text.append(f" and {count(extra, 'view')} of regularisation pictures")
+    text.append(f" in {count(len(found.buckets), 'shape')} make ")
+    text.append(count(found.batches_per_epoch, "batch", "batches"), "strong")
+    text.append(f" of {schedule.batch_size}" if schedule.batch_size > 1 else "")
+    text.append(" an epoch")
+    if schedule.gradient_accumulation_steps > 1:
+        text.append(f", {schedule.gradient_accumulation_steps} to a step: ")
+        text.append(f"{count(found.updates_per_epoch, 'step')} an epoch", "strong")
+    text.append(f". {count(found.epochs, 'epoch').capitalize()} {'are' if found.epochs != 1 else 'is'} ")
+    text.append(count(found.total_steps, "step"), "accent")
+    if schedule.maximum_steps == found.total_steps and found.total_steps < found.epochs * found.updates_per_epoch:
+        text.append(", where the step limit ends the run")
+    text.append(f"; each picture is seen {found.views_per_image:,.0f} times.")
+    if found.naive_total_steps != found.total_steps and schedule.maximum_steps is None:
+        text.append(f" The usual sum, which knows no shapes, says {found.naive_total_steps:,}.", "quiet")
+    return text
+
+
+def _figures(case: Case, found: Plan, price: float | None) -> Iterator[tuple[str, RenderableType]]:
+    from rich.text import Text
+
+    from wizard import views
+    from wizard.words import count, duration, size
+
+    hardware, time, memory = case.hardware, found.duration, found.vram
+    on = f"on {hardware.name}" if hardware.vram_bytes else "on this processor, without a graphics card"
+    yield (
+        "Time",
+        Text.assemble(
+            ("about " + duration(time.likely_seconds), "strong"),
+            (f"  {on}; {duration(time.low_seconds)} to {duration(time.high_seconds)}", "quiet"),
+        ),
+    )
+    if price is not None:
+        cost = time.likely_seconds / 3600 * price
+        yield "Cost", Text.assemble((f"{cost:,.2f}", "strong"), (f"  at {price:g} an hour", "quiet"))
+    room = hardware.vram_bytes or hardware.ram_bytes
+    text = Text.assemble((views.memory(memory.likely_bytes), "strong"))
+    if room:
+        kind = "VRAM" if hardware.vram_bytes else "main memory"
+        text.append(f" of {views.memory(room)} {kind}  ").append(views.bar(memory.likely_bytes / room, 24))
+    text.append(
+        f"  {views.memory(memory.low_bytes)} to {views.memory(memory.high_bytes)}, most while {memory.phase}", "quiet"
+    )
+    yield "Memory", text
+    yield "", Text(" · ".join(f"{name} {views.memory(part)}" for name, part in memory.parts.items() if part), "quiet")
+    yield (
+        "File",
+        Text.assemble(
+            (size(found.file_bytes), "strong"),
+            (f"  {found.trainable_parameters:,} trained weights in {case.config.saving.precision}", "quiet"),
+        ),
+    )
+    disk = Text.assemble((size(found.disk_bytes), "strong"), (f"  {count(found.saved_files, 'file')}", "quiet"))
+    if found.sample_pictures:
+        disk.append(f", {count(found.sample_pictures, 'sample')}", "quiet")
+    yield "Disk", disk
+    yield "Basis", Text(f"steps and file size are exact; time: {time.basis}; memory: {memory.basis}", "quiet")
+
+
+def _shapes(found: Plan) -> RenderableType:
+    from wizard import views
+
+    most = max(bucket.batches for bucket in found.buckets)
+    return views.table(
+        ("Shape", "Pictures", "Batches", ""),
+        [
+            (f"{b.width} × {b.height}", f"{b.images:,}", f"{b.batches:,}", views.bar(b.batches / most, 24))
+            for b in found.buckets
+        ],
+        right=("Pictures", "Batches"),
+    )
+
+
+def _curve(found: Plan) -> RenderableType:
+    """The learning rate over the run in eight rows of blocks."""
+    from rich.text import Text
+
+    from wizard.words import number
+
+    rates = found.learning_rates()
+    columns = min(60, len(rates))
+    picked = [rates[index * len(rates) // columns] for index in range(columns)]
+    highest = max(picked, default=0.0) or 1.0
+    rows, eighths = 6, " ▁▂▃▄▅▆▇█"
+    lines = []
+    for row in reversed(range(rows)):
+        filled = (min(max(rate / highest * rows - row, 0.0), 1.0) for rate in picked)
+        label = number(highest) if row == rows - 1 else "0" if row == 0 else ""
+        lines.append(
+            Text.assemble((f"{label:>9} ", "quiet"), ("".join(eighths[round(8 * f)] for f in filled), "accent"))
+        )
+    foot = f"{'':>10}step 1{f'step {len(rates):,}':>{max(columns - 6, 0)}}"
+    return Text("\n").join([Text("Learning rate", "quiet"), *lines, Text(foot, "quiet")])
+
+
+def _supposed(supposed: Mapping[str, Any]) -> str:
+    from wizard import views
+
+    return ", ".join(
+        f"{name.rsplit('.', 1)[-1].replace('_', ' ')} {views.value(value)}" for name, value in supposed.items()
+    )
