@@ -83,12 +83,14 @@ class Commands(click.Group):
 @click.version_option(package_name="lora-wizard", prog_name="lora-wizard")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 @click.pass_context
-def lora_wizard(context: click.Context) -> None:
+def lora_wizard(context: click.Context) -> int | None:
     """Train your first LoRA, step by step, with every setting explained and its cost shown before you start."""
-    if context.invoked_subcommand is None:
-        command = lora_wizard.get_command(context, "new")
-        assert command is not None
-        context.invoke(command)
+    if context.invoked_subcommand is not None:
+        return None
+    command = lora_wizard.get_command(context, "new")
+    assert command is not None
+    code: int | None = context.invoke(command)
+    return code
 
 
 def main(arguments: list[str] | None = None) -> None:

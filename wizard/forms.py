@@ -126,7 +126,7 @@ def pictures(session: Session, around: Values) -> Values | Move:
             folders, values = [], {}
             session.bench.forget_pictures()
         elif answer == "add":
-            added = _ask_folder(session, {**around, "back": "back", "more": ""})
+            added = _ask_folder(session, {**around, "back": "back", "more": False})
             if not isinstance(added, Move):
                 known = {folder["path"] for folder in folders}
                 folders += [folder for folder in added["dataset.folders"] if folder["path"] not in known]
@@ -215,7 +215,7 @@ def _edit_folder(session: Session, folders: list[dict[str, Any]], index: int, ar
                 Option("remove", "Leave this folder out"),
             ),
             help=lambda: questions.long_explanation(repeats, None),
-            **{**around, "more": ""},
+            **{**around, "more": False},
         )
     )
     if answer == "remove":
@@ -230,7 +230,7 @@ def _edit_folder(session: Session, folders: list[dict[str, Any]], index: int, ar
                 default=str(folder["repeats"]),
                 help=lambda: questions.long_explanation(repeats, None),
                 check=_repeats,
-                **{**around, "more": ""},
+                **{**around, "more": False},
             )
         )
         if isinstance(times, Move):
@@ -288,7 +288,7 @@ def base_model(session: Session, around: Values) -> Values | Move:
                     help=lambda: questions.long_explanation(entry, None),
                     check=model_at,
                     is_path=True,
-                    **{**around, "more": "", "back": "back"},
+                    **{**around, "more": False, "back": "back"},
                 )
             )
             if answer is Move.BACK:
@@ -361,7 +361,7 @@ def prompts(session: Session, around: Values) -> Values | Move:
                 title="What shall it draw?" if answer == "add" else "Change the prompt",
                 body=("[quiet]Leave it empty to take the prompt out.[/]",) if answer != "add" else (),
                 default="" if answer == "add" else current[index],
-                **{**around, "more": "", "back": "back"},
+                **{**around, "more": False, "back": "back"},
             )
         )
         if not isinstance(typed, Move):

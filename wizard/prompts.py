@@ -60,7 +60,7 @@ class Page:
     preview: Callable[[Any], RenderableType | None] = lambda value: None
     is_path: bool = False
     back: str = "back"
-    more: str = ""
+    more: bool = False
     error: str = ""
 
 
@@ -158,7 +158,7 @@ class _Screen:
         if page.help:
             keys.append(("?", "explain"))
         if page.more and page.options:
-            keys.append(("m", page.more))
+            keys.append(("m", "more"))
         if page.back:
             keys.append(("Esc", page.back))
         return [*keys, ("Ctrl-C", "leave")]
@@ -392,6 +392,8 @@ def ask_plainly(page: Page) -> Any:
     console.print()
     for number, option in enumerate(page.options, 1):
         console.print(f"  {number}  {option.label}{f'  ({option.hint})' if option.hint else ''}", markup=False)
+        if option.note:
+            console.print(views.indented(f"[quiet]{views.escape(option.note)}[/]", 5))
     error = page.error
     while True:
         if error:
@@ -415,13 +417,13 @@ def ask_plainly(page: Page) -> Any:
 
 
 def _plain_prompt(page: Page) -> str:
-    hints = [f"? = {'explain'}"] if page.help else []
-    hints += [f"m = {page.more}"] if page.more and page.options else []
+    hints = ["? = explain"] if page.help else []
+    hints += ["m = more settings"] if page.more and page.options else []
     hints += [f"< = {page.back}"] if page.back else []
     if page.options:
         default = next((str(n) for n, option in enumerate(page.options, 1) if option.value == page.default), "1")
         return f"Number [{default}]  {', '.join(hints)}: "
-    default = "" if page.default is None else f" [{page.default}]"
+    default = f" [{page.default}]" if page.default else ""
     return f"Answer{default}  {', '.join(hints)}: "
 
 

@@ -170,7 +170,7 @@ class Session:
                     ),
                     default=at,
                     preview=lambda value: self.estimate(),
-                    **{**around, "back": "back", "more": ""},
+                    **{**around, "back": "back", "more": False},
                 )
             )
             if not isinstance(at, Move):
@@ -188,7 +188,7 @@ class Session:
             "place": step.title,
             "progress": (titles.index(step.name) + 1, total),
             "back": "" if first else "back",
-            "more": "more",
+            "more": True,
         }
 
 

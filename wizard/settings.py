@@ -68,7 +68,7 @@ def browse(session: Session, around: dict[str, Any]) -> None:
                 options=tuple(options),
                 default=at,
                 preview=lambda value: session.estimate(),
-                **{**around, "back": "back to the review", "more": ""},
+                **{**around, "back": "back to the review", "more": False},
             )
         )
         if isinstance(at, Move):
@@ -99,7 +99,7 @@ def browse_section(session: Session, section: str, around: dict[str, Any]) -> No
                 default=at,
                 help=partial(_meanings, entries),
                 preview=lambda value: session.estimate(),
-                **{**around, "back": "back", "more": ""},
+                **{**around, "back": "back", "more": False},
             )
         )
         if isinstance(at, Move):
@@ -151,7 +151,7 @@ def _find(session: Session, around: dict[str, Any]) -> str:
             body=("Any name will do, also those of other trainers: [strong]network_dim[/], [strong]unet_lr[/] …",),
             default="",
             check=look_up,
-            **{**around, "back": "back", "more": ""},
+            **{**around, "back": "back", "more": False},
         )
     )
     return "" if isinstance(answer, Move) else str(answer)
@@ -161,7 +161,7 @@ def change(session: Session, name: str, around: dict[str, Any]) -> bool:
     """Asks for one setting until its value goes together with the others; whether something was answered."""
     question = steps.questions().get(name)
     form = question.form if question else ("prompts" if name == "sampling.prompts" else "")
-    around = {**around, "back": "back", "more": ""}
+    around = {**around, "back": "back", "more": False}
     error, typed = "", False
     while True:
         if form in forms.FORMS:

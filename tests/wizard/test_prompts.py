@@ -67,7 +67,7 @@ def test_a_question_mark_explains_and_returns_to_where_the_cursor_was(keyboard: 
 
 def test_m_asks_for_more_settings(keyboard: PipeInput):
     keyboard.send_text("m")
-    assert ask_on_screen(a_list(more="more")) is Move.MORE
+    assert ask_on_screen(a_list(more=True)) is Move.MORE
 
 
 def test_a_closed_option_does_not_answer(keyboard: PipeInput):
@@ -147,7 +147,7 @@ def test_a_plain_page_explains_goes_back_and_opens_more(type_lines, capsys: pyte
     assert ask(a_list()) is Move.BACK
     assert "All about fruit." in capsys.readouterr().out
     type_lines("m")
-    assert ask(a_list(more="more")) is Move.MORE
+    assert ask(a_list(more=True)) is Move.MORE
 
 
 def test_a_plain_page_refuses_and_asks_again(type_lines, capsys: pytest.CaptureFixture[str]):
