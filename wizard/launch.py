@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
@@ -108,14 +109,14 @@ def train_situation(situation: Situation, *, as_json: bool = False, debug: bool 
     blocking = [finding for finding in situation.findings if finding.severity == "blocks"]
     if blocking:
         if as_json:
-            document = {"error": blocking[0].message, "exit_code": 3, "findings": [f.as_dict() for f in blocking]}
+            document = {"error": blocking[0].message, "exit_code": 3, "findings": [asdict(f) for f in blocking]}
             print(json.dumps(document, ensure_ascii=False))
         else:
             views.complain("\n".join(["This cannot start as it is:", *(finding.message for finding in blocking)]))
         return 3
     run = RunFolder.create(anchored(situation.config))
     if situation.plan is not None:
-        document = situation.plan.as_dict() | {"findings": [finding.as_dict() for finding in situation.findings]}
+        document = situation.plan.as_dict(situation.findings)
         with whole_file(run.path / PLAN) as file:
             file.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
     return attend(run, as_json=as_json, debug=debug)
@@ -171,11 +172,16 @@ def start_engine(run: RunFolder, *, resume: bool = False) -> subprocess.Popen[by
     )
     with (run.path / ENGINE_LOG).open("ab") as log:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, env=_environment(), **options
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env=engine_environment(),
+            **options,
         )
 
 
-def _environment() -> dict[str, str]:
+def engine_environment() -> dict[str, str]:
     """The environment in which Python finds our engine, and not a folder of that name where the user stands."""
     import engine
 

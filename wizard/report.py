@@ -200,7 +200,8 @@ def _asked(run: RunFolder, config: TrainingConfig) -> str:
         f"rate {number(config.optimizer.learning_rate)} with {config.optimizer.name}, "
         f"{count(config.schedule.batch_size, 'picture')} a step.</p>"
     )
-    return f"{asked}<details><summary>The answers file</summary><pre>{escape(answers_text(config))}</pre></details>"
+    answers = answers_text(config).replace(str(Path.home()), "~")  # a report is a thing to show to others
+    return f"{asked}<details><summary>The answers file</summary><pre>{escape(answers)}</pre></details>"
 
 
 STYLE = """

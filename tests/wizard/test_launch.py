@@ -325,7 +325,7 @@ def test_the_engine_is_ours_and_not_a_folder_of_that_name(tmp_path, run):
     (tmp_path / "engine" / "__init__.py").write_text("raise SystemExit('not ours')")
     answer = subprocess.run(
         [sys.executable, "-m", "engine", "--help"],
-        env=launch._environment(),
+        env=launch.engine_environment(),
         cwd=tmp_path,
         capture_output=True,
         text=True,
