@@ -1,0 +1,96 @@
+"""Network files that applications load, and states that a run goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.networks import Network
+from engine.run_folder import whole_file
+from knowledge.answers import PlainError
+from knowledge.config import Algorithm, Precision
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+READERS: dict[Algorithm, tuple[str, ...]] = {
+    "lora": ("ComfyUI", "A1111", "Forge", "diffusers"),
+    "locon": ("ComfyUI", "A1111", "Forge", "diffusers"),
+    "dora": ("ComfyUI", "A1111", "Forge"),
+    "loha": ("ComfyUI", "A1111", "Forge"),
+    "lokr": ("ComfyUI", "A1111", "Forge"),
+}
+"""Applications that apply a file of this algorithm exactly as it was trained."""
+
+
+def network_tensors(network: Network, precision: Precision) -> dict[str, Tensor]:
+    """What the file will hold: every weight on the CPU, rounded to the precision of the file."""
+    dtype = DTYPES[precision]
+    return {name: tensor.to("cpu", dtype).contiguous() for name, tensor in network.saved_tensors().items()}
+
+
+def save_network(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> int:
+    """Write a network file and read it back; its size in bytes.
+
+    Raises PlainError, and leaves no file, when a weight is not finite or what is on the disk is not what was written.
+    """
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise PlainError(
+            f"The network is broken: {len(broken)} of its {len(tensors)} tensors hold values that are not numbers "
+            f"({broken[0]} is the first). It was not saved. If saving.precision is fp16, its range may be too small "
+            "for these weights: set it to bf16 or fp32."
+        )
+    with whole_file(path) as partial:
+        save_file(dict(tensors), partial, metadata=dict(metadata))
+        _compare(partial, path, tensors)
+    return path.stat().st_size
+
+
+def _compare(written: Path, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        with safe_open(written, framework="pt") as file:
+            same = set(file.keys()) == set(tensors) and all(
+                torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items()
+            )
+    except SafetensorError:
+        same = False
+    if not same:
+        raise PlainError(f"{path} was written, but reading it back gave something else. The disk may be failing.")
+
+
+# -- states -----------------------------------------------------------------------------------------------------------
+
+
+def save_state(folder: Path, step: int, network: Network, remembering: Mapping[str, Any]) -> int:
+    """Write everything that the next update depends on; bytes written. `remembering` has state_dict methods by name."""
+    path = folder / "state.pt"
+    torch.save(
+        {
+            "step": step,
+            "network": network.exact_tensors(),
+            "remembering": {name: part.state_dict() for name, part in remembering.items() if part is not None},
+        },
+        path,
+    )
+    return path.stat().st_size
+
+
+def load_state(folder: Path, network: Network, remembering: Mapping[str, Any]) -> int:
+    """Take over what `save_state` wrote; its step. Raises PlainError when it is damaged or of another network."""
+    try:
+        # weights_only: a state is data, and opening one must never run a program.
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        network.load_exact(state["network"])
+        for name, part in remembering.items():
+            if part is not None:
+                part.load_state_dict(state["remembering"][name])
+        return int(state["step"])
+    except (OSError, KeyError, ValueError, RuntimeError, EOFError, TypeError, UnpicklingError) as problem:
+        raise PlainError(f"The state in {folder} cannot be used: {problem}") from problem

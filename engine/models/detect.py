@@ -1,0 +1,189 @@
+"""What kind of base model a path holds, read from file headers and JSON alone: answers at once, without torch."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from knowledge.answers import PlainError
+from knowledge.config import POCKET_MODEL, Family, PredictionType
+
+PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
+LARGEST_HEADER_BYTES = 100_000_000
+
+# Fingerprints of original layouts that are real models, but none that we train. Names of tensors, without prefix.
+STRANGERS: tuple[tuple[str, str], ...] = (
+    ("double_blocks.0.img_attn.norm.key_norm.scale", "a Flux model"),
+    ("joint_blocks.0.context_block.adaLN_modulation.1.bias", "a Stable Diffusion 3 model"),
+    ("edm_mean", "a Playground 2.5 model"),
+)
+ADAPTER_SUFFIXES = (".lora_down.weight", ".lora_A.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks")
+UNET_PREFIX = "model.diffusion_model."
+CONTEXT = "input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+SDXL_CONTEXT = "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+@dataclass(frozen=True)
+class Detected:
+    """A base model: its family, what it predicts, whether its noise ends at zero signal, and how it is stored."""
+
+    path: Path
+    family: Family
+    prediction_type: PredictionType
+    layout: Literal["folder", "single file"]
+    zero_terminal_snr: bool = False
+
+
+@dataclass(frozen=True)
+class Header:
+    """The head of a safetensors file: the shape of every tensor by name, and the file's own metadata."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+
+
+def detect(path: str | Path) -> Detected:
+    """What the base model at this path is. Raises PlainError when it is not one that we train, saying what to do."""
+    if str(path) == POCKET_MODEL:
+        from engine.pocket import MODEL_FOLDER
+
+        return Detected(Path(MODEL_FOLDER), "pocket", "epsilon", "folder")
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise PlainError(
+            f"base_model.path is {path}, and nothing is there. Give a diffusers folder or a .safetensors file, "
+            f'or "{POCKET_MODEL}" for the model that comes with this program.'
+        )
+    return _detect_folder(path) if path.is_dir() else _detect_file(path)
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file. Raises PlainError when the file is not one, or is cut short."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        if not 2 <= length <= min(size - 8, LARGEST_HEADER_BYTES):
+            raise PlainError(
+                f"{path} is not a safetensors file: it does not begin with a safetensors header. "
+                "Perhaps the download broke off, or it is a web page saved under this name; download it again."
+            )
+        try:
+            document = json.loads(file.read(length))
+            metadata = document.pop("__metadata__", {}) or {}
+            shapes = {name: tuple(entry["shape"]) for name, entry in document.items()}
+            end = max((entry["data_offsets"][1] for entry in document.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise PlainError(
+                f"{path} is not a safetensors file: its header cannot be read. Download it again."
+            ) from None
+    if size < 8 + length + end:
+        missing = 8 + length + end - size
+        raise PlainError(f"{path} is cut short: {missing:,} bytes are missing at its end. Download it again.")
+    return Header(shapes, metadata)
+
+
+def _detect_file(path: Path) -> Detected:
+    if path.suffix.lower() in PICKLES:
+        raise PlainError(
+            f"{path} is a pickle checkpoint, which can run any program when it is opened, so it is never loaded. "
+            "Download the .safetensors version of this model, or convert it with a tool that you trust."
+        )
+    header = read_header(path)
+    names = header.shapes
+    if any(name.endswith(ADAPTER_SUFFIXES) for name in names):
+        raise PlainError(f"{path} is a LoRA, not a base model. Choose the base model that it was trained on.")
+    bare = {name.removeprefix(UNET_PREFIX): shape for name, shape in names.items()}
+    for fingerprint, what in STRANGERS:
+        if fingerprint in bare:
+            raise PlainError(f"{path} is {what}. This program trains Stable Diffusion 1.x, 2.x and SDXL.")
+    _refuse_other_inputs(path, bare.get("input_blocks.0.0.weight"))
+    family = _family_of_file(path, names, bare)
+    return Detected(path, family, _prediction_of_file(header), "single file", "ztsnr" in names)
+
+
+def _family_of_file(path: Path, names: Mapping[str, tuple[int, ...]], bare: Mapping[str, tuple[int, ...]]) -> Family:
+    if not any(name.startswith(UNET_PREFIX) for name in names):
+        if "conv_in.weight" in names or "down_blocks.0.resnets.0.conv1.weight" in names:
+            raise PlainError(
+                f"{path} is one part of a diffusers folder (a UNet alone). Choose the folder with model_index.json."
+            )
+        raise PlainError(
+            f"{path} is a safetensors file, but no Stable Diffusion checkpoint: it holds no UNet "
+            f"({UNET_PREFIX}…). Perhaps it is a VAE or a text encoder."
+        )
+    if "label_emb.0.0.weight" in bare:
+        context = bare.get(SDXL_CONTEXT, (0, 0))[-1]
+        if context != 2048 and not any(name.startswith("conditioner.embedders.1.") for name in names):
+            raise PlainError(f"{path} is the SDXL refiner. LoRAs are trained on the SDXL base model.")
+        return "sdxl"
+    context = bare.get(CONTEXT, bare.get("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", (0, 0)))[-1]
+    return _family_by_context(path, context)
+
+
+def _prediction_of_file(header: Header) -> PredictionType:
+    said = header.metadata.get("modelspec.prediction_type", "")
+    if "v_pred" in header.shapes or "edm_vpred.sigma_max" in header.shapes or said in ("v", "v_prediction"):
+        return "v_prediction"
+    return "epsilon"
+
+
+def _detect_folder(path: Path) -> Detected:
+    index = path / "model_index.json"
+    if not index.is_file():
+        inner = sorted(folder for folder in path.glob("*/") if (folder / "model_index.json").is_file())
+        if inner:
+            raise PlainError(f"{path} holds a model one folder deeper. Give {inner[0]}")
+        if path.parent.joinpath("model_index.json").is_file():
+            raise PlainError(f"{path} is one part of a model. Give the folder above it: {path.parent}")
+        files = sorted(path.glob("*.safetensors"))
+        hint = f" Did you mean the file {files[0]}?" if files else ""
+        raise PlainError(f"{path} is not a diffusers model folder: it has no model_index.json.{hint}")
+    pipeline = str(_read_json(index).get("_class_name", ""))
+    unet = _read_json(path / "unet" / "config.json")
+    _refuse_other_inputs(path, (0, int(unet.get("in_channels", 4))))
+    scheduler = _read_json(path / "scheduler" / "scheduler_config.json")
+    prediction: PredictionType = "v_prediction" if scheduler.get("prediction_type") == "v_prediction" else "epsilon"
+    family: Family
+    if unet.get("addition_embed_type") == "text_time" and pipeline.startswith("StableDiffusionXL"):
+        family = "sdxl"
+    elif pipeline.startswith("StableDiffusion") and not pipeline.startswith("StableDiffusion3"):
+        family = _family_by_context(path, int(unet.get("cross_attention_dim") or 0))
+    else:
+        raise PlainError(f"{path} holds a {pipeline}. This program trains Stable Diffusion 1.x, 2.x and SDXL.")
+    return Detected(path, family, prediction, "folder", bool(scheduler.get("rescale_betas_zero_snr")))
+
+
+def _family_by_context(path: Path, context: int) -> Family:
+    """The family by the width of the text that the UNet reads: 1024 in 2.x, 768 in 1.x, others in models for tests."""
+    if context == 1024:
+        raise PlainError(f"{path} is a Stable Diffusion 2.x model, which this version cannot train yet.")
+    if context == 0:
+        raise PlainError(f"{path} has a UNet that reads no text. It cannot be trained with captions.")
+    return "sd15"
+
+
+def _refuse_other_inputs(path: Path, first_convolution: tuple[int, ...] | None) -> None:
+    channels = first_convolution[1] if first_convolution else 4
+    kind = {9: "an inpainting model", 8: "an instruction-editing (pix2pix) model"}.get(channels)
+    if channels != 4:
+        raise PlainError(
+            f"{path} is {kind or f'a model with {channels} input channels'}. "
+            "Train on the plain model of the same family instead."
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PlainError(f"The model folder is not complete: {path} is missing. Download it again.") from None
+    except (OSError, UnicodeDecodeError, ValueError):
+        raise PlainError(f"{path} cannot be read as JSON. Download the model folder again.") from None
+    if not isinstance(document, dict):
+        raise PlainError(f"{path} is not what it should be. Download the model folder again.")
+    return document

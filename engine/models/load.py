@@ -1,0 +1,163 @@
+"""A base model in memory, from a diffusers folder or a single file; nothing is ever fetched from the network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.models.detect import Detected, detect
+from engine.models.sd import StableDiffusion
+from engine.models.sdxl import StableDiffusionXL
+from knowledge.answers import PlainError
+from knowledge.config import BaseModelSettings
+
+CONFIGS = Path(__file__).parent / "configs"
+"""What a single file lacks: the configurations of its parts, one folder per family."""
+
+FAMILIES: dict[str, type[StableDiffusion]] = {
+    "pocket": StableDiffusion,
+    "sd15": StableDiffusion,
+    "sdxl": StableDiffusionXL,
+}
+TEXT_ENCODERS = {"pocket": ("text_encoder",), "sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
+
+
+def load(settings: BaseModelSettings, dtype: torch.dtype) -> StableDiffusion:
+    """The base model on the CPU, frozen, weights in `dtype`; the VAE in float32, where no picture turns black.
+
+    Raises PlainError when the files are not what the settings say, or are broken.
+    """
+    quiet_libraries()
+    detected = detect(settings.path)
+    _check(settings, detected)
+    try:
+        parts = _read_folder(detected, dtype) if detected.layout == "folder" else _read_file(detected, dtype)
+    except (OSError, ValueError, KeyError, RuntimeError) as problem:
+        if isinstance(problem, torch.OutOfMemoryError):
+            raise
+        first_line = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise PlainError(f"The base model {detected.path} cannot be loaded: {first_line}") from problem
+    for name in ("unet", "vae", *TEXT_ENCODERS[detected.family]):
+        parts[name].requires_grad_(False).eval()
+    betas = parts["scheduler"]
+    return FAMILIES[detected.family](
+        parts["unet"],
+        parts["vae"],
+        {name: parts[name] for name in TEXT_ENCODERS[detected.family]},
+        [parts[name.replace("text_encoder", "tokenizer")] for name in TEXT_ENCODERS[detected.family]],
+        prediction_type=settings.prediction_type,
+        zero_terminal_snr=detected.zero_terminal_snr,
+        clip_skip=settings.clip_skip,
+        beta_start=float(betas.get("beta_start", 0.00085)),
+        beta_end=float(betas.get("beta_end", 0.012)),
+    )
+
+
+def _check(settings: BaseModelSettings, detected: Detected) -> None:
+    if settings.family != detected.family:
+        raise PlainError(
+            f"base_model.family is {settings.family}, but {detected.path} is a model of the family {detected.family}. "
+            f'Set base_model.family = "{detected.family}".'
+        )
+
+
+def _read_folder(detected: Detected, dtype: torch.dtype) -> dict[str, Any]:
+    folder = detected.path
+    parts: dict[str, Any] = {}
+    for name, reader in _readers(detected.family).items():
+        if not (folder / name).is_dir():
+            raise PlainError(f"The model folder is not complete: {folder / name} is missing. Download it again.")
+        parts[name] = reader(folder / name, torch.float32 if name == "vae" else dtype)
+    for name in TEXT_ENCODERS[detected.family]:
+        tokenizer = name.replace("text_encoder", "tokenizer")
+        parts[tokenizer] = _tokenizer(folder / tokenizer)
+    parts["scheduler"] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    return parts
+
+
+def _readers(family: str) -> dict[str, Callable[[Path, torch.dtype], nn.Module]]:
+    """How each part of a diffusers folder is read."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    classes: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    if "text_encoder_2" in TEXT_ENCODERS[family]:
+        classes["text_encoder_2"] = CLIPTextModelWithProjection
+
+    def reader(kind: Any) -> Callable[[Path, torch.dtype], nn.Module]:
+        def read(path: Path, dtype: torch.dtype) -> nn.Module:
+            module: nn.Module = kind.from_pretrained(
+                path, local_files_only=True, use_safetensors=True, torch_dtype=dtype, **_variant(path)
+            )
+            return module.to(dtype)
+
+        return read
+
+    return {name: reader(kind) for name, kind in classes.items()}
+
+
+def _variant(folder: Path) -> dict[str, str]:
+    """Half-precision folders call their files *.fp16.safetensors; without the plain ones we read those."""
+    plain = any(not path.name.endswith(".fp16.safetensors") for path in folder.glob("*.safetensors"))
+    return {} if plain or not any(folder.glob("*.fp16.safetensors")) else {"variant": "fp16"}
+
+
+def _read_file(detected: Detected, dtype: torch.dtype) -> dict[str, Any]:
+    """The parts of a single file in the original layout, converted by diffusers with the configurations we ship."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    config = CONFIGS / detected.family
+    vae = AutoencoderKL.from_single_file(
+        str(detected.path), config=str(config), subfolder="vae", local_files_only=True, torch_dtype=torch.float32
+    )
+    tokenizers = {"tokenizer": shipped_tokenizer("<|endoftext|>")}
+    pipeline: Any = StableDiffusionPipeline
+    more: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    if detected.family == "sdxl":
+        pipeline = StableDiffusionXLPipeline
+        tokenizers["tokenizer_2"] = shipped_tokenizer("!")
+        del more["safety_checker"]
+    whole = pipeline.from_single_file(
+        str(detected.path), config=str(config), local_files_only=True, torch_dtype=dtype, vae=vae, **tokenizers, **more
+    )
+    parts = dict(whole.components)
+    parts["scheduler"] = json.loads((config / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    return parts
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    if not folder.is_dir():
+        raise PlainError(f"The model folder is not complete: {folder} is missing. Download it again.")
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def shipped_tokenizer(pad_token: str) -> Any:
+    """The CLIP tokenizer that comes with the pocket model: every family here reads captions with it."""
+    from transformers import CLIPTokenizer
+
+    from engine.pocket import MODEL_FOLDER
+
+    return CLIPTokenizer.from_pretrained(Path(MODEL_FOLDER) / "tokenizer", local_files_only=True, pad_token=pad_token)
+
+
+def quiet_libraries() -> None:
+    """Keep what the libraries print while loading from reaching the user; their errors still come as exceptions."""
+    import logging
+    import warnings
+
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    for name in ("LyCORIS", "accelerate", "torch", "kernels"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")

@@ -1,0 +1,186 @@
+"""Stable Diffusion 1.x, and the pocket model, which is built from the same classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from engine import diffusion
+from knowledge.config import PredictionType
+
+ATTENTION_BLOCKS = ("Transformer2DModel",)
+CONVOLUTION_BLOCKS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+TEXT_BLOCKS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the captions say to the UNet: hidden_states [batch, tokens, width]; pooled [batch, width], SDXL only."""
+
+    hidden_states: Tensor
+    pooled: Tensor | None = None
+
+    def to(self, device: torch.device) -> Conditioning:
+        """The same on another device."""
+        pooled = None if self.pooled is None else self.pooled.to(device, non_blocking=True)
+        return Conditioning(self.hidden_states.to(device, non_blocking=True), pooled)
+
+    @staticmethod
+    def stack(parts: Sequence[Conditioning]) -> Conditioning:
+        """One batch out of several; all must have the same number of tokens."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return Conditioning(
+            torch.cat([part.hidden_states for part in parts]), torch.cat(pooled) if len(pooled) == len(parts) else None
+        )
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """A layer that a network changes. `name` is what saved files call it; `part` is "unet" or a text encoder's name."""
+
+    name: str
+    module: nn.Module
+    part: str
+
+
+class StableDiffusion:
+    """A loaded base model of the 1.x family: everything about it that the loop must not know.
+
+    Another family has the same attributes and methods; one that mixes noise in differently overrides `add_noise` and
+    `target`.
+    """
+
+    saved_prefixes: ClassVar[dict[str, str]] = {"unet": "lora_unet", "text_encoder": "lora_te_text_model"}
+
+    def __init__(
+        self,
+        unet: Any,
+        vae: Any,
+        text_encoders: dict[str, Any],
+        tokenizers: Sequence[Any],
+        *,
+        prediction_type: PredictionType = "epsilon",
+        zero_terminal_snr: bool = False,
+        clip_skip: int = 1,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+    ) -> None:
+        self.unet, self.vae, self.text_encoders, self.tokenizers = unet, vae, text_encoders, tokenizers
+        self.prediction_type: PredictionType = prediction_type
+        self.clip_skip = clip_skip
+        plain = diffusion.alphas_cumprod(beta_start, beta_end)
+        self.alphas_cumprod = diffusion.zero_terminal(plain) if zero_terminal_snr else plain
+        # kohya weighs losses by the SNR of the plain schedule even under zero terminal SNR; we match it, and so
+        # min-SNR never divides by zero.
+        self.snr = diffusion.signal_to_noise(plain)
+        self.zero_terminal_snr = zero_terminal_snr
+        self.latent_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.latent_channels: int = vae.config.latent_channels
+        self.scaling_factor: float = vae.config.scaling_factor
+
+    # -- where things are ---------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.unet.parameters()).device
+        return device
+
+    def parts(self) -> dict[str, Any]:
+        """The parts that a network may change, by name."""
+        return {"unet": self.unet, **self.text_encoders}
+
+    def to(self, device: torch.device) -> None:
+        """Move all parts, and the tables with them."""
+        for part in (*self.parts().values(), self.vae):
+            part.to(device)
+
+        self.alphas_cumprod, self.snr = self.alphas_cumprod.to(device), self.snr.to(device)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute activations a second time in the backward pass instead of keeping them."""
+        self.unet.enable_gradient_checkpointing()
+        for encoder in self.text_encoders.values():
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            encoder.train()  # transformers checkpoints in training mode only; CLIP has no dropout
+
+    # -- text ----------------------------------------------------------------------------------------------------------
+
+    def encode_prompt(self, captions: Sequence[str]) -> Conditioning:
+        """What the text encoder makes of the captions. clip_skip 1 takes its last layer, 2 the one before it."""
+        (encoder,) = self.text_encoders.values()
+        outputs = encoder(self.token_ids(0, captions).to(encoder.device), output_hidden_states=True)
+        # The list also holds the embeddings, before the first layer.
+        hidden_states = outputs.hidden_states[-self.clip_skip]
+        return Conditioning(final_layer_norm(encoder)(hidden_states))
+
+    def token_ids(self, which: int, captions: Sequence[str]) -> Tensor:
+        """Token numbers [batch, 77] of the captions for tokenizer `which`; what does not fit is cut off."""
+        tokenizer = self.tokenizers[which]
+        ids: Tensor = tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        ).input_ids
+        return ids
+
+    # -- pictures and latents -----------------------------------------------------------------------------------------
+
+    def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of pictures in [-1, 1], before the scaling factor."""
+        distribution = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        return distribution.mean.float(), distribution.std.float()
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Pictures in [-1, 1] of scaled latents."""
+        pixels: Tensor = self.vae.decode(latents.to(self.vae.device, self.vae.dtype) / self.scaling_factor).sample
+        return pixels.float().clamp(-1, 1)
+
+    # -- noise, prediction, target ------------------------------------------------------------------------------------
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents at these timesteps."""
+        return diffusion.add_noise(latents, noise, self.alphas_cumprod[timesteps])
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the prediction should have been."""
+        if self.prediction_type == "v_prediction":
+            return diffusion.velocity(latents, noise, self.alphas_cumprod[timesteps])
+        return noise
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, sizes: Tensor) -> Tensor:
+        """The UNet's answer. sizes: [batch, 6] as `engine.models.sdxl` reads it; this family does not look at it."""
+        prediction: Tensor = self.unet(noisy, timesteps, conditioning.hidden_states, return_dict=False)[0]
+        return prediction
+
+    # -- what a network changes ---------------------------------------------------------------------------------------
+
+    def adapted_layers(self, part: str, convolutions: bool) -> Iterator[AdaptedLayer]:
+        """The layers of a part that a network changes, in the model's order, under the names of saved files.
+
+        Linear layers and 1x1 convolutions of the attention blocks; with `convolutions` also the residual blocks and
+        the layers that change the resolution.
+        """
+        module = self.parts()[part]
+        blocks = (ATTENTION_BLOCKS + CONVOLUTION_BLOCKS if convolutions else ATTENTION_BLOCKS) + TEXT_BLOCKS
+        inside = [name for name, block in module.named_modules() if type(block).__name__ in blocks]
+        seen: set[str] = set()
+        for block in inside:
+            for name, layer in module.get_submodule(block).named_modules(prefix=block):
+                if isinstance(layer, (nn.Linear, nn.Conv2d)) and name not in seen:
+                    seen.add(name)
+                    yield AdaptedLayer(self.saved_name(part, name), layer, part)
+
+    def saved_name(self, part: str, path: str) -> str:
+        """The name of a layer in files: the diffusers path with underscores."""
+        # transformers 5.6 took the level `text_model` out of CLIPTextModel; files keep it.
+        if part == "text_encoder":
+            path = path.removeprefix("text_model.")
+        return f"{self.saved_prefixes[part]}_{path.replace('.', '_')}"
+
+
+def final_layer_norm(encoder: Any) -> nn.Module:
+    """The norm after a CLIP text encoder's last layer, wherever this version of transformers keeps it."""
+    norm: nn.Module = getattr(encoder, "text_model", encoder).final_layer_norm
+    return norm

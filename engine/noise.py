@@ -1,0 +1,50 @@
+"""The noise that is mixed into the latents. Every draw comes from a generator that the caller hands in."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from knowledge.config import NoiseSettings
+
+
+def offset_noise(noise: Tensor, strength: float | Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Noise with one further random number per channel, so that overall brightness is learnt as well.
+
+    Guttenberg 2023 (crosslabs.org, "Diffusion with offset noise"). noise: [batch, channels, height, width].
+    """
+    batch, channels = noise.shape[:2]
+    return noise + strength * torch.randn((batch, channels, 1, 1), generator=generator, dtype=noise.dtype)
+
+
+def multires_noise(
+    noise: Tensor, iterations: int, discount: float, sizes: random.Random, generator: torch.Generator | None = None
+) -> Tensor:
+    """Noise plus ever coarser noise, each weaker by `discount`, brought back to unit variance.
+
+    Kolasinski 2023 (wandb.ai, "Multi-resolution noise"). `sizes` draws by what factor each level shrinks.
+    """
+    batch, channels, height, width = noise.shape
+    for level in range(iterations):
+        factor = (sizes.random() * 2 + 2) ** level
+        coarse_height, coarse_width = max(1, int(height / factor)), max(1, int(width / factor))
+        coarse = torch.randn((batch, channels, coarse_height, coarse_width), generator=generator, dtype=noise.dtype)
+        noise = noise + F.interpolate(coarse, size=(height, width), mode="bilinear") * discount**level
+        if 1 in (coarse_height, coarse_width):
+            break
+    return noise / noise.std()  # kohya takes one deviation over the whole batch; we match it
+
+
+def draw_noise(
+    shape: tuple[int, ...], settings: NoiseSettings, sizes: random.Random, generator: torch.Generator | None = None
+) -> Tensor:
+    """The noise of one batch of latents, as the settings shape it; drawn on the CPU, so every device sees the same."""
+    noise = torch.randn(shape, generator=generator)
+    if settings.offset > 0:
+        noise = offset_noise(noise, settings.offset, generator)
+    if settings.multires_iterations > 0:
+        noise = multires_noise(noise, settings.multires_iterations, settings.multires_discount, sizes, generator)
+    return noise

@@ -1,0 +1,68 @@
+"""Optimizers by name. A new one is a row of the table."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from knowledge.answers import PlainError
+from knowledge.config import OptimizerName, OptimizerSettings
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """An optimizer's class as "module:name" and the arguments that we give it beside rate and weight decay."""
+
+    kind: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    needs_cuda: bool = False
+
+
+OPTIMIZERS: dict[OptimizerName, OptimizerRecipe] = {
+    "adamw": OptimizerRecipe("torch.optim:AdamW"),
+    "adamw8bit": OptimizerRecipe("bitsandbytes.optim:AdamW8bit"),
+    "lion": OptimizerRecipe("pytorch_optimizer:Lion", {"betas": (0.9, 0.99)}),
+    # With the rate that the user chose; its own relative rate would make the schedule a dead letter.
+    "adafactor": OptimizerRecipe(
+        "transformers.optimization:Adafactor", {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+    ),
+    "prodigy": OptimizerRecipe("pytorch_optimizer:Prodigy", {"bias_correction": True, "safeguard_warmup": True}),
+}
+
+
+def create_optimizer(
+    parameters: Mapping[str, Sequence[nn.Parameter]], settings: OptimizerSettings
+) -> torch.optim.Optimizer:
+    """The optimizer over one group of weights per part of the model; text encoders may have their own rate.
+
+    Raises PlainError when the library behind this optimizer is not installed.
+    """
+    recipe = OPTIMIZERS[settings.name]
+    module_name, _, class_name = recipe.kind.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module_name), class_name)
+    except ImportError as problem:
+        raise PlainError(
+            f"optimizer.name is {settings.name}, which needs {module_name.split('.')[0]}, and that cannot be used on "
+            f'this computer ({problem}). Set optimizer.name = "adamw".'
+        ) from problem
+    groups = [
+        {"params": list(weights), "lr": learning_rate(part, settings), "name": part}
+        for part, weights in parameters.items()
+    ]
+    optimizer: torch.optim.Optimizer = kind(
+        groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, **recipe.arguments
+    )
+    return optimizer
+
+
+def learning_rate(part: str, settings: OptimizerSettings) -> float:
+    """The rate of one part of the model before any schedule."""
+    if part != "unet" and settings.text_encoder_learning_rate is not None:
+        return settings.text_encoder_learning_rate
+    return settings.learning_rate

@@ -1,0 +1,463 @@
+"""One training run, from the base model to the finished file: a generator of events that reads top to bottom."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from calculator.schedule import learning_rate_multiplier
+from calculator.steps import Run, run_length, sampling_steps, saving_steps, state_steps
+from engine.checkpoints import DTYPES, load_state, network_tensors, save_network, save_state
+from engine.dataset.batches import Batch, dataset_items, epoch_batches
+from engine.dataset.folders import scan
+from engine.dataset.latents import LatentCache, pixels
+from engine.dataset.text_outputs import TextCache
+from engine.events import (
+    CheckpointSaved,
+    Event,
+    PhaseProgress,
+    PhaseStarted,
+    RunFinished,
+    RunStarted,
+    SampleSaved,
+    StepFinished,
+)
+from engine.loss import weighted_loss_per_image
+from engine.metadata import network_metadata
+from engine.models.load import load
+from engine.models.sd import Conditioning, StableDiffusion
+from engine.networks import Network, create_network
+from engine.noise import draw_noise
+from engine.optimizers import create_optimizer
+from engine.run_folder import RunFolder
+from engine.samples import SamplePrompt, render, sample_prompts
+from engine.timesteps import draw_timesteps
+from engine.trouble import NotANumberError
+from knowledge.answers import PlainError
+from knowledge.config import Precision, TrainingConfig
+from knowledge.facts import DatasetFacts
+
+MIXED_PRECISION: dict[Precision, str] = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "lycoris-lora")
+
+
+def train(
+    config: TrainingConfig,
+    run: RunFolder,
+    *,
+    resume: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Train what the config asks for in this run folder, telling everything as events.
+
+    The same config gives the same weights, in one go or stopped and resumed: all chance in a batch comes from the seed
+    and the batch's place in the run. Raises PlainError, NotANumberError, torch.OutOfMemoryError;
+    `engine.trouble` turns any exception into a Failed event.
+    """
+    started_at = time.time()
+    schedule = config.schedule
+
+    # What is trained: a network on a frozen base model.
+    yield PhaseStarted(phase="loading", detail="base model")
+    accelerator = create_accelerator(config.memory.precision)
+    dataset = scan(config.dataset)
+    prompts = sample_prompts(config.sampling, config.dataset.resolution)
+    model = load(config.base_model, DTYPES[config.memory.precision])
+    model.to(accelerator.device)
+    if config.memory.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    network = create_network(model, config.network, config.seed).to(accelerator.device)
+    optimizer = accelerator.prepare(create_optimizer(network.trained_parameters(), config.optimizer))
+    full_rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+
+    # What it learns from: pictures as latents, captions as text or as what the encoders make of them.
+    first_epoch = epoch_batches(dataset, config.dataset, schedule.batch_size, config.seed, epoch=1)
+    caches = Caches(
+        LatentCache(run.cache, model.vae) if config.memory.cache_latents else None,
+        TextCache(run.cache, model.text_encoders.values(), config.base_model.clip_skip, config.memory.precision)
+        if config.memory.cache_text_encoder_outputs
+        else None,
+    )
+    yield from fill(caches, accelerator, model, config, dataset, first_epoch)
+
+    # How long, and what happens when; the same functions made the plan.
+    length = run_length(len(first_epoch), schedule, accelerator.num_processes)
+    save_after = set(saving_steps(config.saving, length.updates_per_epoch, length.total_steps))
+    save_state_after = set(state_steps(config.saving, length.updates_per_epoch, length.total_steps))
+    sample_after = set(sampling_steps(config.sampling, length.updates_per_epoch, length.total_steps))
+
+    bench = Bench(config, run, accelerator, model, network, optimizer, caches, dataset, length, prompts, started_at)
+    step = load_newest_state(bench) if resume else 0
+    yield run_started(bench, first_epoch, step)
+    network.attach()
+    if step == 0 and 0 in sample_after:
+        yield from draw_samples(bench, step)
+
+    yield PhaseStarted(phase="training")
+    stopping = False
+    while step < length.total_steps and not stopping:
+        epoch = step // length.updates_per_epoch + 1
+        batches = epoch_batches(dataset, config.dataset, schedule.batch_size, config.seed, epoch)
+        per_update = schedule.gradient_accumulation_steps * accelerator.num_processes
+        for update in in_groups(list(enumerate(batches)), per_update)[step % length.updates_per_epoch :]:
+            update_begun = time.perf_counter()
+            multiplier = learning_rate_multiplier(schedule, step, length.total_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = full_rates[group["name"]] * multiplier
+
+            network.train()
+            losses = []
+            for number, batch in update[accelerator.process_index :: accelerator.num_processes]:
+                loss = loss_per_image(bench, batch, epoch, number).mean()
+                # kohya divides by the full count even where an epoch ends with fewer batches; we match it.
+                accelerator.backward(loss / per_update)
+                losses.append(loss.detach())
+            add_up_gradients(accelerator, network)
+            norm = accelerator.clip_grad_norm_(network.parameters(), config.optimizer.maximum_gradient_norm or math.inf)
+            loss_value, norm_value = mean_and_norm(accelerator, losses, norm)  # waits for the GPU, once per update
+            # Under fp16 a gradient may be too large now and then: the scaler then skips this update and scales less.
+            if not math.isfinite(loss_value) or not (math.isfinite(norm_value) or accelerator.scaler):
+                raise NotANumberError(loss_value, norm_value)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            yield StepFinished(
+                step=step,
+                epoch=epoch,
+                loss=loss_value,
+                learning_rate={part: rate * multiplier for part, rate in full_rates.items()},
+                gradient_norm=norm_value,
+                seconds=time.perf_counter() - update_begun,
+                images=sum(len(batch.items) for _, batch in update),
+                vram_bytes=vram_bytes(accelerator.device),
+                ram_bytes=psutil.Process().memory_info().rss,
+            )
+
+            stopping = should_stop() and step < length.total_steps
+            asked = run.requested("save")
+            if step in sample_after:
+                yield from draw_samples(bench, step)
+            if step in save_after or stopping or asked:
+                yield from save(bench, step)
+            if step in save_state_after or stopping or asked:
+                yield from keep_state(bench, step)
+            if asked:
+                run.answer("save")
+            if step in sample_after or step in save_after or step in save_state_after or asked:
+                yield PhaseStarted(phase="training")
+            if stopping or step == length.total_steps:
+                break
+
+    network.detach()
+    yield RunFinished(
+        reason="stopped" if stopping else "completed",
+        step=step,
+        total_steps=length.total_steps,
+        seconds=time.time() - started_at,
+        network=network_file(bench, step).relative_to(run.path).as_posix(),
+        peak_vram_bytes=peak_vram_bytes(accelerator.device),
+        peak_ram_bytes=peak_ram_bytes(),
+    )
+
+
+# -- one batch --------------------------------------------------------------------------------------------------------
+
+
+def loss_per_image(bench: Bench, batch: Batch, epoch: int, number: int) -> Tensor:
+    """The weighted loss of every picture of batch `number` of this epoch, [batch].
+
+    All chance comes from the seed, the epoch and the number, drawn on the CPU: every device, number of devices and
+    resumed run sees the same latents, noise and timesteps.
+    """
+    config, model, device = bench.config, bench.model, bench.accelerator.device
+    generator = torch.Generator().manual_seed(seeded(config.seed, "batch", epoch, number))
+    torch.manual_seed(seeded(config.seed, "dropout", epoch, number))
+    latents = clean_latents(bench, batch, generator) * model.scaling_factor
+    sizes = random.Random(seeded(config.seed, "multires", epoch, number))
+    noise = draw_noise(tuple(latents.shape), config.noise, sizes, generator)
+    timesteps = draw_timesteps(len(latents), config.noise.minimum_timestep, config.noise.maximum_timestep, generator)
+    return loss_of_draw(bench, batch, latents.to(device), noise.to(device), timesteps.to(device))
+
+
+def loss_of_draw(bench: Bench, batch: Batch, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """The weighted loss of every picture, [batch], for this noise at these timesteps; latents are scaled."""
+    model, device = bench.model, bench.accelerator.device
+    noisy = model.add_noise(latents, noise, timesteps)
+    sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=device)
+    with bench.accelerator.autocast():
+        prediction = model.predict(noisy, timesteps, conditioning(bench, batch.captions), sizes)
+    return weighted_loss_per_image(
+        prediction,
+        model.target(latents, noise, timesteps),
+        timesteps,
+        torch.tensor([item.regularisation for item in batch.items], device=device),
+        bench.config.loss,
+        alphas_cumprod=model.alphas_cumprod,
+        snr=model.snr,
+        prediction_type=model.prediction_type,
+    )
+
+
+def clean_latents(bench: Bench, batch: Batch, generator: torch.Generator) -> Tensor:
+    """One draw of the pictures' latents on the CPU, before the scaling factor."""
+    if bench.caches.latents is not None:
+        return bench.caches.latents.latents(batch, generator)
+    with torch.no_grad():
+        mean, std = (part.cpu() for part in bench.model.encode_pictures(pixels(batch)))
+    return mean + std * torch.randn(mean.shape, generator=generator)
+
+
+def conditioning(bench: Bench, captions: Sequence[str]) -> Conditioning:
+    """What the captions say to the UNet: from the cache, or from the encoders, which may be learning."""
+    if bench.caches.texts is not None:
+        return bench.caches.texts.conditioning(captions).to(bench.accelerator.device)
+    with torch.set_grad_enabled(bench.config.network.train_text_encoder):
+        return bench.model.encode_prompt(captions)
+
+
+# -- what happens between updates -------------------------------------------------------------------------------------
+
+
+def fill(
+    caches: Caches,
+    accelerator: Accelerator,
+    model: StableDiffusion,
+    config: TrainingConfig,
+    dataset: DatasetFacts,
+    first_epoch: Sequence[Batch],
+) -> Iterator[Event]:
+    """Encode what the caches lack; what has done its work leaves the GPU."""
+    if caches.latents is not None:
+        yield PhaseStarted(phase="caching", detail="pictures")
+        items = dataset_items(dataset, config.dataset)
+        for done, total in caches.latents.fill(items, model.encode_pictures, flipped=config.dataset.flip):
+            yield PhaseProgress(phase="caching", done=done, total=total)
+        model.vae.to("cpu")
+    if caches.texts is not None:
+        yield PhaseStarted(phase="caching", detail="captions")
+
+        def encode(captions: Sequence[str]) -> Conditioning:
+            with accelerator.autocast():
+                return model.encode_prompt(captions)
+
+        captions = [caption for batch in first_epoch for caption in batch.captions]
+        for done, total in caches.texts.fill(captions, encode):
+            yield PhaseProgress(phase="caching", done=done, total=total)
+        for encoder in model.text_encoders.values():
+            encoder.to("cpu")
+
+
+def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
+    """Pictures of the network as it is now."""
+    if not bench.accelerator.is_main_process:
+        return
+    yield PhaseStarted(phase="sampling")
+    model, device = bench.model, bench.accelerator.device
+    away = [part for part in (model.vae, *model.text_encoders.values()) if part.device != device]
+    for part in away:
+        part.to(device)
+    bench.network.eval()
+    pictures = render(model, bench.prompts, bench.config.sampling.sampler, bench.run.samples, step)
+    for _ in bench.prompts:
+        with bench.accelerator.autocast():
+            index, prompt, path = next(pictures)
+        yield SampleSaved(
+            step=step,
+            epoch=bench.epoch_of(step),
+            index=index,
+            prompt=prompt.prompt,
+            seed=prompt.seed,
+            path=path.relative_to(bench.run.path).as_posix(),
+        )
+    for part in away:
+        part.to("cpu")
+
+
+def save(bench: Bench, step: int) -> Iterator[Event]:
+    """The network as a file that applications load; older files go when only the last few are kept."""
+    if not bench.accelerator.is_main_process:
+        return
+    yield PhaseStarted(phase="saving")
+    config, path = bench.config, network_file(bench, step)
+    tensors = network_tensors(bench.network, config.saving.precision)
+    metadata = network_metadata(
+        config,
+        bench.dataset,
+        bench.length,
+        tensors,
+        step=step,
+        epoch=bench.epoch_of(step),
+        started_at=bench.started_at,
+    )
+    size = save_network(tensors, path, metadata)
+    yield CheckpointSaved(
+        step=step,
+        epoch=bench.epoch_of(step),
+        kind="network",
+        path=path.relative_to(bench.run.path).as_posix(),
+        bytes=size,
+        final=step == bench.length.total_steps,
+    )
+    if config.saving.keep_last is not None:
+        for old in sorted(path.parent.glob(f"{config.output.name}-step*.safetensors"))[: -config.saving.keep_last]:
+            old.unlink()
+
+
+def keep_state(bench: Bench, step: int) -> Iterator[Event]:
+    """All that the next update depends on, so that a resumed run goes on as if it had never stopped."""
+    if not bench.accelerator.is_main_process:
+        return
+    yield PhaseStarted(phase="saving", detail="state")
+    with bench.run.new_state(step) as folder:
+        size = save_state(folder, step, bench.network, bench.remembering())
+    name = bench.run.states()[0].relative_to(bench.run.path).as_posix()
+    yield CheckpointSaved(step=step, epoch=bench.epoch_of(step), kind="state", path=name, bytes=size)
+
+
+def load_newest_state(bench: Bench) -> int:
+    """Take over the newest state; the number of updates that it has behind it, 0 when no state was kept."""
+    if network_file(bench, bench.length.total_steps).exists():
+        raise PlainError(f"{bench.run.name} is finished; there is nothing left to train. Start a new run instead.")
+    states = bench.run.states()
+    return load_state(states[0], bench.network, bench.remembering()) if states else 0
+
+
+def network_file(bench: Bench, step: int) -> Path:
+    """Where the network after this step is saved."""
+    suffix = "" if step == bench.length.total_steps else f"-step{step:06d}"
+    return bench.run.checkpoints / f"{bench.config.output.name}{suffix}.safetensors"
+
+
+def run_started(bench: Bench, first_epoch: Sequence[Batch], step: int) -> RunStarted:
+    pictures = {item.index for batch in first_epoch for item in batch.items if not item.regularisation}
+    return RunStarted(
+        run=bench.run.name,
+        device=device_name(bench.accelerator.device),
+        precision=bench.config.memory.precision,
+        first_step=step + 1,
+        total_steps=bench.length.total_steps,
+        epochs=bench.length.epochs,
+        updates_per_epoch=bench.length.updates_per_epoch,
+        batches_by_bucket=dict(Counter(f"{batch.width}x{batch.height}" for batch in first_epoch)),
+        images=len(pictures),
+        trainable_parameters=sum(parameter.numel() for parameter in bench.network.parameters()),
+        versions={name: version(name) for name in LIBRARIES},
+    )
+
+
+# -- the bench and its tools ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Caches:
+    """What was encoded once, before the first step; None where it is encoded anew in every step."""
+
+    latents: LatentCache | None
+    texts: TextCache | None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that a run holds in its hands."""
+
+    config: TrainingConfig
+    run: RunFolder
+    accelerator: Accelerator
+    model: StableDiffusion
+    network: Network
+    optimizer: AcceleratedOptimizer
+    caches: Caches
+    dataset: DatasetFacts
+    length: Run
+    prompts: tuple[SamplePrompt, ...]
+    started_at: float
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that this update, counted from 1, belongs to; 0 before the first."""
+        return math.ceil(step / self.length.updates_per_epoch)
+
+    def remembering(self) -> dict[str, AcceleratedOptimizer | torch.amp.GradScaler | None]:
+        """What carries a memory from update to update, beside the weights themselves."""
+        return {"optimizer": self.optimizer, "scaler": self.accelerator.scaler}
+
+
+def create_accelerator(precision: Precision) -> Accelerator:
+    """The device that trains. Raises PlainError when it cannot compute in this precision."""
+    # A process may train more than once, and accelerate would silently keep the first run's precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    device = PartialState().device
+    if precision == "fp16" and device.type == "cpu":
+        raise PlainError('memory.precision is fp16, which needs a GPU, and there is none. Set it to "fp32" or "bf16".')
+    return Accelerator(mixed_precision=MIXED_PRECISION[precision])
+
+
+def seeded(*parts: object) -> int:
+    """A seed out of numbers and words: the same on every machine and in every run."""
+    return random.Random(" ".join(map(str, parts))).getrandbits(63)
+
+
+def in_groups(batches: list[tuple[int, Batch]], size: int) -> list[list[tuple[int, Batch]]]:
+    """The batches of an epoch by update; the last update may have fewer."""
+    return [batches[start : start + size] for start in range(0, len(batches), size)]
+
+
+def add_up_gradients(accelerator: Accelerator, network: Network) -> None:
+    """Sum of all processes' gradients. LyCORIS works through hooks that DistributedDataParallel does not see."""
+    if accelerator.num_processes == 1:
+        return
+    for parameter in network.parameters():
+        if parameter.grad is None:  # this process had no batch in an epoch's last update
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = accelerator.reduce(parameter.grad, "sum")
+
+
+def mean_and_norm(accelerator: Accelerator, losses: list[Tensor], norm: Tensor) -> tuple[float, float]:
+    """The mean loss over the batches of all processes, and the gradient norm, in one transfer from the device."""
+    total = torch.stack(losses).sum() if losses else torch.zeros((), device=accelerator.device)
+    both = torch.stack([total, torch.full_like(total, len(losses))])
+    if accelerator.num_processes > 1:
+        both = accelerator.reduce(both, "sum")
+    loss, count, norm_value = torch.cat([both, norm.reshape(1).to(both)]).tolist()
+    return loss / count, norm_value
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
+def vram_bytes(device: torch.device) -> int:
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
+
+def peak_vram_bytes(device: torch.device) -> int:
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
+
+
+def peak_ram_bytes() -> int:
+    """The most memory this process ever held, where the system keeps count; else what it holds now."""
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", 0) or _resident_peak() or memory.rss)
+
+
+def _resident_peak() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows, which counts in peak_wset
+        return 0
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # KiB, except on macOS

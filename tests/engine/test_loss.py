@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import diffusion
+from engine.loss import (
+    debiased_weight,
+    huber_threshold,
+    loss_per_image,
+    min_snr_weight,
+    weighted_loss_per_image,
+)
+from knowledge.config import LossSettings
+
+DATA = Path(__file__).parent.parent / "data"
+WEIGHTS = json.loads((DATA / "loss_weights.json").read_text())
+LOSSES = json.loads((DATA / "losses.json").read_text())
+ALPHAS = diffusion.alphas_cumprod()
+SNR = diffusion.signal_to_noise(ALPHAS)
+AT = torch.tensor(WEIGHTS["timesteps"])
+PREDICTION = {"eps": "epsilon", "v": "v_prediction"}
+
+
+def close(ours: torch.Tensor, recorded: list[float]) -> None:
+    torch.testing.assert_close(ours, torch.tensor(recorded), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("gamma", [1, 5, 20])
+@pytest.mark.parametrize("kind", PREDICTION)
+def test_min_snr_weight_is_kohyas(gamma: int, kind: str):
+    close(min_snr_weight(SNR[AT], gamma, PREDICTION[kind]), WEIGHTS[f"min_snr_{gamma}_{kind}"])
+
+
+def test_min_snr_weight_never_exceeds_one():
+    for kind in PREDICTION.values():
+        assert min_snr_weight(SNR, 5.0, kind).max() <= 1
+
+
+@pytest.mark.parametrize("kind", PREDICTION)
+def test_debiased_weight_is_kohyas(kind: str):
+    close(debiased_weight(SNR[AT], PREDICTION[kind]), WEIGHTS[f"debiased_{kind}"])
+
+
+@pytest.mark.parametrize("name", LOSSES["thresholds"])
+def test_huber_threshold_is_kohyas(name: str):
+    schedule, threshold, scale = name.split("_")
+    ours = huber_threshold(
+        torch.tensor(LOSSES["threshold_timesteps"]), ALPHAS, schedule, float(threshold[1:]), float(scale[5:])
+    )
+    close(ours, LOSSES["thresholds"][name])
+
+
+@pytest.mark.parametrize(
+    "row", LOSSES["losses"], ids=lambda row: "-".join(str(v) for k, v in row.items() if k != "per_sample")
+)
+def test_every_loss_is_kohyas(row: dict):
+    prediction, target = (torch.tensor(LOSSES[name]).view(LOSSES["shape"]) for name in ("pred", "target"))
+    threshold = huber_threshold(
+        torch.tensor(LOSSES["timesteps"]),
+        ALPHAS,
+        row.get("schedule") or "constant",
+        row.get("c") or 0.1,
+        row.get("scale") or 1.0,
+    )
+    close(loss_per_image(prediction, target, row["loss"], threshold), row["per_sample"])
+
+
+def test_a_loss_is_one_number_per_picture():
+    # Picture 1 is off by 2 everywhere: squared 4, absolute 2. Picture 2 is exact.
+    prediction = torch.stack([torch.full((4, 2, 2), 2.0), torch.zeros(4, 2, 2)])
+    target = torch.zeros(2, 4, 2, 2)
+    assert loss_per_image(prediction, target, "l2").tolist() == [4, 0]
+    assert loss_per_image(prediction, target, "l1").tolist() == [2, 0]
+
+
+def weighted(settings: LossSettings, regularisation: bool = False) -> float:
+    prediction, target = torch.full((1, 4, 2, 2), 2.0), torch.zeros(1, 4, 2, 2)
+    return weighted_loss_per_image(
+        prediction,
+        target,
+        torch.tensor([0]),
+        torch.tensor([regularisation]),
+        settings,
+        alphas_cumprod=ALPHAS,
+        snr=SNR,
+        prediction_type="epsilon",
+    ).item()
+
+
+def test_prior_weight_touches_regularisation_pictures_only():
+    assert weighted(LossSettings(prior_weight=0.25)) == 4
+    assert weighted(LossSettings(prior_weight=0.25), regularisation=True) == 1
+
+
+def test_minimum_snr_gamma_weighs_the_loss():
+    # SNR at timestep 0 is 1175.44: 4 · 5 / 1175.44 = 0.017015
+    assert weighted(LossSettings(minimum_snr_gamma=5.0)) == pytest.approx(4 * 5 / 1175.4405, rel=1e-5)
+
+
+def test_the_loss_function_and_its_threshold_are_the_settings_own():
+    # constant threshold 1: 2 · (√(4 + 1) − 1) = 2.4721; smooth_l1 with threshold 0.5: 2 · (√4.25 − 0.5) = 3.1231
+    huber = LossSettings(function="huber", huber_schedule="constant", huber_threshold=1.0)
+    smooth = LossSettings(function="smooth_l1", huber_schedule="constant", huber_threshold=0.5)
+    assert weighted(huber) == pytest.approx(2.472136, rel=1e-6)
+    assert weighted(smooth) == pytest.approx(3.123106, rel=1e-6)

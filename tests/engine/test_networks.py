@@ -1,0 +1,157 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.models.load import CONFIGS, load
+from engine.models.sd import StableDiffusion
+from engine.models.sdxl import StableDiffusionXL
+from engine.networks import ALGORITHMS, Network, attached, create_network
+from knowledge.config import BaseModelSettings, NetworkSettings
+
+RECORDED = json.loads((Path(__file__).parent.parent / "data" / "network_layers.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def sd15(tiny_sd15: Path) -> StableDiffusion:
+    return load(BaseModelSettings(path=str(tiny_sd15), family="sd15"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def sdxl(tiny_sdxl: Path) -> StableDiffusion:
+    return load(BaseModelSettings(path=str(tiny_sdxl), family="sdxl"), torch.float32)
+
+
+def shapes_of_full_size(family: str, model: StableDiffusion) -> StableDiffusion:
+    """The family at its real size, without memory for its weights; the VAE is borrowed."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS / family / "unet"))
+        encoders = {
+            folder.name: (CLIPTextModelWithProjection if folder.name.endswith("2") else CLIPTextModel)(
+                CLIPTextConfig.from_pretrained(folder)
+            )
+            for folder in sorted((CONFIGS / family).glob("text_encoder*"))
+        }
+    kind = StableDiffusionXL if family == "sdxl" else StableDiffusion
+    return kind(unet, model.vae, encoders, [])
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_full_size_network_has_kohyas_layers_names_and_shapes(family: str, sd15: StableDiffusion):
+    recorded = RECORDED[f"{family}_conv"]
+    model = shapes_of_full_size(family, sd15)
+    settings = NetworkSettings(
+        algorithm="locon",
+        rank=recorded["dim"],
+        alpha=float(recorded["alpha"]),
+        conv_rank=int(recorded["kwargs"]["conv_dim"]),
+        conv_alpha=float(recorded["kwargs"]["conv_alpha"]),
+        train_text_encoder=True,
+    )
+    tensors = create_network(model, settings, 0).saved_tensors()
+    ours = {name: list(tensor.shape) for name, tensor in tensors.items() if not name.endswith(".alpha")}
+    kohyas = {f"{name}.lora_down.weight": down for name, down, _ in recorded["modules"]}
+    kohyas |= {f"{name}.lora_up.weight": up for name, _, up in recorded["modules"]}
+    assert ours == kohyas
+
+
+def settings_for(algorithm: str, **more: object) -> NetworkSettings:
+    values = {"rank": 4, "alpha": 2.0, "conv_rank": 2, "conv_alpha": 1.0, "lokr_factor": 4, "train_text_encoder": True}
+    return NetworkSettings(algorithm=algorithm, **(values | more))
+
+
+def predict(model: StableDiffusion) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    noisy = torch.randn((2, 4, 8, 8), generator=generator)
+    sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
+    with torch.no_grad():
+        return model.predict(noisy, torch.tensor([10, 900]), model.encode_prompt(["a cat", "a red car"]), sizes)
+
+
+def stir(network: Network, strength: float = 0.2) -> None:
+    """Give every trained weight a value of its own, as training would."""
+    generator = torch.Generator().manual_seed(6)
+    for parameter in network.parameters():
+        parameter.data += strength * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_new_network_changes_nothing_and_a_trained_one_does(
+    algorithm: str, family: str, request: pytest.FixtureRequest
+):
+    model = request.getfixturevalue(family)
+    base = predict(model)
+    network = create_network(model, settings_for(algorithm), seed=3)
+    with attached(network):
+        torch.testing.assert_close(predict(model), base, rtol=1e-4, atol=1e-5)
+        stir(network)
+        assert (predict(model) - base).abs().max() > 1e-3
+    assert torch.equal(predict(model), base)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_weight_learns(algorithm: str, sd15: StableDiffusion):
+    network = create_network(sd15, settings_for(algorithm), seed=3)
+    stir(network)
+    with attached(network):
+        prediction = sd15.predict(
+            torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(1)),
+            torch.tensor([10, 900]),
+            sd15.encode_prompt(["a cat", "a red car"]),
+            torch.zeros(2, 6),
+        )
+        prediction.square().mean().backward()
+    silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    # The last text layer's queries and keys always see a gradient; nothing may be left out.
+    assert silent == []
+
+
+def test_the_same_seed_gives_the_same_first_weights(sd15: StableDiffusion):
+    first, again, other = (create_network(sd15, settings_for("lora"), seed).exact_tensors() for seed in (3, 3, 4))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert any(not torch.equal(tensor, other[name]) for name, tensor in first.items())
+
+
+def test_rank_and_alpha_are_those_of_the_settings(sd15: StableDiffusion):
+    tensors = create_network(sd15, settings_for("locon"), 0).saved_tensors()
+    linear = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    convolution = "lora_unet_mid_block_resnets_0_conv1"
+    assert tensors[f"{linear}.lora_down.weight"].shape[0] == 4
+    assert tensors[f"{linear}.alpha"] == 2
+    assert tensors[f"{convolution}.lora_down.weight"].shape[0] == 2
+    assert tensors[f"{convolution}.alpha"] == 1
+
+
+def test_train_unet_and_train_text_encoder_choose_the_parts(sdxl: StableDiffusion):
+    both = create_network(sdxl, settings_for("lora"), 0).trained_parameters()
+    unet_only = create_network(sdxl, settings_for("lora", train_text_encoder=False), 0).trained_parameters()
+    text_only = create_network(sdxl, settings_for("lora", train_unet=False), 0).trained_parameters()
+    assert list(both) == ["text_encoder", "text_encoder_2", "unet"]
+    assert list(unet_only) == ["unet"]
+    assert list(text_only) == ["text_encoder", "text_encoder_2"]
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "locon", "loha", "lokr"])
+def test_dropout_acts_while_training_and_not_while_drawing(algorithm: str, sd15: StableDiffusion):
+    network = create_network(sd15, settings_for(algorithm, dropout=0.5), 0)
+    stir(network)
+    with attached(network):
+        network.train()
+        assert not torch.equal(predict(sd15), predict(sd15))
+        network.eval()
+        assert torch.equal(predict(sd15), predict(sd15))
+
+
+def test_lokr_factor_shapes_the_factors(sd15: StableDiffusion):
+    shapes = [
+        create_network(sd15, settings_for("lokr", lokr_factor=factor), 0)
+        .saved_tensors()["lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2.lokr_w1"]
+        .shape
+        for factor in (2, 4)
+    ]
+    assert shapes == [(2, 2), (4, 4)]

@@ -1,0 +1,421 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from calculator.schedule import learning_rate_multiplier
+from engine.events import (
+    CheckpointSaved,
+    Event,
+    Failed,
+    RunFinished,
+    RunStarted,
+    SampleSaved,
+    StepFinished,
+    from_line,
+)
+from engine.optimizers import OPTIMIZERS
+from engine.run_folder import RunFolder
+from engine.train import train
+from engine.trouble import NotANumberError
+from knowledge.answers import PlainError
+from knowledge.config import TrainingConfig
+
+ROOT = Path(__file__).parent.parent.parent
+PICTURES = ROOT / "tests" / "data" / "pictures" / "10_sks toy"
+Values = dict[str, Any]
+Configure = Callable[..., TrainingConfig]
+
+
+@pytest.fixture
+def configure(tiny_sd15: Path, tiny_sdxl: Path, tmp_path: Path) -> Configure:
+    """A short run on six small pictures in three buckets: three batches, two updates an epoch, four in all."""
+
+    def config(family: str = "sd15", **changes: Values) -> TrainingConfig:
+        base: dict[str, Any] = {
+            "base_model": {"path": str({"sd15": tiny_sd15, "sdxl": tiny_sdxl}[family]), "family": family},
+            "dataset": {
+                "folders": [{"path": str(PICTURES)}],
+                "resolution": 32,
+                "bucket_step": 8,
+                "bucket_minimum_side": 16,
+                "bucket_maximum_side": 64,
+            },
+            "network": {"rank": 2, "alpha": 2.0, "conv_rank": 2, "conv_alpha": 2.0, "train_text_encoder": True},
+            "optimizer": {"learning_rate": 1e-2},
+            "schedule": {"epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 2},
+            "saving": {"precision": "fp32", "every_epochs": None},
+            "output": {"name": "toy", "folder": str(tmp_path / "runs")},
+        }
+        for section, values in changes.items():
+            base[section] = base.get(section, {}) | values if isinstance(values, dict) else values
+        return TrainingConfig.model_validate(base)
+
+    return config
+
+
+def run_to_end(config: TrainingConfig) -> tuple[RunFolder, list[Event]]:
+    run = RunFolder.create(config)
+    return run, list(train(config, run))
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoints / "toy.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return set(first) == set(second) and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def of_kind(events: list[Event], kind: type) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+# -- what a run gives -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_the_same_answers_and_seed_give_the_same_weights(configure: Configure, family: str):
+    first, again, other = (run_to_end(configure(family, seed=seed))[0] for seed in (1, 1, 2))
+    assert same(weights(first), weights(again))
+    assert not same(weights(first), weights(other))
+
+
+def test_the_plan_is_the_run(configure: Configure):
+    config = configure(
+        schedule={"epochs": 3, "batch_size": 1, "gradient_accumulation_steps": 2, "scheduler": "cosine", "warmup": 2.0},
+        optimizer={"learning_rate": 1e-3, "text_encoder_learning_rate": 5e-4},
+        saving={"every_epochs": 1, "state_every_epochs": 2},
+        sampling={"prompts": ["a toy --s 1"], "every_epochs": 2},
+    )
+    run, events = run_to_end(config)
+    started, finished = of_kind(events, RunStarted)[0], of_kind(events, RunFinished)[0]
+    steps = of_kind(events, StepFinished)
+    # Six pictures, one to a batch, two batches to an update: three updates an epoch.
+    assert (started.updates_per_epoch, started.total_steps, started.epochs, started.images) == (3, 9, 3, 6)
+    assert sum(started.batches_by_bucket.values()) == 6
+    assert [event.step for event in steps] == list(range(1, 10))
+    assert [event.epoch for event in steps] == [1] * 3 + [2] * 3 + [3] * 3
+    for index, event in enumerate(steps):
+        multiplier = learning_rate_multiplier(config.schedule, index, 9)
+        assert event.learning_rate == {"text_encoder": 5e-4 * multiplier, "unet": 1e-3 * multiplier}
+    saved = of_kind(events, CheckpointSaved)
+    assert [(event.step, event.kind) for event in saved] == [
+        (3, "network"),
+        (6, "network"),
+        (6, "state"),
+        (9, "network"),
+        (9, "state"),
+    ]
+    assert [event.final for event in saved] == [False, False, False, True, False]
+    assert all((run.path / event.path).exists() for event in saved)
+    assert all((run.path / e.path).stat().st_size == e.bytes for e in saved if e.kind == "network")
+    assert [event.step for event in of_kind(events, SampleSaved)] == [0, 6, 9]
+    assert finished.reason == "completed"
+    assert run.path / finished.network == run.checkpoints / "toy.safetensors"
+
+
+def test_keep_last_keeps_the_newest_files_and_the_final_one(configure: Configure):
+    run, _ = run_to_end(configure(saving={"every_steps": 1, "keep_last": 1, "precision": "fp16"}))
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["toy-step000003.safetensors", "toy.safetensors"]
+    assert {tensor.dtype for tensor in weights(run).values()} == {torch.float16}
+
+
+def effect_in_engine(folder: str, family: str, tensors: dict[str, torch.Tensor], network: Values) -> torch.Tensor:
+    """What the engine's own network computes with these weights: noise as the base model predicts it, changed."""
+    from engine.models.load import load
+    from engine.networks import create_network
+    from knowledge.config import BaseModelSettings, NetworkSettings
+
+    model = load(BaseModelSettings(path=folder, family=family), torch.float32)
+    trained = create_network(model, NetworkSettings(**network), 0)
+    for name, parameter in trained.named_parameters():
+        parameter.data.copy_(tensors[name.removeprefix("adapters.")])
+    trained.attach()
+    trained.eval()
+    with torch.no_grad():
+        return model.predict(*inputs(), model.encode_prompt(["a toy", "a cat"]), torch.full((2, 6), 32.0))
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(5)), torch.tensor([10, 900])
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "locon"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_the_file_does_the_same_in_diffusers(configure: Configure, family: str, algorithm: str):
+    pytest.importorskip("peft")
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    config = configure(family, network={"algorithm": algorithm, "rank": 2, "alpha": 1.0, "train_text_encoder": True})
+    run, _ = run_to_end(config)
+    network = config.network.model_dump()
+    trained = effect_in_engine(config.base_model.path, family, weights(run), network)
+    pipeline_kind = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}[family]
+    pipeline = pipeline_kind.from_pretrained(config.base_model.path, local_files_only=True)
+
+    def predict() -> torch.Tensor:
+        more = {}
+        if family == "sd15":
+            hidden = pipeline.encode_prompt(["a toy", "a cat"], "cpu", 1, False)[0]
+        else:
+            hidden, _, pooled, _ = pipeline.encode_prompt(
+                ["a toy", "a cat"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": torch.full((2, 6), 32.0)}}
+        return pipeline.unet(*inputs(), hidden, **more).sample
+
+    with torch.no_grad():
+        base = predict()
+        pipeline.load_lora_weights(run.checkpoints / "toy.safetensors")
+        diffusers_says = predict()
+    assert (trained - base).abs().max() > 1e-3
+    torch.testing.assert_close(diffusers_says, trained, rtol=1e-4, atol=1e-5)
+
+
+# -- what every option does -------------------------------------------------------------------------------------------
+
+CHANGES: dict[str, Values] = {
+    "another clip skip": {"base_model": {"clip_skip": 2}},
+    "v-prediction": {"base_model": {"prediction_type": "v_prediction"}},
+    "a trigger word": {"dataset": {"trigger_word": "zwx"}},
+    "another resolution": {"dataset": {"resolution": 48}},
+    "no buckets": {"dataset": {"buckets": False}},
+    "flip": {"dataset": {"flip": True}},
+    "shuffled tags": {"dataset": {"shuffle_tags": True}},
+    "no captions": {"dataset": {"caption_dropout_rate": 1.0}},
+    "another algorithm": {"network": {"algorithm": "lokr"}},
+    "another alpha": {"network": {"alpha": 1.0}},
+    "dropout": {"network": {"dropout": 0.5}},
+    "the UNet alone": {"network": {"train_text_encoder": False}},
+    "another rate": {"optimizer": {"learning_rate": 5e-3}},
+    "another rate for text": {"optimizer": {"text_encoder_learning_rate": 1e-4}},
+    "weight decay": {"optimizer": {"weight_decay": 0.5}},
+    "clipped gradients": {"optimizer": {"maximum_gradient_norm": 1e-3, "name": "adafactor"}},
+    "another batch size": {"schedule": {"batch_size": 1}},
+    "no accumulation": {"schedule": {"gradient_accumulation_steps": 1}},
+    "a schedule": {"schedule": {"scheduler": "cosine"}},
+    "fewer steps": {"schedule": {"maximum_steps": 3}},
+    "another loss": {"loss": {"function": "huber"}},
+    "min-SNR": {"loss": {"minimum_snr_gamma": 0.05}},
+    "noise offset": {"noise": {"offset": 0.1}},
+    "coarse noise": {"noise": {"multires_iterations": 4}},
+    "late timesteps": {"noise": {"minimum_timestep": 500}},
+    "early timesteps": {"noise": {"maximum_timestep": 500}},
+    "half precision": {"memory": {"precision": "bf16"}},
+}
+
+
+@pytest.fixture(scope="module")
+def plain_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    return {}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_option_changes_the_weights(configure: Configure, change: str, plain_weights: dict[Any, Any]):
+    optimizer = CHANGES[change].get("optimizer", {}).get("name", "adamw")
+    if optimizer not in plain_weights:
+        config = configure(optimizer={"name": optimizer}, schedule={"epochs": 1})
+        plain_weights[optimizer] = weights(run_to_end(config)[0])
+    changed = {section: dict(values) for section, values in CHANGES[change].items()}
+    changed["schedule"] = {"epochs": 1} | changed.get("schedule", {})
+    if change == "fewer steps":
+        changed["schedule"] = {"maximum_steps": 3, "epochs": 2}
+    assert not same(weights(run_to_end(configure(**changed))[0]), plain_weights[optimizer])
+
+
+SAME_WEIGHTS: dict[str, Values] = {
+    "latents encoded in every step": {"memory": {"cache_latents": False}},
+    "gradient checkpointing": {"memory": {"gradient_checkpointing": True}},
+    "samples in between": {"sampling": {"prompts": ["a toy --s 2"], "every_steps": 1}},
+    "saves in between": {"saving": {"every_steps": 1, "state_every_epochs": 1}},
+}
+
+
+@pytest.mark.parametrize("change", SAME_WEIGHTS)
+def test_what_only_costs_or_saves_changes_nothing(configure: Configure, change: str):
+    straight, _ = run_to_end(configure())
+    other, _ = run_to_end(configure(**SAME_WEIGHTS[change]))
+    for name, tensor in weights(straight).items():
+        torch.testing.assert_close(weights(other)[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_cached_text_outputs_change_nothing(configure: Configure):
+    network = {"train_text_encoder": False}
+    without, _ = run_to_end(configure(network=network))
+    cached, _ = run_to_end(configure(network=network, memory={"cache_text_encoder_outputs": True}))
+    for name, tensor in weights(without).items():
+        torch.testing.assert_close(weights(cached)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_regularisation_pictures_weigh_what_prior_weight_says(configure: Configure):
+    folders = [{"path": str(PICTURES)}, {"path": str(PICTURES.parent / "reg_1_toy"), "regularisation": True}]
+    full, none = (
+        run_to_end(configure(dataset={"folders": folders}, loss={"prior_weight": weight}, schedule={"epochs": 1}))[0]
+        for weight in (1.0, 0.0)
+    )
+    assert not same(weights(full), weights(none))
+
+
+# -- stopping and going on --------------------------------------------------------------------------------------------
+
+
+def stopped_at(config: TrainingConfig, stops: list[int]) -> RunFolder:
+    """The run, stopped after each of these steps and resumed."""
+    run = RunFolder.create(config)
+    for number, stop in enumerate([*stops, 10**9]):
+        last = 0
+        for event in train(config, run, resume=number > 0, should_stop=lambda: last >= stop):  # noqa: B023
+            if isinstance(event, StepFinished):
+                last = event.step
+            if isinstance(event, RunFinished):
+                assert event.reason == ("completed" if stop == 10**9 else "stopped")
+    return run
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_stopped_and_resumed_is_straight_through_bit_for_bit(configure: Configure, name: str):
+    config = configure(
+        optimizer={"name": name},
+        schedule={"scheduler": "cosine", "warmup": 1.0, "epochs": 3},
+        dataset={"shuffle_tags": True, "flip": True, "caption_dropout_rate": 0.3},
+        network={"dropout": 0.2},
+    )
+    straight, _ = run_to_end(config)
+    assert same(weights(stopped_at(config, [1, 2, 5])), weights(straight))
+
+
+def test_a_stopped_run_leaves_a_network_and_a_state(configure: Configure):
+    config = configure()
+    run = RunFolder.create(config)
+    events = list(train(config, run, should_stop=lambda: True))
+    finished = of_kind(events, RunFinished)[0]
+    assert (finished.reason, finished.step) == ("stopped", 1)
+    assert (run.path / finished.network).is_file()
+    assert [path.name for path in run.states()] == ["step-000001"]
+
+
+def test_a_save_request_saves_and_goes_on(configure: Configure):
+    config = configure()
+    run = RunFolder.create(config)
+    run.request("save")
+    events = list(train(config, run))
+    assert [(e.step, e.kind) for e in of_kind(events, CheckpointSaved)] == [
+        (1, "network"),
+        (1, "state"),
+        (4, "network"),
+    ]
+    assert not run.requested("save")
+
+
+def test_resuming_a_finished_run_says_so(configure: Configure):
+    config = configure(schedule={"maximum_steps": 1})
+    run, _ = run_to_end(config)
+    with pytest.raises(PlainError, match="is finished"):
+        list(train(config, run, resume=True))
+
+
+# -- trouble ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_before_anything_is_saved(configure: Configure):
+    config = configure(optimizer={"learning_rate": 10.0}, network={"alpha": 4096.0}, schedule={"epochs": 200})
+    run = RunFolder.create(config)
+    with pytest.raises(NotANumberError):
+        list(train(config, run))
+    assert list(run.checkpoints.iterdir()) == []
+
+
+def test_fp16_without_a_gpu_is_refused_in_words(configure: Configure):
+    if torch.cuda.is_available():
+        pytest.skip("this computer has a GPU")
+    config = configure(memory={"precision": "fp16"})
+    with pytest.raises(PlainError, match=r'memory\.precision is fp16.*"fp32" or "bf16"'):
+        list(train(config, RunFolder.create(config)))
+
+
+# -- as a process -----------------------------------------------------------------------------------------------------
+
+
+def engine(run: RunFolder, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "engine", str(run.path), *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_the_process_tells_events_and_nothing_else(configure: Configure):
+    run = RunFolder.create(configure())
+    process = engine(run)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, (run.path / "engine.log").read_text()
+    assert err == ""
+    events = [from_line(line) for line in out.splitlines()]
+    assert isinstance(events[-1], RunFinished)
+    assert [json.loads(line) for line in out.splitlines()] == [
+        json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()
+    ]
+
+
+def test_ctrl_c_saves_and_ends_with_130_and_resume_finishes(configure: Configure):
+    straight, _ = run_to_end(configure(schedule={"epochs": 20}))
+    run = RunFolder.create(configure(schedule={"epochs": 20}))
+    process = engine(run)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if isinstance(from_line(line), StepFinished):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = [from_line(line) for line in process.stdout]
+    assert process.wait(timeout=60) == 130
+    assert isinstance(rest[-1], RunFinished)
+    assert rest[-1].reason == "stopped"
+    process = engine(run, "--resume")
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    # The process computes on as many threads as the tests do, so that sums are the same to the bit.
+    assert same(weights(run), weights(straight))
+
+
+def test_a_stop_request_ends_the_process_with_0(configure: Configure):
+    run = RunFolder.create(configure(schedule={"epochs": 5000}))
+    process = engine(run)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if isinstance(from_line(line), StepFinished):
+            run.request("stop")
+            break
+    rest = [from_line(line) for line in process.stdout]
+    assert process.wait(timeout=60) == 0
+    assert rest[-1].reason == "stopped"  # type: ignore[attr-defined]
+    assert not run.requested("stop")
+
+
+def test_a_failure_is_an_event_with_cause_and_remedy_and_exit_code_1(configure: Configure, tmp_path: Path):
+    missing = tmp_path / "gone.safetensors"
+    run = RunFolder.create(configure(base_model={"path": str(missing)}))
+    process = engine(run)
+    out, err = process.communicate(timeout=60)
+    last = from_line(out.splitlines()[-1])
+    assert process.returncode == 1
+    assert err == ""
+    assert isinstance(last, Failed)
+    assert str(missing) in last.cause
+    assert last.remedy
+
+
+def test_importing_the_engine_and_its_events_does_not_import_torch():
+    program = "import engine, engine.events, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
