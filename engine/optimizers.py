@@ -24,7 +24,7 @@ class OptimizerRecipe:
 
 
 OPTIMIZERS: dict[OptimizerName, OptimizerRecipe] = {
-    "adamw": OptimizerRecipe("torch.optim:AdamW"),
+    "adamw": OptimizerRecipe("torch.optim:AdamW", {"fused": True}),
     "adamw8bit": OptimizerRecipe("bitsandbytes.optim:AdamW8bit"),
     "lion": OptimizerRecipe("pytorch_optimizer:Lion", {"betas": (0.9, 0.99)}),
     # With the rate that the user chose; its own relative rate would make the schedule a dead letter.

@@ -44,6 +44,12 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> StableDiffusion:
         raise PlainError(f"The base model {detected.path} cannot be loaded: {first_line}") from problem
     for name in ("unet", "vae", *TEXT_ENCODERS[detected.family]):
         parts[name].requires_grad_(False).eval()
+    layers = parts["text_encoder"].config.num_hidden_layers
+    if settings.clip_skip > layers:
+        raise PlainError(
+            f"base_model.clip_skip is {settings.clip_skip}, but the text encoder of {detected.path} has {layers} layers. "
+            "1 takes the last one."
+        )
     betas = parts["scheduler"]
     return FAMILIES[detected.family](
         parts["unet"],
@@ -63,6 +69,12 @@ def _check(settings: BaseModelSettings, detected: Detected) -> None:
         raise PlainError(
             f"base_model.family is {settings.family}, but {detected.path} is a model of the family {detected.family}. "
             f'Set base_model.family = "{detected.family}".'
+        )
+    # The other way round is possible: a folder that was converted carelessly says epsilon of a model that predicts v.
+    if detected.prediction_type == "v_prediction" and settings.prediction_type == "epsilon":
+        raise PlainError(
+            f"base_model.prediction_type is epsilon, but {detected.path} says of itself that it predicts v. "
+            'Set base_model.prediction_type = "v_prediction".'
         )
 
 

@@ -1,0 +1,234 @@
+import json
+import re
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from original_layout import write_original
+from safetensors.torch import load_file, save_file
+
+from engine.models import load as loading
+from engine.models.detect import detect
+from engine.models.load import load, shipped_tokenizer
+from engine.models.sd import StableDiffusion
+from engine.models.sdxl import StableDiffusionXL
+from knowledge.answers import PlainError
+from knowledge.config import BaseModelSettings
+
+DATA = Path(__file__).parent.parent / "data"
+FAMILIES = ["sd15", "sdxl"]
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    return lambda family: request.getfixturevalue(f"tiny_{family}")
+
+
+def answer(model: StableDiffusion) -> torch.Tensor:
+    """One prediction, which depends on the UNet and on all text encoders."""
+    noisy = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
+    with torch.no_grad():
+        return model.predict(noisy, torch.tensor([3, 700]), model.encode_prompt(["a cat", "two red cars"]), sizes)
+
+
+# -- detection --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_diffusers_folder_is_recognised(folder: Callable[[str], Path], family: str):
+    found = detect(folder(family))
+    assert (found.family, found.prediction_type, found.layout) == (family, "epsilon", "folder")
+    assert not found.zero_terminal_snr
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_single_file_is_recognised_with_its_markers(folder: Callable[[str], Path], family: str, tmp_path: Path):
+    plain = write_original(folder(family), tmp_path / "plain.safetensors")
+    markers = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    marked = write_original(folder(family), tmp_path / "marked.safetensors", markers)
+    found = detect(plain)
+    assert (found.family, found.prediction_type, found.layout) == (family, "epsilon", "single file")
+    assert not found.zero_terminal_snr
+    found = detect(marked)
+    assert (found.prediction_type, found.zero_terminal_snr) == ("v_prediction", True)
+
+
+def test_pocket_is_the_model_that_comes_with_the_program():
+    found = detect("pocket")
+    assert found.family == "pocket"
+    assert (found.path / "model_index.json").is_file()
+
+
+def header_only(path: Path, shapes: dict[str, list[int]]) -> Path:
+    """A safetensors file of empty tensors under these names."""
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
+    return path
+
+
+def test_what_cannot_be_trained_is_refused_in_words(tmp_path: Path, tiny_sd15: Path):
+    unet = "model.diffusion_model."
+    context = f"{unet}input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+    (tmp_path / "old.ckpt").write_bytes(b"whatever")
+    (tmp_path / "page.safetensors").write_bytes(b"<html>not found</html>")
+    (tmp_path / "empty").mkdir()
+    whole = header_only(tmp_path / "whole.safetensors", {context: [4, 768]}).read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-10])
+    (tmp_path / "short.safetensors").write_bytes(struct.pack("<Q", 10**6) + b"{}")
+    refused = {
+        tmp_path / "gone.safetensors": "nothing is there",
+        tmp_path / "old.ckpt": "is a pickle checkpoint.*Download the .safetensors version",
+        tmp_path / "page.safetensors": "is not a safetensors file",
+        tmp_path / "short.safetensors": "is not a safetensors file",
+        tmp_path / "cut.safetensors": "is cut short: 10 bytes are missing",
+        tmp_path / "empty": "has no model_index.json",
+        tiny_sd15 / "unet": "Give the folder above it",
+        tiny_sd15.parent: f"one folder deeper. Give {re.escape(str(tiny_sd15))}",
+        header_only(tmp_path / "lora.safetensors", {"lora_unet_x.lora_down.weight": [1, 1]}): "is a LoRA, not a base",
+        header_only(
+            tmp_path / "flux.safetensors", {"double_blocks.0.img_attn.norm.key_norm.scale": [1]}
+        ): "is a Flux model",
+        header_only(
+            tmp_path / "inpaint.safetensors", {f"{unet}input_blocks.0.0.weight": [4, 9, 3, 3], context: [4, 768]}
+        ): "is an inpainting model",
+        header_only(
+            tmp_path / "refiner.safetensors",
+            {
+                f"{unet}label_emb.0.0.weight": [4, 2560],
+                f"{unet}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": [4, 1280],
+            },
+        ): "is the SDXL refiner",
+        header_only(tmp_path / "vae.safetensors", {"encoder.conv_in.weight": [1]}): "holds no UNet",
+        header_only(tmp_path / "unet.safetensors", {"conv_in.weight": [1]}): "one part of a diffusers folder",
+    }
+    for path, words in refused.items():
+        with pytest.raises(PlainError, match=words):
+            detect(path)
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_single_file_is_the_same_model_as_its_folder(
+    folder: Callable[[str], Path], family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(folder(family), tmp_path / "configs" / family, ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setattr(loading, "CONFIGS", tmp_path / "configs")
+    path = write_original(folder(family), tmp_path / "model.safetensors")
+    from_folder = load(BaseModelSettings(path=str(folder(family)), family=family), torch.float32)
+    from_file = load(BaseModelSettings(path=str(path), family=family), torch.float32)
+    torch.testing.assert_close(answer(from_file), answer(from_folder), rtol=1e-5, atol=1e-6)
+    picture = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    for ours, theirs in zip(
+        from_file.encode_pictures(picture), from_folder.encode_pictures(picture), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_configurations_we_ship_are_those_of_the_families(family: str):
+    unet = json.loads((loading.CONFIGS / family / "unet" / "config.json").read_text())
+    assert unet["cross_attention_dim"] == {"sd15": 768, "sdxl": 2048}[family]
+    vae = json.loads((loading.CONFIGS / family / "vae" / "config.json").read_text())
+    assert vae["scaling_factor"] == {"sd15": 0.18215, "sdxl": 0.13025}[family]
+
+
+def test_weights_take_the_precision_asked_for_and_the_vae_stays_exact(tiny_sdxl: Path):
+    model = load(BaseModelSettings(path=str(tiny_sdxl), family="sdxl"), torch.bfloat16)
+    assert model.unet.dtype == torch.bfloat16
+    assert {encoder.dtype for encoder in model.text_encoders.values()} == {torch.bfloat16}
+    assert model.vae.dtype == torch.float32
+    assert not any(p.requires_grad for part in (*model.parts().values(), model.vae) for p in part.parameters())
+
+
+def test_a_wrong_family_or_prediction_or_clip_skip_is_told(tiny_sd15: Path, tmp_path: Path):
+    with pytest.raises(PlainError, match='base_model.family = "sd15"'):
+        load(BaseModelSettings(path=str(tiny_sd15), family="sdxl"), torch.float32)
+    with pytest.raises(PlainError, match="base_model.clip_skip is 9, but .* has 3 layers"):
+        load(BaseModelSettings(path=str(tiny_sd15), family="sd15", clip_skip=9), torch.float32)
+    predicts_v = shutil.copytree(tiny_sd15, tmp_path / "v")
+    config = predicts_v / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "v_prediction"}))
+    with pytest.raises(PlainError, match='base_model.prediction_type = "v_prediction"'):
+        load(BaseModelSettings(path=str(predicts_v), family="sd15"), torch.float32)
+
+
+@pytest.mark.parametrize("missing", ["vae", "tokenizer", "unet/diffusion_pytorch_model.safetensors"])
+def test_an_incomplete_folder_is_told(tiny_sd15: Path, tmp_path: Path, missing: str):
+    copy = shutil.copytree(tiny_sd15, tmp_path / "copy")
+    gone = copy / missing
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(PlainError, match="is missing|cannot be loaded"):
+        load(BaseModelSettings(path=str(copy), family="sd15"), torch.float32)
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+def test_captions_become_kohyas_token_numbers():
+    recorded = json.loads((DATA / "token_ids.json").read_text())
+    for pad_token, name in (("<|endoftext|>", "sd1"), ("!", "sdxl_te2")):
+        tokenizer = shipped_tokenizer(pad_token)
+        ids = tokenizer(recorded["captions"], padding="max_length", truncation=True, max_length=77).input_ids
+        assert ids == recorded[name]
+
+
+def test_clip_skip_takes_an_earlier_layer_and_the_final_norm(tiny_sd15: Path):
+    last, earlier = (
+        load(BaseModelSettings(path=str(tiny_sd15), family="sd15", clip_skip=skip), torch.float32) for skip in (1, 2)
+    )
+    (encoder,) = last.text_encoders.values()
+    with torch.no_grad():
+        plain = encoder(last.token_ids(0, ["a cat"]), output_hidden_states=True)
+        torch.testing.assert_close(last.encode_prompt(["a cat"]).hidden_states, plain.last_hidden_state)
+        skipped = earlier.encode_prompt(["a cat"]).hidden_states
+    norm = torch.nn.functional.layer_norm(plain.hidden_states[-2], (32,), *map(torch.nn.Parameter, norm_of(encoder)))
+    torch.testing.assert_close(skipped, norm)
+
+
+def norm_of(encoder: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    state = encoder.state_dict()
+    return next(v for k, v in state.items() if k.endswith("final_layer_norm.weight")), next(
+        v for k, v in state.items() if k.endswith("final_layer_norm.bias")
+    )
+
+
+def test_sdxl_conditions_agree_with_diffusers(tiny_sdxl: Path):
+    from diffusers import StableDiffusionXLPipeline
+
+    model = load(BaseModelSettings(path=str(tiny_sdxl), family="sdxl"), torch.float32)
+    assert isinstance(model, StableDiffusionXL)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, local_files_only=True)
+    hidden, _, pooled, _ = pipeline.encode_prompt(
+        "two red cars", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    with torch.no_grad():
+        ours = model.encode_prompt(["two red cars"])
+    torch.testing.assert_close(ours.hidden_states, hidden)
+    torch.testing.assert_close(ours.pooled, pooled)
+
+
+def test_the_sizes_that_sdxl_sees_are_embedded_as_kohya_does():
+    from diffusers.models.embeddings import Timesteps
+
+    embed = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+    for case in json.loads((DATA / "sdxl_size_embeddings.json").read_text()):
+        sizes = torch.tensor([*case["original_hw"], *case["crop_top_left"], *case["target_hw"]], dtype=torch.float32)
+        ours = embed(sizes)
+        torch.testing.assert_close(ours[:, :8], torch.tensor(case["first8_each256"]), rtol=1e-6, atol=1e-6)
+        assert ours.sum().item() == pytest.approx(case["sum"], rel=1e-5)
+
+
+def test_pictures_go_through_the_vae_and_come_back_in_range(tiny_sd15: Path):
+    model = load(BaseModelSettings(path=str(tiny_sd15), family="sd15"), torch.float32)
+    assert model.latent_factor == 8
+    with torch.no_grad():
+        mean, std = model.encode_pictures(torch.zeros(1, 3, 64, 32))
+        assert mean.shape == std.shape == (1, 4, 8, 4)
+        pixels = model.decode_latents(torch.randn(1, 4, 8, 4, generator=torch.Generator().manual_seed(0)) * 10)
+    assert pixels.shape == (1, 3, 64, 32)
+    assert pixels.abs().max() <= 1
