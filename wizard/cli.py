@@ -21,6 +21,7 @@ COMMANDS = {
     "calc": "wizard.calc:calc",
     "check": "wizard.check:check",
     "explain": "wizard.explain:explain",
+    "dataset": "wizard.dataset:dataset",
     "doctor": "wizard.doctor:doctor",
 }
 """Where each command lives; importing all of them to show one would make every start slow."""
@@ -34,6 +35,9 @@ GROUPS = {
         "watch": "Follow a run from another terminal.",
         "stop": "Ask a run to save and end.",
         "runs": "List the runs of this folder.",
+    },
+    "Prepare": {
+        "dataset": "Pictures and captions: inspect, import, edit captions in bulk.",
     },
     "Understand": {
         "calc": "Steps, time, memory and file size before you start.",

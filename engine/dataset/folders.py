@@ -36,6 +36,11 @@ class Listing:
     others: tuple[Path, ...]
     subfolders: tuple[Path, ...]
 
+    @property
+    def unread_pictures(self) -> tuple[Path, ...]:
+        """Pictures of kinds that are not read."""
+        return tuple(path for path in self.others if path.suffix.lower() in OTHER_PICTURE_EXTENSIONS)
+
 
 def listing(folder: Path, caption_extension: str = ".txt") -> Listing:
     """What lies in this folder, not in folders below it, in order of name. Raises OSError where it cannot be read."""
@@ -68,7 +73,7 @@ def scan(settings: DatasetSettings) -> DatasetFacts:
     folders = []
     for folder in settings.folders:
         try:
-            found = _listing(Path(folder.path).expanduser(), settings.caption_extension)
+            found = folder_listing(Path(folder.path).expanduser(), settings.caption_extension)
             pictures = tuple(_pictures(found, folder.caption, broken))
         except PlainError as error:
             problems.append(str(error))
@@ -88,7 +93,7 @@ def suggest_folders(path: Path | str) -> tuple[DatasetFolder, ...]:
     `10_name` becomes the caption of pictures that have none, as in kohya. Raises PlainError where no pictures are.
     """
     path = Path(path).expanduser()
-    top = _listing(path)
+    top = folder_listing(path)
     suggested = [DatasetFolder(path=str(path))] if top.pictures else []
     suggested += _numbered(top.subfolders)
     by_name = {folder.name.lower(): folder for folder in top.subfolders}
@@ -97,7 +102,7 @@ def suggest_folders(path: Path | str) -> tuple[DatasetFolder, ...]:
             if name in by_name:
                 suggested += _numbered(listing(by_name[name]).subfolders, regularisation=regularisation)
     if not any(not folder.regularisation for folder in suggested):
-        raise PlainError(_no_pictures(top))
+        raise PlainError(no_pictures(top))
     return tuple(suggested)
 
 
@@ -121,8 +126,8 @@ def _numbered(folders: Sequence[Path], *, regularisation: bool = False) -> Itera
             yield DatasetFolder(path=str(folder), repeats=repeats, regularisation=regularisation, caption=caption)
 
 
-def _listing(folder: Path, caption_extension: str = ".txt") -> Listing:
-    """`listing`, with the reasons why it cannot be had in words for the user."""
+def folder_listing(folder: Path, caption_extension: str = ".txt") -> Listing:
+    """`listing`, but raising PlainError where the folder cannot be listed."""
     try:
         return listing(folder, caption_extension)
     except FileNotFoundError:
@@ -145,7 +150,7 @@ def _listing(folder: Path, caption_extension: str = ".txt") -> Listing:
 def _pictures(found: Listing, caption: str, broken: list[str]) -> Iterator[Picture]:
     """The readable pictures of a folder; the others are added to `broken`."""
     if not found.pictures:
-        raise PlainError(_no_pictures(found))
+        raise PlainError(no_pictures(found))
     _check_caption_extension(found)
     not_text = []
     for path in found.pictures:
@@ -182,7 +187,7 @@ def _check_caption_extension(found: Listing) -> None:
         )
 
 
-def _no_pictures(found: Listing) -> str:
+def no_pictures(found: Listing) -> str:
     """Why a folder has no pictures and where they may be."""
     below = []
     for folder in found.subfolders:
@@ -195,7 +200,7 @@ def _no_pictures(found: Listing) -> str:
         deeper = _some(below, " or ")
         return f"There are no pictures in {found.folder} itself, but there are one folder deeper: use {deeper}."
     kinds = ", ".join(sorted(PICTURE_EXTENSIONS))
-    unread = sorted({path.suffix.lower() for path in found.others if path.suffix.lower() in OTHER_PICTURE_EXTENSIONS})
+    unread = sorted({path.suffix.lower() for path in found.unread_pictures})
     if unread:
         return f"Pictures in {found.folder} are of a kind that is not read ({', '.join(unread)}). Convert to {kinds}."
     if not (found.others or found.captions or found.subfolders):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.De
 
 
 @contextmanager
-def opened(path: Path | str) -> Iterator[Image.Image]:
+def opened(path: Path | str | BinaryIO) -> Iterator[Image.Image]:
     """The picture with its header read. Raises one of UNREADABLE; a large picture is no reason to warn."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image, ImageDraw
+
+from wizard.dataset import dataset
+
+
+def drawing(seed: int) -> Image.Image:
+    draw_from = random.Random(seed)
+    picture = Image.new("RGB", (256, 256), tuple(draw_from.choices(range(256), k=3)))
+    for _ in range(12):
+        x, y = draw_from.randrange(256), draw_from.randrange(256)
+        ImageDraw.Draw(picture).rectangle((x, y, x + 60, y + 40), tuple(draw_from.choices(range(256), k=3)))
+    return picture
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        drawing(number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"sks, red ball, place {number}")
+    return folder
+
+
+def run(*words, code=0, **how):
+    result = CliRunner().invoke(dataset, [str(word) for word in words], catch_exceptions=False, **how)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_inspect_says_that_good_pictures_are_good(pictures):
+    said = run("inspect", pictures, "--resolution", 256, "--trigger", "sks")
+    assert "4 pictures" in said
+    assert "Nothing stands out." in said
+    assert "It can be trained as it is." in said
+    assert "256 × 256" in said
+
+
+def test_inspect_names_broken_files_and_ends_with_three(pictures):
+    (pictures / "1.png").write_bytes((pictures / "1.png").read_bytes()[:300])
+    said = run("inspect", pictures, "--resolution", 256, code=3)
+    assert "1.png" in said
+    assert "Mend first: One picture is damaged" in said.replace("\n", " ")
+
+
+def test_inspect_as_json_is_one_document(pictures):
+    document = json.loads(run("inspect", pictures, "--json", "--family", "pocket"))
+    assert document["pictures"] == 4
+    assert document["resolution"] == 64
+    assert document["tag_frequency"]["sks"] == 4
+
+
+def test_the_sheet_and_the_page_show_every_picture(pictures, tmp_path):
+    (pictures / "<b>&.png").write_bytes(b"no picture")
+    (pictures / "2.txt").write_text("<script>alert(1)</script>, Zoë")
+    run("inspect", pictures, "--sheet", tmp_path / "s.png", "--html", tmp_path / "p.html", code=3)
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert sheet.width > 500
+        assert sheet.height > 200
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 4
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;, Zoë" in page
+    assert "&lt;b&gt;&amp;.png" in page
+    assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from elsewhere

@@ -1,0 +1,202 @@
+"""lora-wizard dataset: look at pictures and captions, bring them in, change captions in bulk and take changes back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wizard import views
+from wizard.words import count
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from engine.dataset.inspect import Inspection
+
+FILES_SHOWN = 4
+TAGS_SHOWN = 12
+RESOLUTIONS = {"pocket": 64, "sd15": 512, "sdxl": 1024}
+
+
+@click.group()
+def dataset() -> None:
+    """Pictures and captions: inspect them, import them, edit captions."""
+
+
+@dataset.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--resolution", type=click.IntRange(16, 4096), help="Pixels of a side, as in training.  [512]")
+@click.option("--family", type=click.Choice(list(RESOLUTIONS)), help="Take the resolution of this model family.")
+@click.option("--trigger", default="", metavar="WORD", help="The trigger word, to see which captions hold it.")
+@click.option("--caption-extension", metavar=".EXT", help="Ending of the caption files.  [the usual one found]")
+@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="For the table of shapes.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet (PNG) to this file.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with all of it (HTML) to this file.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.pass_context
+def inspect(
+    context: click.Context,
+    folder: Path,
+    resolution: int | None,
+    family: str | None,
+    trigger: str,
+    caption_extension: str | None,
+    batch_size: int,
+    sheet: Path | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Look at the pictures and captions in FOLDER before they are trained.
+
+    Decodes every picture and names what is broken, blurred, too small, there twice or mislabelled; reads every
+    caption. Exit code 3 when something must be mended before training.
+
+    \b
+    Example: lora-wizard dataset inspect pictures --trigger sks --html dataset.html
+    """
+    from engine.dataset.folders import suggest_caption_extension, suggest_folders
+    from engine.dataset.inspect import inspect_dataset
+    from knowledge.config import DatasetSettings
+
+    folders = suggest_folders(folder)
+    side = resolution or RESOLUTIONS[family or "sd15"]
+    settings = DatasetSettings(
+        folders=folders,
+        trigger_word=trigger,
+        caption_extension=caption_extension or suggest_caption_extension(folders),
+        resolution=side,
+        bucket_step=64 if side >= 256 else 16,
+        bucket_minimum_side=max(16, side // 2),
+        bucket_maximum_side=side * 2,
+    )
+    found = inspect_dataset(settings, batch_size, _progress("Looking at pictures", quiet=as_json))
+    if sheet or html:
+        from wizard.dataset_page import contact_sheet, page
+
+        if sheet:
+            contact_sheet(found, sheet)
+        if html:
+            page(found, html)
+    if as_json:
+        print(json.dumps(found.as_dict(), ensure_ascii=False))
+    else:
+        console = views.console()
+        for part in _pages(found):
+            console.print(part)
+        for written in (sheet, html):
+            if written:
+                console.print(f"[quiet]Written:[/] {written}")
+    if any(finding.severity == "blocks" for finding in found.findings):
+        context.exit(3)
+
+
+def _pages(found: Inspection) -> list[RenderableType]:
+    """What the terminal shows: what is there, what to mend, how it is grouped, which words are used."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from wizard.dataset_page import summary
+
+    parts: list[RenderableType] = [
+        Text(),
+        views.heading(count(len(found.pictures), "picture"), summary(found)),
+        Text(),
+        *(Padding(line, (0, 0, 0, 2)) for line in _finding_lines(found)),
+        Text(),
+        views.heading(f"Shape groups at {found.resolution} pixels"),
+        Padding(_bucket_table(found), (0, 0, 0, 2)),
+    ]
+    if found.tag_frequency:
+        parts += [
+            Text(),
+            views.heading("Words in the captions", _caption_facts(found)),
+            Padding(_tags(found), (0, 0, 0, 2)),
+        ]
+    return [*parts, Text(), Text(verdict(found), style="strong"), Text()]
+
+
+def _finding_lines(found: Inspection) -> list[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not found.findings:
+        return [Text("Nothing stands out.", style="good")]
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for finding in found.findings:
+        text = Text(finding.message)
+        if finding.files:
+            names = ", ".join(Path(name).name for name in finding.files[:FILES_SHOWN])
+            more = f" and {len(finding.files) - FILES_SHOWN} more" if len(finding.files) > FILES_SHOWN else ""
+            text.append(f"\n{names}{more}", style="quiet")
+        grid.add_row(Text(views.SEVERITY_MARKS[finding.severity], style=finding.severity), text)
+    return [grid]
+
+
+def _bucket_table(found: Inspection) -> RenderableType:
+    most = max((row.views for row in found.buckets), default=1)
+    lines = [
+        (
+            f"{row.width} × {row.height}",
+            f"{row.views:,}",
+            f"{row.batches:,}",
+            "▆" * max(1, round(24 * row.views / most)),
+        )
+        for row in found.buckets
+    ]
+    return views.table(("shape", "views", "batches", ""), lines, right=("views", "batches"))
+
+
+def _caption_facts(found: Inspection) -> str:
+    facts = f"{found.captions} captions, the longest of {found.most_tokens} tokens"
+    if found.trigger_word:
+        facts += f"; “{found.trigger_word}” in {found.trigger_captions}"
+    return facts
+
+
+def _tags(found: Inspection) -> RenderableType:
+    shown = list(found.tag_frequency.items())[:TAGS_SHOWN]
+    lines = [
+        (
+            tag if len(tag) <= 48 else tag[:47] + "…",
+            f"{number:,}",
+            "▆" * max(1, round(24 * number / max(found.captions, 1))),
+        )
+        for tag, number in shown
+    ]
+    if len(found.tag_frequency) > len(shown):
+        lines.append((f"and {len(found.tag_frequency) - len(shown):,} more", "", ""))
+    return views.table(("tag", "captions", ""), lines, right=("captions",))
+
+
+def verdict(found: Inspection) -> str:
+    """Whether it can be trained, and what to do first."""
+    blocking = [finding for finding in found.findings if finding.severity == "blocks"]
+    if not found.usable:
+        return "None of these pictures can be trained."
+    if blocking:
+        rest = f"{found.usable} of {count(len(found.pictures), 'picture')} are fine. "
+        return f"{rest}Mend first: {blocking[0].message}"
+    pressing = [finding for finding in found.findings if finding.severity in ("high", "warning")]
+    if pressing:
+        return f"It can be trained. It would gain most from this: {pressing[0].message}"
+    return "It can be trained as it is."
+
+
+def _progress(what: str, quiet: bool) -> Callable[[int, int], None]:
+    """Tells on stderr how far it is, where somebody watches."""
+    if quiet or not sys.stderr.isatty():
+        return lambda done, total: None
+
+    def tell(done: int, total: int) -> None:
+        end = "\r\033[K" if done == total else ""
+        sys.stderr.write(f"\r{what} {done} of {total}{end}")
+        sys.stderr.flush()
+
+    return tell
