@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import tempfile
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -73,20 +72,24 @@ def _migrated(document: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def write_answers(config: TrainingConfig, path: Path | str, *, chosen: Collection[str] = ()) -> None:
-    """Write what differs from the defaults, and what was `chosen`, with one short comment to each setting.
+    """Write what differs from the defaults, and what was `chosen`, with one short comment to each setting."""
+    write_whole(Path(path), answers_text(config, chosen=chosen))
 
-    The file appears whole or not at all: it is written under another name and then renamed.
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all: under another name first, then renamed.
+
+    Raises PlainError where it cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(answers_text(config, chosen=chosen))
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise PlainError(f"{path} cannot be written: {error.strerror or error}.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def answers_text(config: TrainingConfig, *, chosen: Collection[str] = ()) -> str:

@@ -118,7 +118,7 @@ def in_words(value: Any, form: str = "") -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, int):
-        return f"{value:,}"
+        return _number(value)
     if isinstance(value, float):
         return _number(value)
     if isinstance(value, tuple | list):
@@ -127,8 +127,10 @@ def in_words(value: Any, form: str = "") -> str:
 
 
 def _number(value: float) -> str:
-    if value == 0 or 1e-3 <= abs(value) < 1e9:
-        return f"{int(value):,}" if value == int(value) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if value == int(value) or abs(value) >= 1000:
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.0f}"
+    if abs(value) >= 1e-3:
+        return f"{value:.4g}"
     mantissa, exponent = f"{value:.3e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from knowledge.config import TrainingConfig
+from knowledge.config import CAPTION_CHANGES, PICTURE_CHANGES, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,12 @@ def facts(
 ) -> dict[str, Any]:
     """The mapping that rules and recommendations read: config values by dotted name, dataset.*, hardware.*, plan.*.
 
+    dataset.captions_change and dataset.pictures_change say whether anything changes them from view to view.
     What is not known is absent, and a rule that needs it does not apply; `plan` comes with its `plan.` prefix.
     """
     known = flatten(config, "")
+    known["dataset.captions_change"] = any(getattr(config.dataset, name) for name in CAPTION_CHANGES)
+    known["dataset.pictures_change"] = any(getattr(config.dataset, name) for name in PICTURE_CHANGES)
     if dataset is not None:
         known |= {name: value for name, value in flatten(dataset, "dataset").items() if name not in known}
     if hardware is not None:

@@ -17,6 +17,7 @@ from knowledge.answers import PlainError, did_you_mean
 from knowledge.expressions import Lookup, UnknownFactError, evaluate, fill, placeholders
 
 Level = Literal["essential", "advanced", "expert"]
+LEVELS: tuple[Level, ...] = ("essential", "advanced", "expert")
 Evidence = Literal["measured", "paper", "implementation", "community", "opinion"]
 
 CONSTANTS = {"GiB": 2**30}
@@ -395,7 +396,7 @@ def advice_words(parameter: Parameter, row: Advice) -> tuple[str, str, str]:
         value = in_words(evaluate(row.formula, lookup) if row.formula else row.value)
     if all(name in parameter.numbers or _is_number(name) for name in placeholders(row.because)):
         because = fill(row.because, lookup)
-    return (row.case or ("otherwise" if len(parameter.recommendations) > 1 else ""), value, because)
+    return (fill(row.case, lookup) or ("otherwise" if len(parameter.recommendations) > 1 else ""), value, because)
 
 
 def _is_number(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from knowledge import library
 from knowledge.config import TrainingConfig, fields, with_values
@@ -20,7 +20,8 @@ SEVERITIES: tuple[Severity, ...] = ("blocks", "high", "warning", "note")
 class Rule:
     """A risky combination. `when` and the values of `fix` are expressions over the facts; `message` has placeholders.
 
-    `parameters` are those to look at besides the ones that `fix` and `when` name. `fires` and `silent` are facts, laid over a plain config, for which the rule must and must not speak.
+    `parameters` are those to look at besides the ones that `fix` and `when` name. `fires` and `silent` are facts, laid
+    over a plain config, for which the rule must and must not speak.
     """
 
     id: str
@@ -44,16 +45,6 @@ class Finding:
     message: str
     parameters: tuple[str, ...]
     fix: Mapping[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The finding as the document that --json prints."""
-        return {
-            "rule": self.rule,
-            "severity": self.severity,
-            "message": self.message,
-            "parameters": list(self.parameters),
-            "fix": dict(self.fix),
-        }
 
 
 @cache
@@ -91,3 +82,17 @@ def apply_fix(config: TrainingConfig, finding: Finding) -> TrainingConfig:
     if not finding.fix:
         raise ValueError(f"the finding {finding.rule} has no fix that could be applied")
     return with_values(config, dict(finding.fix))
+
+
+def example(overlay: Mapping[str, Any]) -> tuple[TrainingConfig, dict[str, Any]]:
+    """The config and the other facts that a rule's `fires` or `silent` describes, laid over a plain config.
+
+    TOML has lists and no empty value: a list is read as a tuple, "none" empties a setting that may be empty.
+    """
+    known = {name: tuple(value) if isinstance(value, list) else value for name, value in overlay.items()}
+    schema = fields()
+    for name, value in known.items():
+        if value == "none" and type(None) in get_args(schema[name].annotation):
+            known[name] = None
+    config = with_values(TrainingConfig(), {name: value for name, value in known.items() if name in schema})
+    return config, {name: value for name, value in known.items() if name not in schema}

@@ -13,26 +13,15 @@ from knowledge.config import TrainingConfig, value_of, with_values
 from knowledge.expressions import names_in, placeholders
 from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture, facts
 from knowledge.parameters import lookup_for, number, parameters
-from knowledge.rules import SEVERITIES, apply_fix, check, rules
+from knowledge.rules import SEVERITIES, apply_fix, check, example, rules
 
 RULES = rules()
 FIELDS = config.fields()
 KNOWN_BESIDE_THE_CONFIG = (
     {f"dataset.{name}" for name, member in vars(DatasetFacts).items() if isinstance(member, property)}
-    | {"dataset.broken"}
+    | {"dataset.broken", "dataset.captions_change", "dataset.pictures_change"}
     | {f"hardware.{field.name}" for field in dataclass_fields(Hardware)}
 )
-
-
-def situation(overlay):
-    """A config and the other facts that an overlay of a rule describes; "none" empties a setting that may be empty."""
-    known = {name: tuple(value) if isinstance(value, list) else value for name, value in overlay.items()}
-    for name, value in known.items():
-        if value == "none" and type(None) in get_args(FIELDS[name].annotation):
-            known[name] = None
-    changes = {name: value for name, value in known.items() if name in FIELDS}
-    others = {name: value for name, value in known.items() if name not in FIELDS}
-    return with_values(TrainingConfig(), changes), others
 
 
 def found(rule, config_, others):
@@ -46,12 +35,12 @@ def test_there_are_many_rules_each_with_its_own_id():
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
 def test_a_rule_fires_and_stays_silent_where_it_says(rule):
-    config_, others = situation(rule.fires)
+    config_, others = example(rule.fires)
     (finding,) = found(rule, config_, others)
     assert "{" not in finding.message
     assert finding.message[-1] in ".)"
     assert finding.parameters
-    assert not found(rule, *situation(rule.silent))
+    assert not found(rule, *example(rule.silent))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
@@ -70,7 +59,7 @@ def test_a_rule_reads_only_what_exists(rule):
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule.fix], ids=lambda rule: rule.id)
 def test_a_fix_can_be_applied_and_silences_the_rule(rule):
-    config_, others = situation(rule.fires)
+    config_, others = example(rule.fires)
     (finding,) = found(rule, config_, others)
     assert finding.fix, "the fix needs facts that its own example lacks"
     fixed = apply_fix(config_, finding)

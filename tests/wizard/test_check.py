@@ -1,0 +1,75 @@
+"""`check`: an answers file planned and judged without starting anything."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from knowledge.answers import PlainError
+from wizard.check import check
+
+
+@pytest.fixture
+def answers(tmp_path):
+    """An answers file over eight small pictures; its text can be changed by appending."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(8):
+        Image.new("RGB", (96 if number % 2 else 64, 64), (number * 30, 90, 120)).save(pictures / f"{number}.png")
+        (pictures / f"{number}.txt").write_text(f"a creature number {number}")
+    path = tmp_path / "answers.toml"
+    path.write_text(
+        f'[[dataset.folders]]\npath = "{pictures.as_posix()}"\nrepeats = 20\n'
+        '[dataset]\ntrigger_word = "ohwx"\nresolution = 64\nbucket_step = 16\nbucket_minimum_side = 32\n'
+        "[schedule]\nbatch_size = 4\nepochs = 15\n[optimizer]\nlearning_rate = 0.002\n"
+        "[network]\nrank = 8\nalpha = 8.0\n"
+        '[sampling]\nprompts = ["ohwx"]\nevery_epochs = 5\n'
+    )
+    return path
+
+
+def run(path, *options):
+    return CliRunner().invoke(check, [str(path), *options])
+
+
+def test_the_plan_and_the_findings_come_as_one_document(answers):
+    result = run(answers, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.output)
+    # two shapes of 4 pictures × 20 repeats, 20 batches of 4 each
+    assert (document["batches_per_epoch"], document["total_steps"], document["blocked"]) == (40, 600, False)
+    assert document["vram"]["likely_bytes"] > 0
+    assert {"rule", "severity", "message", "parameters", "fix"} == set(document["findings"][0])
+    assert not [found for found in document["findings"] if found["severity"] in {"blocks", "high"}]
+
+
+def test_a_config_that_cannot_work_ends_with_exit_code_three_and_its_fix(answers):
+    result = run(answers, "--json", "--set", "optimizer.learning_rate=1.0")
+    assert result.exit_code == 3
+    first = json.loads(result.output)["findings"][0]
+    assert (first["rule"], first["fix"]) == ("rate-beyond-reason", {"optimizer.learning_rate": 0.002})
+    shown = run(answers, "--set", "optimizer.learning_rate=1.0")
+    assert shown.exit_code == 3
+    assert "cannot start as it is" in shown.output
+
+
+def test_pictures_or_models_that_are_not_there_block_with_their_reason(answers, tmp_path):
+    for text, said in (
+        ('[[dataset.folders]]\npath = "nowhere"\n', "no folder nowhere"),
+        ('[base_model]\npath = "nowhere.safetensors"\nfamily = "sd15"\n', "no base model at nowhere.safetensors"),
+    ):
+        path = tmp_path / "other.toml"
+        path.write_text(text)
+        result = run(path, "--json")
+        assert result.exit_code == 3
+        assert said in json.loads(result.output)["problem"]
+        assert "cannot start" in run(path).output
+
+
+def test_a_file_that_is_not_valid_is_refused(tmp_path):
+    path = tmp_path / "answers.toml"
+    path.write_text("[network]\nrank = 0\n")
+    result = run(path)
+    assert isinstance(result.exception, PlainError)
+    assert result.exception.exit_code == 2

@@ -1,0 +1,108 @@
+"""`explain`: any name leads to its entry, the index is complete, and the handbook is one file with everything in it."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from click.testing import CliRunner
+
+from knowledge.answers import PlainError
+from knowledge.parameters import parameters, terms
+from wizard import handbook
+from wizard.explain import explain
+
+
+def run(*arguments):
+    result = CliRunner().invoke(explain, arguments)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+@pytest.mark.parametrize(
+    "name", ["network.rank", "network_dim", "Network Rank (Dimension)", "net_dim", "--network-dim"]
+)
+def test_every_name_of_the_rank_leads_to_it(name):
+    assert json.loads(run("--json", "--", name))["name"] == "network.rank"
+
+
+def test_words_need_no_quotation_marks():
+    assert "network.rank" in run("Network", "Rank", "(Dimension)")
+
+
+def test_a_typo_is_forgiven_with_a_suggestion():
+    with pytest.raises(PlainError, match=r'Did you mean "learning rate"'):
+        run("lerning_rate")
+
+
+@pytest.mark.parametrize("name", list(parameters()))
+def test_every_parameter_has_a_page_and_a_document(name):
+    page = run(name)
+    assert parameters()[name].title in page
+    assert "{" not in page
+    assert json.loads(run(name, "--json"))["kind"] == "parameter"
+
+
+def test_a_page_says_what_the_values_cost():
+    page = run("network.rank")
+    assert "What it costs" in page
+    assert "MB" in page
+    costs = json.loads(run("network.rank", "--json"))["costs"]
+    assert [cost["file_bytes"] for cost in costs] == sorted(cost["file_bytes"] for cost in costs)
+
+
+def test_the_index_names_every_parameter():
+    index = run("--json")
+    assert {line["name"] for line in json.loads(index)["parameters"]} == set(parameters())
+    assert "learning_rate" in run()
+    assert "How far each step moves" in run("--section", "optimizer")
+    essential = json.loads(run("--level", "essential", "--json"))["parameters"]
+    assert {line["level"] for line in essential} == {"essential"}
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.ids, self.links, self.addresses, self.open = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        known = dict(attributes)
+        if "id" in known:
+            self.ids.append(known["id"])
+        if tag == "a":
+            self.links.append(known.get("href", ""))
+        if "src" in known or (tag == "link" and "href" in known):
+            self.addresses.append(known)
+        if tag not in {"meta", "input", "br", "img", "hr"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_handbook_is_one_sound_file_with_every_entry(tmp_path):
+    path = tmp_path / "deep" / "handbook.html"
+    run("--all", "--output", str(path))
+    text = path.read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    assert not page.open
+    assert not page.addresses, "it must need nothing from elsewhere"
+    assert len(page.ids) == len(set(page.ids)), sorted(i for i in page.ids if page.ids.count(i) > 1)
+    assert set(parameters()) | set(terms()) <= set(page.ids)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert not re.search(r"\{[a-z_.]+\}", text.partition("</style>")[2].partition("<script>")[0])
+
+
+def test_the_handbook_exists_in_markdown_too():
+    text = handbook.markdown()
+    assert all(f"`{name}`" in text for name in parameters())
+    assert text.startswith("# ")
+
+
+def test_explain_never_imports_torch():
+    code = "import sys; from wizard.explain import *; page(find('rank')); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
