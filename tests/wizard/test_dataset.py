@@ -70,3 +70,29 @@ def test_the_sheet_and_the_page_show_every_picture(pictures, tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;, Zoë" in page
     assert "&lt;b&gt;&amp;.png" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from elsewhere
+
+
+def test_captions_are_changed_and_taken_back(pictures):
+    said = run("captions", pictures, "--remove", "red ball", "--trigger", "new", "--yes")
+    assert "4 captions changed." in said
+    assert (pictures / "0.txt").read_text() == "new, sks, place 0\n"
+    assert "Taken back" in run("captions", pictures, "--undo")
+    assert (pictures / "0.txt").read_text() == "sks, red ball, place 0\n"
+    assert "No edit" in str(CliRunner().invoke(dataset, ["captions", str(pictures), "--undo"]).exception)
+
+
+def test_a_dry_run_shows_and_writes_nothing(pictures):
+    said = run("captions", pictures, "--sort", "--dry-run")
+    assert "4 captions to change" in said
+    assert (pictures / "0.txt").read_text() == "sks, red ball, place 0"
+
+
+def test_without_a_terminal_writing_must_be_asked_for(pictures):
+    assert "--yes" in run("captions", pictures, "--sort", code=2)
+    assert "Say what to change" in run("captions", pictures, "--yes", code=2)
+
+
+def test_captions_as_json_tell_each_change(pictures):
+    document = json.loads(run("captions", pictures, "--find", "ball", "--replace", "cube", "--yes", "--json"))
+    assert document["written"] is True
+    assert document["changes"][0]["after"] == "sks, red cube, place 0"

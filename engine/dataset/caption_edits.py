@@ -1,0 +1,232 @@
+"""Captions changed in bulk: seen before they are written, kept in a journal, taken back one edit at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.dataset.captions import SEPARATOR, read_caption
+from engine.dataset.folders import folder_listing
+from engine.run_folder import whole_file
+from knowledge.answers import PlainError
+
+JOURNAL = Path(".lora-wizard") / "captions.jsonl"
+"""Where a folder keeps what was done to its captions."""
+
+Edit = Callable[[str], str]
+"""From a caption to the caption that takes its place."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A caption file's text before and after; None where there is no file."""
+
+    file: Path
+    before: str | None
+    after: str | None
+
+
+# -- edits ------------------------------------------------------------------------------------------------------------
+
+
+def split(caption: str) -> list[str]:
+    """The tags of a line; a comma inside brackets, as in `(red, blue:1.2)`, or after a backslash does not divide."""
+    parts, depth, current = [], 0, ""
+    for position, character in enumerate(caption):
+        escaped = position > 0 and caption[position - 1] == "\\"
+        if not escaped:
+            depth += (character in "([{") - (character in ")]}")
+        if character == SEPARATOR and depth <= 0 and not escaped:
+            parts.append(current)
+            current = ""
+        else:
+            current += character
+    return [tag for part in [*parts, current] if (tag := part.strip())]
+
+
+def join(parts: Iterable[str]) -> str:
+    return f"{SEPARATOR} ".join(parts)
+
+
+def find_and_replace(find: str, replace: str, *, regex: bool = False) -> Edit:
+    """Every occurrence replaced. Raises PlainError for a pattern that is none, or a group that it does not have."""
+    if not regex:
+        return lambda caption: caption.replace(find, replace)
+    try:
+        pattern = re.compile(find)
+        re.sub(pattern, replace, "")
+        pattern.sub(replace, find)
+    except re.error as error:
+        raise PlainError(
+            f'"{find}" with "{replace}" is not a regular expression that can be used: {error}.', 2
+        ) from None
+    return lambda caption: pattern.sub(replace, caption)
+
+
+def remove_tags(names: Sequence[str]) -> Edit:
+    """Without these tags, whatever their case, underscores or blank spaces."""
+    unwanted = {_plain(name) for name in names}
+    return lambda caption: join(tag for tag in split(caption) if _plain(tag) not in unwanted)
+
+
+def without_doubles(caption: str) -> str:
+    """Each tag once, where it first stood."""
+    seen: dict[str, str] = {}
+    for tag in split(caption):
+        seen.setdefault(_plain(tag), tag)
+    return join(seen.values())
+
+
+def sorted_tags(caption: str) -> str:
+    return join(sorted(split(caption), key=str.casefold))
+
+
+def spaces_for_underscores(caption: str) -> str:
+    """Underscores between letters and digits become spaces; in faces such as ^_^ or o_o they stay."""
+    return join(tag if len(tag) <= 3 else re.sub(r"(?<=\w)_(?=\w)", " ", tag) for tag in split(caption))
+
+
+def keep_first(count: int) -> Edit:
+    return lambda caption: join(split(caption)[:count])
+
+
+def trigger_first(word: str) -> Edit:
+    """The trigger word as the first tag, and nowhere else as a tag of its own."""
+    return lambda caption: join([word, *(tag for tag in split(caption) if _plain(tag) != _plain(word))])
+
+
+def prefix(text: str) -> Edit:
+    return lambda caption: caption if caption.startswith(text) else f"{text}{caption}"
+
+
+def suffix(text: str) -> Edit:
+    return lambda caption: caption if caption.endswith(text) else f"{caption}{text}"
+
+
+def _plain(tag: str) -> str:
+    return re.sub(r"[\s_]+", " ", tag).strip().casefold()
+
+
+# -- what they would do, and doing it ---------------------------------------------------------------------------------
+
+
+def changes(folder: Path, extension: str, edits: Sequence[Edit], *, create: bool = False) -> list[Change]:
+    """What the edits, one after the other, would change in this folder; line by line where a caption has several.
+
+    Pictures without a caption file get one only when `create` is set. Raises PlainError for captions that are not
+    UTF-8 text.
+    """
+    found = folder_listing(folder, extension)
+    files = dict(found.captions)
+    if create:
+        files |= {
+            picture.stem: picture.with_suffix(extension) for picture in found.pictures if picture.stem not in files
+        }
+    garbled, planned = [], []
+    for file in sorted(files.values()):
+        try:
+            before = _text(file)
+        except UnicodeDecodeError:
+            garbled.append(file.name)
+            continue
+        after = "\n".join(_edited(line, edits) for line in (before or "").split("\n"))
+        if after != (before or ""):
+            planned.append(Change(file, before, after))
+    if garbled:
+        raise PlainError(f"Nothing was changed: {', '.join(garbled[:5])} cannot be read as UTF-8 text.")
+    return planned
+
+
+def _edited(line: str, edits: Sequence[Edit]) -> str:
+    for edit in edits:
+        line = edit(line)
+    return line
+
+
+def apply(folder: Path, planned: Sequence[Change], words: str) -> None:
+    """Write the changes. The journal has them on disk before the first file is touched, so that none is ever lost."""
+    entry = {"at": time.time(), "edit": words, "changes": [_as_dict(folder, change) for change in planned]}
+    _append(folder, entry)
+    for change in planned:
+        _write(change.file, change.after)
+
+
+def undo(folder: Path) -> tuple[str, list[Change], list[Path]]:
+    """Take the last edit back: its words, what was restored, and files left alone because they were changed since.
+
+    Raises PlainError when there is nothing to take back.
+    """
+    entries = list(history(folder))
+    if not entries:
+        raise PlainError(f"No edit of the captions in {folder} is left to take back.", 2)
+    last = entries[-1]
+    restored, kept = [], []
+    for row in last["changes"]:
+        change = Change(folder / row["file"], row["before"], row["after"])
+        now = _text(change.file)
+        if now == change.after and now != change.before:
+            restored.append(Change(change.file, change.after, change.before))
+        elif now != change.before:
+            kept.append(change.file)
+    for change in restored:
+        _write(change.file, change.after)
+    _append(folder, {"at": time.time(), "undone": last["at"]})
+    return last["edit"], restored, kept
+
+
+def history(folder: Path) -> Iterator[dict[str, Any]]:
+    """The edits that have not been taken back, oldest first."""
+    entries: list[dict[str, Any]] = []
+    try:
+        lines = (folder / JOURNAL).read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut while it was written: nothing had been changed yet
+        if "undone" in entry:
+            entries = [other for other in entries if other["at"] != entry["undone"]]
+        else:
+            entries.append(entry)
+    yield from entries
+
+
+def _append(folder: Path, entry: object) -> None:
+    """Add a line to the journal and wait until the disk has it."""
+    path = folder / JOURNAL
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise PlainError(f"The journal {path} cannot be written ({error.strerror}); nothing was changed.") from None
+
+
+def _as_dict(folder: Path, change: Change) -> dict[str, str | None]:
+    return {"file": change.file.relative_to(folder).as_posix(), "before": change.before, "after": change.after}
+
+
+def _text(file: Path) -> str | None:
+    return read_caption(file) if file.exists() else None
+
+
+def _write(file: Path, text: str | None) -> None:
+    if text is None:
+        file.unlink(missing_ok=True)
+        return
+    with whole_file(file) as partial:
+        partial.write_text(text + "\n" if text else "", encoding="utf-8", newline="\n")
