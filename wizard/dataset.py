@@ -308,6 +308,7 @@ CHANGES_SHOWN = 8
 def _preview(planned: Sequence[Change], words: str) -> None:
     """The first few captions, with what goes struck through and what comes set off."""
     from difflib import SequenceMatcher
+    from itertools import zip_longest
 
     from rich.text import Text
 
@@ -319,8 +320,9 @@ def _preview(planned: Sequence[Change], words: str) -> None:
         return
     console.print(views.heading(f"{count(len(planned), 'caption')} to change", words))
     for change in planned[:CHANGES_SHOWN]:
-        before, after = split(change.before or ""), split(change.after or "")
-        line = Text(f"  {change.file.name}  ", style="quiet")
+        lines = zip_longest((change.before or "").split("\n"), (change.after or "").split("\n"), fillvalue="")
+        before, after = next((split(old), split(new)) for old, new in lines if old != new)
+        line = Text.assemble((f"  {change.file.name}  ", "quiet"))
         pieces = []
         for kind, a, b, c, d in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
             if kind == "equal":
