@@ -349,3 +349,35 @@ def _undo(folder: Path, as_json: bool) -> None:
     if kept:
         names_ = ", ".join(path.name for path in kept[:FILES_SHOWN])
         console.print(f"[warning]Left alone, because changed since:[/] {names_}")
+
+
+@dataset.command("import")
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--to", "destination", type=click.Path(path_type=Path), help="The new folder.  [datasets/NAME]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def import_(sources: tuple[Path, ...], destination: Path | None, as_json: bool) -> None:
+    """Copy pictures and captions from SOURCES (folders, files, ZIP archives) into a new dataset folder.
+
+    The originals are not touched. Folders named like "10_sks cat" keep their name and with it their repeats.
+
+    \b
+    Example: lora-wizard dataset import holiday.zip "more pictures" --to datasets/holiday
+    """
+    from engine.acquire.pictures import import_pictures
+
+    target = destination or Path("datasets") / (sources[0].expanduser().resolve().stem or "pictures")
+    done = import_pictures(sources, target)
+    if as_json:
+        facts = {"folder": str(done.folder), "pictures": done.pictures, "captions": done.captions}
+        print(json.dumps(facts | {"renamed": done.renamed, "left_out": dict(done.left_out)}, ensure_ascii=False))
+        return
+    console = views.console()
+    console.print(
+        f"[good]{count(done.pictures, 'picture')} and {count(done.captions, 'caption')}[/] are now in {done.folder}."
+    )
+    if done.renamed:
+        console.print(f"[quiet]{count(done.renamed, 'name')} were there twice and got a number.[/]")
+    if done.left_out:
+        kinds = ", ".join(f"{number} × {extension}" for extension, number in done.left_out.most_common(5))
+        console.print(f"[quiet]Left out, neither pictures nor captions: {kinds}[/]")
+    console.print(f"[quiet]Look at them: lora-wizard dataset inspect {done.folder}[/]")

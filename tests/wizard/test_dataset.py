@@ -96,3 +96,9 @@ def test_captions_as_json_tell_each_change(pictures):
     document = json.loads(run("captions", pictures, "--find", "ball", "--replace", "cube", "--yes", "--json"))
     assert document["written"] is True
     assert document["changes"][0]["after"] == "sks, red cube, place 0"
+
+
+def test_pictures_are_imported_into_a_folder_of_their_own(pictures, tmp_path):
+    said = run("import", pictures, "--to", tmp_path / "new")
+    assert "4 pictures and 4 captions" in said
+    assert json.loads(run("import", pictures, "--to", tmp_path / "other", "--json"))["pictures"] == 4

@@ -1,0 +1,214 @@
+"""Pictures and their captions copied into a dataset folder of our own, from folders, files and ZIP archives.
+
+The originals are never touched. An archive is data from a stranger: nothing is written outside the new folder, and
+nothing is believed that it says of its sizes.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from engine.dataset.folders import CAPTION_EXTENSIONS, PICTURE_EXTENSIONS, suggest_folders
+from knowledge.answers import PlainError
+
+GIB = 1024**3
+CHUNK = 1024 * 1024
+_NUMBERED = re.compile(r"\d+_.+")
+_UNSAFE = re.compile(r'[<>:"|?*\\\x00-\x1f]')
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an archive may unpack to before it is taken for a trap."""
+
+    total_bytes: int = 50 * GIB
+    file_bytes: int = GIB
+    files: int = 200_000
+
+
+@dataclass
+class Imported:
+    """What came in. left_out: how many files of each ending were neither pictures nor captions."""
+
+    folder: Path
+    pictures: int = 0
+    captions: int = 0
+    renamed: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file to copy: the folder it goes to below the new one, its name, and how it is read."""
+
+    folder: str
+    name: str
+    open: Callable[[], AbstractContextManager[IO[bytes]]]
+
+
+def import_pictures(sources: Sequence[Path], destination: Path, limits: Limits | None = None) -> Imported:
+    """Copy the pictures and captions of all sources into a new folder, which appears only once all is there.
+
+    Folders named like `10_sks cat` keep their name, all else comes to lie together. Of two files with one name the
+    second is renamed, its caption with it. Raises PlainError, and leaves nothing behind, when a source cannot be read,
+    holds no pictures or passes the limits.
+    """
+    limits = limits or Limits()
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise PlainError(f"{destination} is there already. Name a new folder with --to.", 2)
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    imported = Imported(destination)
+    spent = _Spent(limits)
+    try:
+        partial.mkdir(parents=True)
+        for source in sources:
+            before = imported.pictures
+            _copy(list(_entries(source, imported.left_out, limits)), partial, imported, spent)
+            if imported.pictures == before:
+                raise PlainError(f"There are no pictures in {source}.")
+        if destination.exists():
+            destination.rmdir()
+        partial.rename(destination)
+    except OSError as error:
+        raise PlainError(f"The pictures cannot be copied to {destination}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return imported
+
+
+def _entries(source: Path, left_out: Counter[str], limits: Limits) -> Iterator[Entry]:
+    source = source.expanduser()
+    if source.is_dir():
+        for folder in suggest_folders(source):
+            path = Path(folder.path)
+            name = path.name if path != source or _NUMBERED.fullmatch(path.name) else ""
+            yield from _files(sorted(path.iterdir()), f"reg/{name}" if folder.regularisation else name, left_out)
+    elif source.suffix.lower() == ".zip" or (source.is_file() and zipfile.is_zipfile(source)):
+        yield from _archived(source, left_out, limits)
+    elif source.suffix.lower() in PICTURE_EXTENSIONS and source.is_file():
+        captions = [source.with_suffix(extension) for extension in CAPTION_EXTENSIONS]
+        yield from _files([source, *(path for path in captions if path.is_file())], "", left_out)
+    elif source.exists():
+        raise PlainError(f"{source} is neither a folder, a ZIP archive nor a picture.", 2)
+    else:
+        raise PlainError(f"There is no {source}.", 2)
+
+
+def _files(paths: Sequence[Path], folder: str, left_out: Counter[str]) -> Iterator[Entry]:
+    for path in paths:
+        if path.is_file() and _wanted(path.name, left_out):
+            yield Entry(folder, path.name, lambda path=path: path.open("rb"))  # type: ignore[misc]
+
+
+def _archived(source: Path, left_out: Counter[str], limits: Limits) -> Iterator[Entry]:
+    """The files of a ZIP. Their folders decide nothing but whether they are kohya's; so no path can lead elsewhere."""
+    try:
+        archive = zipfile.ZipFile(source)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise PlainError(f"{source} is not a whole ZIP archive ({error}). Download it again.") from None
+    members = archive.infolist()
+    if len(members) > limits.files:
+        raise PlainError(f"{source} holds {len(members):,} files; more than {limits.files:,} are not unpacked.")
+    for member in members:
+        path = PurePosixPath(member.filename.replace("\\", "/"))
+        mode = member.external_attr >> 16
+        special = stat.S_IFMT(mode) not in (0, stat.S_IFREG)  # a link would be followed when it is read back
+        if member.is_dir() or special or "__MACOSX" in path.parts or not _wanted(path.name, left_out):
+            continue
+        if member.flag_bits & 1:
+            raise PlainError(f"{source} is locked with a password. Unpack it yourself and import the folder.")
+        numbered = [part for part in path.parts[:-1] if _NUMBERED.fullmatch(part)]
+        folder = _safe(numbered[-1]) if numbered else ""
+        if folder and {part.lower() for part in path.parts[:-1]} & {"reg", "regularization", "regularisation"}:
+            folder = f"reg/{folder}"
+        yield Entry(folder, _safe(path.name), lambda member=member: archive.open(member))  # type: ignore[misc]
+
+
+def _wanted(name: str, left_out: Counter[str]) -> bool:
+    """Whether it is a picture or a caption; hidden files are not even counted."""
+    extension = PurePosixPath(name).suffix.lower()
+    if name.startswith(".") or not name:
+        return False
+    if extension in PICTURE_EXTENSIONS or extension in CAPTION_EXTENSIONS:
+        return True
+    left_out[extension or "no ending"] += 1
+    return False
+
+
+def _safe(name: str) -> str:
+    """The name without characters that some systems do not allow."""
+    return _UNSAFE.sub("_", name).rstrip(". ") or "_"
+
+
+class _Spent:
+    """What has been unpacked so far, counted as it comes out and not as the archive claims."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self.total = limits, 0
+
+    def add(self, name: str, in_file: int, chunk: int) -> None:
+        self.total += chunk
+        if in_file > self.limits.file_bytes:
+            raise PlainError(f"{name} unpacks to more than {self.limits.file_bytes / GIB:.2g} GiB; that is no picture.")
+        if self.total > self.limits.total_bytes:
+            raise PlainError(f"This unpacks to more than {self.limits.total_bytes / GIB:.2g} GiB; it is not imported.")
+
+
+def _copy(entries: Sequence[Entry], partial: Path, imported: Imported, spent: _Spent) -> None:
+    """Copy the files of one source, a picture and its captions under one new stem where the old one is taken."""
+    taken = {
+        f"{path.parent.relative_to(partial).as_posix()}/{path.stem}".lower()
+        for path in partial.rglob("*")
+        if path.is_file()
+    }
+    stems: dict[tuple[str, str], str] = {}
+    used: set[Path] = set()
+    for entry in entries:
+        old = PurePosixPath(entry.name)
+        key = (entry.folder, old.stem)
+        if key not in stems:
+            stems[key] = _free(entry.folder, old.stem, taken)
+            imported.renamed += stems[key] != old.stem
+        target = partial / entry.folder / f"{stems[key]}{old.suffix}"
+        if target in used:  # one archive may hold the same name in several folders
+            target = partial / entry.folder / f"{_free(entry.folder, old.stem, taken)}{old.suffix}"
+            imported.renamed += 1
+        used.add(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write(entry, target, spent)
+        if old.suffix.lower() in PICTURE_EXTENSIONS:
+            imported.pictures += 1
+        else:
+            imported.captions += 1
+
+
+def _free(folder: str, stem: str, taken: set[str]) -> str:
+    number, candidate = 1, stem
+    place = folder or "."
+    while f"{place}/{candidate}".lower() in taken:
+        number += 1
+        candidate = f"{stem}-{number}"
+    taken.add(f"{place}/{candidate}".lower())
+    return candidate
+
+
+def _write(entry: Entry, target: Path, spent: _Spent) -> None:
+    try:
+        with entry.open() as source, target.open("xb") as file:
+            written = 0
+            while chunk := source.read(CHUNK):
+                written += len(chunk)
+                spent.add(entry.name, written, len(chunk))
+                file.write(chunk)
+    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, NotImplementedError) as error:  # type: ignore[attr-defined]
+        raise PlainError(f"{entry.name} in the archive is damaged ({error}). Download the archive again.") from None
