@@ -115,6 +115,7 @@ def pictures(session: Session, around: Values) -> Values | Move:
             answer = _ask_folder(session, around)
             if isinstance(answer, Move):
                 return answer
+            session.answer(answer)  # kept from here on: going back from the next page does not lose it
             values, folders = dict(answer), [*answer["dataset.folders"]]
         chosen = {**session.draft.values, **values, "dataset.folders": tuple(folders)}
         answer = session.ask(_found_page(session, chosen, around))

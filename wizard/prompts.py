@@ -375,7 +375,7 @@ def _read_on_screen(renderable: RenderableType) -> None:
         keys.add(key, eager=True)(lambda event: event.app.exit())
     keys.add("c-c", eager=True)(lambda event: event.app.exit(exception=KeyboardInterrupt))
     window = Window(FormattedTextControl(text), always_hide_cursor=True)
-    reader: Application[None] = Application(Layout(window), key_bindings=keys, full_screen=True)
+    reader: Application[None] = Application(Layout(window), key_bindings=keys, full_screen=True, erase_when_done=True)
     reader.ttimeoutlen = 0.05
     reader.timeoutlen = 0.05
     reader.run()

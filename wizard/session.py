@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,8 +49,6 @@ class Session:
 
     def ask(self, page: Page) -> Any:
         """The answer to a page; what there is to tell from the answer before stands on it once."""
-        from dataclasses import replace
-
         if self.notice:
             page = replace(page, body=(f"[good]✓[/] {views.escape(self.notice)}", *page.body))
             self.notice = ""
@@ -455,7 +453,7 @@ def _document(situation: Situation, path: Path | None) -> dict[str, Any]:
         "answers": None if path is None else str(path),
         "config": situation.config.model_dump(mode="json"),
         "plan": situation.plan.as_dict() if situation.plan else None,
-        "findings": [finding.as_dict() for finding in situation.findings],
+        "findings": [asdict(finding) for finding in situation.findings],
         "problem": situation.problem or None,
     }
 

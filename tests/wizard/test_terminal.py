@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from wizard import steps
+
 pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals are not for Windows")
 pyte = pytest.importorskip("pyte")
 if sys.platform == "win32":
@@ -51,7 +53,7 @@ class Terminal:
     def text(self) -> str:
         return "\n".join(line.rstrip() for line in self.screen.display)
 
-    def sees(self, *words: str, within: float = 20.0) -> None:
+    def sees(self, *words: str, within: float = 60.0) -> None:
         """Waits until all of these words are to be seen."""
         end = time.monotonic() + within
         while not all(word in self.text for word in words):
@@ -98,7 +100,7 @@ def here(tmp_path: Path) -> Path:
 
 def test_from_the_first_question_to_a_finished_training(here: Path, photos: Path):
     """With a long explanation, a way back, an answer that is refused, and a fix taken from the review."""
-    terminal = Terminal(here=here)
+    terminal = Terminal("new", "--set", "schedule.maximum_steps=4", here=here)  # four steps tell as much as a thousand
     terminal.sees("What do you want to teach?")
     terminal.press("?")
     terminal.sees("dataset.goal", "Enter close")
@@ -157,7 +159,7 @@ def test_from_the_first_question_to_a_finished_training(here: Path, photos: Path
     terminal.sees("✓ Learning rate")
     terminal.point_at("Save and start training")
     terminal.press(ENTER)
-    assert terminal.ends(within=240) == 0, terminal.text
+    assert terminal.ends(within=400) == 0, terminal.text
     assert (here / "zorb.toml").exists()
     assert list((here / "runs" / "zorb").glob("**/*.safetensors"))
     assert not (here / "home" / "draft.json").exists()
@@ -170,7 +172,7 @@ def test_ctrl_c_says_how_to_come_back_and_the_next_start_offers_to(here: Path):
     terminal.press(ENTER)
     terminal.sees("Where are your pictures?")
     terminal.press(CTRL_C)
-    assert terminal.ends(within=10) == 130
+    assert terminal.ends(within=60) == 130
     assert "Your answers are kept" in terminal.text
 
     again = Terminal(here=here)
@@ -180,7 +182,7 @@ def test_ctrl_c_says_how_to_come_back_and_the_next_start_offers_to(here: Path):
     again.press(CTRL_B)
     again.sees("❯ A style")
     again.press(CTRL_C)
-    assert again.ends(within=10) == 130
+    assert again.ends(within=60) == 130
 
 
 def test_a_plain_terminal_is_asked_with_numbers_and_nothing_moves(here: Path, photos: Path):
@@ -193,21 +195,23 @@ def test_a_plain_terminal_is_asked_with_numbers_and_nothing_moves(here: Path, ph
     terminal.press("<\r")
     terminal.sees("What do you want to teach?", "Number [2]")
     terminal.press(CTRL_C)
-    assert terminal.ends(within=10) == 130
+    assert terminal.ends(within=60) == 130
 
 
 def test_every_page_of_the_path_fits_a_terminal_of_80_by_24(here: Path, photos: Path):
     """No page is cut, and the line of keys is always to be seen."""
     terminal = Terminal(here=here)
-    answers = [ENTER, str(photos) + ENTER, ENTER, "zorb" + ENTER, DOWN + ENTER, *[ENTER] * 10]
-    for answer in answers:
-        terminal.sees("Ctrl-C leave")
+    pages = {question.ask: ENTER for question in steps.questions().values()}
+    pages["Where are your pictures?"] = f"{photos}{ENTER}"
+    for title, answer in pages.items():
+        terminal.sees(title, "Ctrl-C leave")
         assert "does not fit" not in terminal.text, terminal.text
-        before = terminal.text
+        if title == "Which model do you want to build on?":
+            terminal.point_at("The pocket model")
         terminal.press(answer)
-        end = time.monotonic() + 20
-        while (terminal.text == before or "Ctrl-C leave" not in terminal.text) and time.monotonic() < end:
-            terminal.read(0.1)
+        if title == "Where are your pictures?":
+            terminal.sees("Are these the right pictures?", "Ctrl-C leave")
+            terminal.press(ENTER)
     terminal.sees("This is what will happen", "Ctrl-C leave")
     terminal.press(CTRL_C)
-    assert terminal.ends(within=10) == 130
+    assert terminal.ends(within=60) == 130
