@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from engine.dataset.batches import Batch, epoch_batches
+from engine.dataset.folders import scan
+from engine.dataset.images import Look
+from engine.dataset.masks import Masks, create_masks
+from engine.loss import loss_per_image, weighted_loss_per_image
+from knowledge.answers import PlainError
+from knowledge.config import DatasetFolder, DatasetSettings, LossSettings
+
+LOSSES = json.loads((Path(__file__).parents[1] / "data" / "losses.json").read_text())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A picture with a mask that is white on its left half, and one without a mask."""
+    (tmp_path / "masks").mkdir()
+    for name in "ab":
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 16, 32))
+    mask.save(tmp_path / "masks" / "a.jpg", quality=100)
+    return tmp_path
+
+
+def batch_of(settings: DatasetSettings) -> Batch:
+    (batch,) = epoch_batches(scan(settings), settings, 2, 1, 1)
+    order = sorted(range(2), key=lambda index: batch.items[index].picture.path)
+    return Batch(tuple(batch.items[i] for i in order), ("", ""), (Look(), Look()), 64, 64)
+
+
+def settings(folder: Path, masks: str = "", **values) -> DatasetSettings:
+    return DatasetSettings(
+        folders=(DatasetFolder(path=str(folder), masks=masks),), resolution=64, bucket_minimum_side=64, **values
+    )
+
+
+def test_masks_come_from_their_folder_at_the_size_of_the_latents(folder):
+    chosen = settings(folder, str(folder / "masks"))
+    masks = Masks(chosen).of(batch_of(chosen), 8, 8)
+    assert masks.shape == (2, 1, 8, 8)
+    assert torch.allclose(masks[0, 0, :, :3], torch.ones(8, 3), atol=0.02)
+    assert torch.allclose(masks[0, 0, :, 5:], torch.zeros(8, 3), atol=0.02)
+    assert (masks[1] == 1).all()  # no mask: the picture counts whole
+
+
+def test_masks_are_mirrored_and_cut_with_their_picture(folder):
+    chosen = settings(folder, str(folder / "masks"))
+    plain = batch_of(chosen)
+    flipped = Batch(plain.items, plain.captions, (Look(flip=True), Look()), 64, 64)
+    masks = Masks(chosen)
+    assert torch.allclose(masks.of(flipped, 8, 8)[0], masks.of(plain, 8, 8)[0].flip(-1), atol=0.02)
+
+
+def test_transparency_is_a_mask_when_asked(folder):
+    picture = Image.new("RGBA", (64, 64), (255, 0, 0, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 64, 32))
+    picture.save(folder / "b.png")
+    chosen = settings(folder, alpha_masks=True)
+    masks = create_masks(chosen).of(batch_of(chosen), 8, 8)
+    assert (masks[0] == 1).all()
+    assert (masks[1, 0, :4] == 0).all()
+    assert (masks[1, 0, 4:] == 1).all()
+    assert create_masks(settings(folder)) is None
+
+
+def test_a_mask_folder_that_fits_no_picture_is_named(folder):
+    (folder / "masks" / "a.jpg").rename(folder / "masks" / "z.jpg")
+    with pytest.raises(PlainError, match=r"no file there is named like a picture"):
+        Masks(settings(folder, str(folder / "masks")))
+    with pytest.raises(PlainError, match=r"There is no folder"):
+        Masks(settings(folder, str(folder / "gone")))
+
+
+def test_a_broken_mask_is_named(folder):
+    (folder / "masks" / "a.jpg").write_bytes(b"no picture")
+    chosen = settings(folder, str(folder / "masks"))
+    with pytest.raises(PlainError, match=r"The mask .*a\.jpg cannot be read"):
+        Masks(chosen).of(batch_of(chosen), 8, 8)
+
+
+def test_a_masked_loss_is_sd_scripts():
+    prediction, target = (torch.tensor(LOSSES[name]).view(LOSSES["shape"]) for name in ("pred", "target"))
+    pixels = torch.tensor(LOSSES["masked"]["mask"]).view(-1, 1, *LOSSES["masked"]["mask_shape"][1:])
+    mask = F.interpolate(pixels, size=prediction.shape[2:], mode="area")
+    expected = torch.tensor(LOSSES["masked"]["per_sample"])
+    assert torch.allclose(loss_per_image(prediction, target, "l2", mask=mask), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_what_is_masked_out_counts_as_little_as_the_weight_says(weight):
+    target, mask = torch.ones(1, 4, 2, 2), torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    loss = weighted_loss_per_image(
+        torch.zeros_like(target),
+        target,
+        torch.tensor([500]),
+        torch.tensor([False]),
+        LossSettings(unmasked_weight=weight),
+        alphas_cumprod=torch.full((1000,), 0.5),
+        snr=torch.ones(1000),
+        prediction_type="epsilon",
+        mask=mask,
+    )
+    assert loss.item() == pytest.approx((1 + 3 * weight) / 4)  # each place has a squared error of 1
