@@ -102,7 +102,9 @@ def loss_chart(events: Sequence[Event], path: Path) -> Path | None:
         va="center",
         annotation_clip=False,
     )
-    axes.set_ylim(0, top)
+    low = _share(losses, 0.02)
+    bottom = 0.0 if low < top / 2 else low - (top - low)  # far from zero, its ups and downs fill half of the picture
+    axes.set_ylim(bottom, top)
     above = sum(loss > top for loss in losses)
     if above:
         axes.text(
@@ -111,7 +113,7 @@ def loss_chart(events: Sequence[Event], path: Path) -> Path | None:
     _steps_axis(axes, events, steps)
     saved = {event.step for event in events if isinstance(event, CheckpointSaved) and event.kind == "network"}
     if saved:
-        marks = [0.018 * top] * len(saved)
+        marks = [bottom + 0.018 * (top - bottom)] * len(saved)
         axes.plot(sorted(saved), marks, marker="^", markersize=6, color=INK, linestyle="", clip_on=False, zorder=6)
         axes.text(0, -0.13, "▲ a LoRA file was saved", transform=axes.transAxes, color=QUIET, size=8.5)
     return _save(figure, path)

@@ -53,12 +53,18 @@ def train(answers: Path, assignments: tuple[str, ...], as_json: bool, debug: boo
 
     Ctrl-C once saves and stops, so that the training can go on later; twice ends it at once.
     """
+    return train_file(answers, assignments, as_json=as_json, debug=debug)
+
+
+def train_file(answers: Path, assignments: tuple[str, ...] = (), *, as_json: bool = False, debug: bool = False) -> int:
+    """Show the plan of an answers file and train with it; returns the exit code."""
     from wizard.review import summary, told
 
     config = assigned(read_answers(answers), assignments)
     situation = situation_of(config)
     if not as_json:
-        views.console().print(views.page(summary(situation), *told(situation.findings)))
+        plan = views.page(summary(situation), *told(situation.findings))
+        views.console().print(views.indented(plan), "")
     return train_situation(situation, as_json=as_json, debug=debug)
 
 
@@ -182,11 +188,17 @@ def start_engine(run: RunFolder, *, resume: bool = False) -> subprocess.Popen[by
 
 
 def engine_environment() -> dict[str, str]:
-    """The environment in which Python finds our engine, and not a folder of that name where the user stands."""
+    """The environment in which Python finds our engine, and not a folder of that name where the user stands.
+
+    Threads of a library that wait for each other sleep instead of spinning: on two cores shared with another program
+    a small convolution ran 8 times a second with spinning and 350 times with sleeping (PyTorch 2.13, libgomp).
+    """
     import engine
 
     home = Path(engine.__file__).resolve().parents[1]
     added = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    if "OMP_WAIT_POLICY" not in os.environ:
+        added["OMP_WAIT_POLICY"] = "PASSIVE"
     if home != Path(sysconfig.get_path("purelib")).resolve():  # a checkout
         added["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, **added}

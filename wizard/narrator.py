@@ -116,17 +116,21 @@ def trend(losses: Sequence[float]) -> Trend | None:
     return Trend("unclear", thirds)
 
 
-def trend_sentence(losses: Sequence[float], step: int) -> Sentence | None:
-    """What may be said of the losses up to `step`; None when there are too few of them to say anything."""
+def trend_sentence(losses: Sequence[float], step: int, told: str = "") -> Sentence | None:
+    """What may be said of the losses up to `step`; None when there are too few of them to say anything.
+
+    `told` is the direction that was told before: the same again is said in fewer words.
+    """
     found = trend(losses)
     if found is None:
         return None
     first, middle, last = (number(third.mean) for third in found.thirds)
     steps = found.thirds[0].size
+    if found.direction == told and "falling" in told:
+        return Sentence(f"The loss went on falling; the last {steps} steps average {last}.", step, "good")
     words: dict[str, tuple[str, Tone]] = {
         "steadily falling": (
-            f"The loss is falling steadily: {first}, {middle}, {last} on average in the three thirds so far. "
-            "It learns.",
+            f"The loss falls steadily: {first}, {middle}, {last} on average in three equal stretches. It learns.",
             "good",
         ),
         "falling": (
@@ -174,6 +178,7 @@ class Narrator:
     first_samples: int | None = None
     state_step: int = 0
     zero_gradients: int = 0
+    direction: str = ""
 
     def hear(self, event: Event) -> list[Sentence]:
         """The sentences that this event gives rise to, often none."""
@@ -205,7 +210,6 @@ class Narrator:
     def _run_started(self, event: RunStarted) -> list[Sentence]:
         resumed = event.first_step > 1
         self.total_steps, self.first_step = event.total_steps, event.first_step
-        self.phases.clear()
         self.seconds.clear()
         if resumed:
             del self.losses[event.first_step - 1 :]  # steps after the last state are done again
@@ -222,10 +226,12 @@ class Narrator:
         ]
 
     def _phase_started(self, event: PhaseStarted) -> list[Sentence]:
+        if event.phase == "loading" and "training" in self.phases:  # another engine goes on
+            self.phases.clear()
         if event.phase not in PHASES or event.phase in self.phases:
             return []
         self.phases.add(event.phase)
-        return [Sentence(PHASES[event.phase], len(self.losses))]
+        return [Sentence(PHASES[event.phase])]
 
     def _step_finished(self, event: StepFinished) -> list[Sentence]:
         said: list[Sentence] = []
@@ -319,9 +325,11 @@ class Narrator:
     def _look(self, event: StepFinished) -> list[Sentence]:
         if event.step not in {math.ceil(share * self.total_steps) for share in LOOKS}:
             return []
-        said = trend_sentence(self.losses, event.step)
-        if said is None or (said.tone == "plain" and not self._once("unclear")):
+        found = trend(self.losses)
+        said = trend_sentence(self.losses, event.step, self.direction)
+        if found is None or said is None or (found.direction == self.direction == "unclear"):
             return []
+        self.direction = found.direction
         return [said]
 
     def _sample_saved(self, event: SampleSaved) -> list[Sentence]:

@@ -10,10 +10,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from engine.events import CheckpointSaved, Event, Failed, RunFinished, RunStarted, StepFinished
+from engine.events import CheckpointSaved, Event, Failed, PhaseStarted, RunFinished, RunStarted, StepFinished
 from engine.run_folder import RunFolder, whole_file
 from knowledge.answers import answers_text
 from knowledge.config import TrainingConfig
+from knowledge.parameters import parameters
 from wizard import views
 from wizard.charts import Charts, steps_of
 from wizard.narrator import narrate, trend_sentence
@@ -39,9 +40,9 @@ def report(run: RunFolder, events: Sequence[Event], charts: Charts) -> str:
         _picture(charts.over_time, "How it came about: the same prompts, step by step"),
         _section("What happened to the loss", _loss(events, charts)),
         _section("Plan and reality", _comparison(run, events)),
-        _section("How to use the file", _usage(run, events, config)),
+        _section("How to use the file", _usage(events, config)),
         _section("The story", _story(events)),
-        _section("What was asked", _asked(run, config)),
+        _section("What was asked", _asked(config)),
     ]
     return PAGE.format(title=escape(run.name), style=STYLE, body="\n".join(filter(None, parts)))
 
@@ -54,7 +55,7 @@ def _head(run: RunFolder, events: Sequence[Event], config: TrainingConfig) -> st
     if started:
         facts.append(time.strftime("%d %B %Y, %H:%M", time.localtime(started.at)))
         facts.append(f"{count(started.images, 'picture')}")
-        facts.append(f"{config.network.algorithm} rank {config.network.rank}")
+        facts.append(f"{_algorithm(config)} rank {config.network.rank}")
         facts.append(started.device)
     return (
         f'<header><p class="kicker">LoRA training report</p><h1>{escape(run.name)}</h1>'
@@ -142,18 +143,18 @@ def _rows(plan: dict[str, Any], events: Sequence[Event]) -> Iterator[tuple[str, 
 
 
 def _seconds_spent(events: Sequence[Event]) -> float:
-    """Seconds from start to end, those between a stop and a resume left out."""
+    """Seconds that an engine was at work, the time between a stop and a resume left out."""
     spent, since, last = 0.0, None, 0.0
     for event in events:
-        if isinstance(event, RunStarted):
-            if since is not None:
-                spent += last - since
+        begins = isinstance(event, PhaseStarted) and event.phase == "loading"  # what every engine says first
+        if since is None or begins:
+            spent += last - since if since is not None else 0.0
             since = event.at
         last = event.at
     return spent + (last - since if since is not None else 0.0)
 
 
-def _usage(run: RunFolder, events: Sequence[Event], config: TrainingConfig) -> str:
+def _usage(events: Sequence[Event], config: TrainingConfig) -> str:
     files = [event for event in events if isinstance(event, CheckpointSaved) and event.kind == "network"]
     if not files:
         return "<p>No file was saved.</p>"
@@ -193,15 +194,21 @@ def _story(events: Sequence[Event]) -> str:
     return f'<ol class="story">{items}</ol>' if items else ""
 
 
-def _asked(run: RunFolder, config: TrainingConfig) -> str:
+def _asked(config: TrainingConfig) -> str:
+    known, trigger = parameters(), config.dataset.trigger_word
+    called = f"called up by “{trigger}”" if trigger else "without a trigger word"
     asked = (
-        f"<p>{escape(str(config.output.name))} learns from "
-        f"{count(len(config.dataset.folders), 'folder')} at {config.dataset.resolution} pixels: "
-        f"rate {number(config.optimizer.learning_rate)} with {config.optimizer.name}, "
-        f"{count(config.schedule.batch_size, 'picture')} a step.</p>"
+        f"<p>{escape(known['dataset.goal'].choices[config.dataset.goal].title)}, {escape(called)}, "
+        f"at {config.dataset.resolution} pixels. {_algorithm(config)} of rank {config.network.rank}, "
+        f"{known['optimizer.name'].choices[config.optimizer.name].title} at rate "
+        f"{number(config.optimizer.learning_rate)}, {count(config.schedule.batch_size, 'picture')} a step.</p>"
     )
     answers = answers_text(config).replace(str(Path.home()), "~")  # a report is a thing to show to others
     return f"{asked}<details><summary>The answers file</summary><pre>{escape(answers)}</pre></details>"
+
+
+def _algorithm(config: TrainingConfig) -> str:
+    return str(parameters()["network.algorithm"].choices[config.network.algorithm].title)
 
 
 STYLE = """

@@ -55,8 +55,10 @@ def tell(
     total = total_steps or len(losses)
     at = 1_790_000_000.0
     events: list[Event] = [
+        PhaseStarted(at=at, phase="loading", detail="base model"),
+        PhaseStarted(at=at + 2, phase="caching", detail="pictures"),
         RunStarted(
-            at=at,
+            at=at + 3,
             run="fox",
             device="CPU",
             precision="fp32",
@@ -69,8 +71,6 @@ def tell(
             trainable_parameters=120_000,
             versions={"torch": "2.13.0"},
         ),
-        PhaseStarted(at=at + 1, phase="loading"),
-        PhaseStarted(at=at + 2, phase="caching"),
     ]
 
     def samples(step: int, at: float) -> list[Event]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.events import Failed, RunFinished, to_line
+from engine.events import Failed, RunFinished, RunStarted, to_line
 from engine.run_folder import RunFolder
 from knowledge.answers import PlainError
 from knowledge.config import DatasetFolder, TrainingConfig, with_values
@@ -216,7 +216,7 @@ def test_ctrl_c_twice_ends_at_once(run, engine, terminal):
 def test_ctrl_c_before_the_first_step_ends_at_once(run, engine, terminal):
     engine(pause=3.0)
     child = terminal()
-    child.expect("Teaching")
+    child.expect("Loading")
     child.sendintr()
     child.expect("nothing is lost")
     child.wait()
@@ -311,11 +311,12 @@ def test_resume_shows_the_whole_course_and_counts_only_its_own_time(run, engine,
         (state / "state.pt").write_bytes(b"state")
     ready_to_resume(run)
     events = story(losses(lambda share: 0.1, 40, 2))
-    events[0] = replace(events[0], first_step=21)
+    events = [replace(event, first_step=21) if isinstance(event, RunStarted) else event for event in events]
     engine(events)
     assert attend(run, resume=True) == 0
     said = capsys.readouterr().out
-    assert said.startswith("Going on after step 20; 20 steps to go.")
+    assert said.startswith("Loading the base model.\n")
+    assert "\nGoing on after step 20; 20 steps to go.\nTraining begins.\n" in said
     assert "Stopped" not in said
     assert isinstance(list(run.events())[-1], RunFinished)
 
