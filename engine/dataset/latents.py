@@ -87,7 +87,7 @@ class LatentCache:
 
 def pixels(batch: Batch) -> Tensor:
     """The batch's pictures [batch, 3, height, width] in [-1, 1], decoded now."""
-    return torch.stack([_pixels(item, look) for item, look in zip(batch.items, batch.looks, strict=True)])
+    return torch.stack([decoded(item, look) for item, look in zip(batch.items, batch.looks, strict=True)])
 
 
 def _digest_or_none(path: str) -> str | None:
@@ -97,7 +97,8 @@ def _digest_or_none(path: str) -> str | None:
         return None  # decoding will say it better
 
 
-def _pixels(item: Item, look: Look) -> Tensor:
+def decoded(item: Item, look: Look) -> Tensor:
+    """The picture [3, height, width] in [-1, 1], as it is shown this time."""
     return to_tensor(load_picture(item.picture.path), item.placement, look)
 
 
@@ -105,7 +106,7 @@ def _ahead(pool: ThreadPoolExecutor, views: Iterable[tuple[Item, bool]]) -> Iter
     """The pictures' pixels, decoded a few ahead of what is asked for."""
     waiting: deque[Future[Tensor]] = deque()
     for item, flip in views:
-        waiting.append(pool.submit(_pixels, item, Look(flip=flip)))
+        waiting.append(pool.submit(decoded, item, Look(flip=flip)))
         if len(waiting) > 2 * (os.cpu_count() or 1):
             yield waiting.popleft()
     yield from waiting
