@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from engine.dataset.caption_edits import Change
     from engine.dataset.inspect import Inspection
+    from knowledge.config import DatasetSettings
 
 FILES_SHOWN = 4
 TAGS_SHOWN = 12
@@ -30,7 +31,8 @@ def dataset() -> None:
 
 
 @dataset.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--answers", type=click.Path(path_type=Path), help="Look at the dataset of this answers file instead.")
 @click.option("--resolution", type=click.IntRange(16, 4096), help="Pixels of a side, as in training.  [512]")
 @click.option("--family", type=click.Choice(list(RESOLUTIONS)), help="Take the resolution of this model family.")
 @click.option("--trigger", default="", metavar="WORD", help="The trigger word, to see which captions hold it.")
@@ -42,7 +44,8 @@ def dataset() -> None:
 @click.pass_context
 def inspect(
     context: click.Context,
-    folder: Path,
+    folder: Path | None,
+    answers: Path | None,
     resolution: int | None,
     family: str | None,
     trigger: str,
@@ -60,21 +63,17 @@ def inspect(
     \b
     Example: lora-wizard dataset inspect pictures --trigger sks --html dataset.html
     """
-    from engine.dataset.folders import suggest_caption_extension, suggest_folders
     from engine.dataset.inspect import inspect_dataset
-    from knowledge.config import DatasetSettings
+    from knowledge.answers import read_answers
 
-    folders = suggest_folders(folder)
-    side = resolution or RESOLUTIONS[family or "sd15"]
-    settings = DatasetSettings(
-        folders=folders,
-        trigger_word=trigger,
-        caption_extension=caption_extension or suggest_caption_extension(folders),
-        resolution=side,
-        bucket_step=64 if side >= 256 else 16,
-        bucket_minimum_side=max(16, side // 2),
-        bucket_maximum_side=side * 2,
-    )
+    if (folder is None) == (answers is None):
+        raise click.UsageError("Name a folder of pictures, or an answers file with --answers.")
+    if answers is not None:
+        config = read_answers(answers)
+        settings, batch_size = config.dataset, config.schedule.batch_size
+    else:
+        assert folder is not None
+        settings = _settings(folder, resolution or RESOLUTIONS[family or "sd15"], trigger, caption_extension)
     found = inspect_dataset(settings, batch_size, _progress("Looking at pictures", quiet=as_json))
     if sheet or html:
         from wizard.dataset_page import contact_sheet, page
@@ -94,6 +93,23 @@ def inspect(
                 console.print(f"[quiet]Written:[/] {written}")
     if any(finding.severity == "blocks" for finding in found.findings):
         context.exit(3)
+
+
+def _settings(folder: Path, resolution: int, trigger: str, caption_extension: str | None) -> DatasetSettings:
+    """The folder as it would be trained at this resolution, with what is recommended for shape groups."""
+    from engine.dataset.folders import suggest_caption_extension, suggest_folders
+    from knowledge.config import DatasetSettings
+
+    folders = suggest_folders(folder)
+    return DatasetSettings(
+        folders=folders,
+        trigger_word=trigger,
+        caption_extension=caption_extension or suggest_caption_extension(folders),
+        resolution=resolution,
+        bucket_step=64 if resolution >= 256 else 16,
+        bucket_minimum_side=max(16, resolution // 2),
+        bucket_maximum_side=resolution * 2,
+    )
 
 
 def _pages(found: Inspection) -> list[RenderableType]:

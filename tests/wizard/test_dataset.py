@@ -102,3 +102,17 @@ def test_pictures_are_imported_into_a_folder_of_their_own(pictures, tmp_path):
     said = run("import", pictures, "--to", tmp_path / "new")
     assert "4 pictures and 4 captions" in said
     assert json.loads(run("import", pictures, "--to", tmp_path / "other", "--json"))["pictures"] == 4
+
+
+def test_inspect_can_look_at_the_dataset_of_an_answers_file(pictures, tmp_path):
+    from knowledge.answers import write_answers
+    from knowledge.config import DatasetFolder, DatasetSettings, TrainingConfig
+
+    chosen = DatasetSettings(
+        folders=(DatasetFolder(path=str(pictures), repeats=3),), trigger_word="sks", resolution=256
+    )
+    write_answers(TrainingConfig(dataset=chosen), tmp_path / "answers.toml")
+    document = json.loads(run("inspect", "--answers", tmp_path / "answers.toml", "--json"))
+    assert document["trigger_captions"] == 4
+    assert sum(row["views"] for row in document["buckets"]) == 12
+    assert "Name a folder" in run("inspect", code=2)
