@@ -147,7 +147,7 @@ def _ask_folder(session: Session, around: Values) -> Any:
                 "[quiet]Captions are read from text files beside the pictures: cat.png and cat.txt.[/]",
             ),
             default="",
-            help=lambda: questions.long_explanation(entry, None),
+            help=lambda _: questions.long_explanation(entry, None),
             check=folders_in,
             is_path=True,
             **around,
@@ -188,7 +188,7 @@ def _found_page(session: Session, chosen: Values, around: Values) -> Page:
         title="Are these the right pictures?",
         body=body,
         options=options,
-        help=lambda: questions.long_explanation(entry, None),
+        help=lambda _: questions.long_explanation(entry, None),
         preview=lambda value: None,
         **around,
     )
@@ -215,7 +215,7 @@ def _edit_folder(session: Session, folders: list[dict[str, Any]], index: int, ar
                 Option("role", f"{role.title}: {views.value(folder['regularisation'])}"),
                 Option("remove", "Leave this folder out"),
             ),
-            help=lambda: questions.long_explanation(repeats, None),
+            help=lambda _: questions.long_explanation(repeats, None),
             **{**around, "more": False},
         )
     )
@@ -229,7 +229,7 @@ def _edit_folder(session: Session, folders: list[dict[str, Any]], index: int, ar
                 title="How often shall each of its pictures be shown in an epoch?",
                 body=questions.explanation(repeats, None),
                 default=str(folder["repeats"]),
-                help=lambda: questions.long_explanation(repeats, None),
+                help=lambda _: questions.long_explanation(repeats, None),
                 check=_repeats,
                 **{**around, "more": False},
             )
@@ -273,7 +273,7 @@ def base_model(session: Session, around: Values) -> Values | Move:
                     Option(POCKET_MODEL, "The pocket model", "built in", family.choices["pocket"].meaning),
                 ),
                 default=current if current else "",
-                help=lambda: questions.long_explanation(entry, None),
+                help=lambda _: questions.long_explanation(entry, None),
                 **around,
             )
         )
@@ -286,7 +286,7 @@ def base_model(session: Session, around: Values) -> Values | Move:
                         "What kind of model it is, is read from the file.",
                     ),
                     default="",
-                    help=lambda: questions.long_explanation(entry, None),
+                    help=lambda _: questions.long_explanation(entry, None),
                     check=model_at,
                     is_path=True,
                     **{**around, "more": False, "back": "back"},
@@ -347,7 +347,7 @@ def prompts(session: Session, around: Values) -> Values | Move:
                     Option("add", "Add a prompt …"),
                 ),
                 default=at,
-                help=lambda: questions.long_explanation(entry, None),
+                help=lambda _: questions.long_explanation(entry, None),
                 preview=lambda value: session.estimate(),
                 **around,
             )

@@ -45,7 +45,8 @@ class Page:
     """One question as the terminal shows it; a list when there are options, a line to type in otherwise.
 
     `tail` follows the body and is kept where not everything fits. `check` turns typed text into the value or raises
-    PlainError; `preview` tells what a value would change.
+    PlainError; `preview` tells what a value would change,
+    `help` all there is to know while that value is under the cursor.
     """
 
     place: str
@@ -55,7 +56,7 @@ class Page:
     tail: tuple[RenderableType, ...] = ()
     options: tuple[Option, ...] = ()
     default: Any = None
-    help: Callable[[], RenderableType] | None = None
+    help: Callable[[Any], RenderableType] | None = None
     check: Callable[[str], Any] = _text
     preview: Callable[[Any], RenderableType | None] = lambda value: None
     is_path: bool = False
@@ -193,7 +194,7 @@ def ask_on_screen(page: Page) -> Any:
         if isinstance(answer, _Help):
             assert page.help is not None
             default = answer.current
-            show(page.help())
+            show(page.help(answer.current))
             continue
         return answer
 
@@ -404,7 +405,7 @@ def ask_plainly(page: Page) -> Any:
             console.print(preview)
         typed = _typed(_plain_prompt(page))
         if typed == "?" and page.help:
-            show(page.help())
+            show(page.help(page.default))
         elif typed == "<" and page.back:
             return Move.BACK
         elif typed == "m" and page.more and page.options:

@@ -112,7 +112,7 @@ def page(
         body=explanation(entry, advice),
         options=options,
         default=current if options else _as_typed(current),
-        help=lambda: long_explanation(entry, advice),
+        help=lambda value: long_explanation(entry, advice, value),
         check=lambda text: parse(name, text),
         preview=preview(bench, chosen, name),
         error=error,
@@ -134,30 +134,19 @@ def explanation(entry: Parameter, advice: Recommendation | None) -> tuple[Render
     return (meaning, views.rows(lines, 11)) if lines else (meaning,)
 
 
-def long_explanation(entry: Parameter, advice: Recommendation | None) -> RenderableType:
-    """All that the knowledge base says of a parameter."""
+def long_explanation(entry: Parameter, advice: Recommendation | None, value: Any = None) -> RenderableType:
+    """All that the knowledge base says of a parameter, and first of the choice that is under the cursor."""
     from rich.text import Text
 
-    parts: list[RenderableType] = [views.heading(entry.title, entry.name), *explanation(entry, advice)]
-    if entry.explanation:
-        parts.insert(2, views.prose(entry.explanation))
-    if entry.choices:
-        described = [
-            (choice.title, views.prose(" ".join(filter(None, (choice.meaning, choice.choose)))))
-            for choice in entry.choices.values()
-        ]
-        parts.append(views.rows(described))
-    for myth in entry.myths:
-        parts.append(views.rows([("Often said", views.prose(myth.claim)), ("In truth", views.prose(myth.truth))], 11))
-    if entry.interactions:
-        others = [
-            (parameters()[other].title if other in fields() else other, views.prose(text))
-            for other, text in entry.interactions.items()
-        ]
-        parts.append(views.page(Text("It works together with", "strong"), views.rows(others)))
-    elsewhere = sorted({word for names in entry.names.values() for word in names})
-    if elsewhere:
-        parts.append(views.rows([("Also called", Text(", ".join(elsewhere)))], 11))
+    from wizard import explain
+
+    parts: list[RenderableType] = []
+    if isinstance(value, str) and value in entry.choices:
+        parts += [explain.page(entry.choices[value]), ""]
+    parts.append(explain.page(entry))
+    if advice is not None:
+        reason = Text.assemble((display(entry, advice.value), "accent"), f" – {advice.because}")
+        parts.append(views.rows([("For you", reason)], 12))
     return views.page(*parts)
 
 

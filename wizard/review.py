@@ -37,7 +37,7 @@ def review(session: Session, around: dict[str, Any]) -> str | Move:
                 tail=tuple(told(situation.findings)),
                 options=options,
                 default=at,
-                help=partial(whole_plan, situation),
+                help=partial(_whole_plan, situation),
                 **around,
             )
         )
@@ -62,13 +62,15 @@ def review(session: Session, around: dict[str, Any]) -> str | Move:
 
 def fix_all(session: Session, most: int = 20) -> None:
     """Accepts every offered fix, gravest first, looking again after each, since one may settle another."""
+    before = session.situation().config
     done: set[str] = set()
     for _ in range(most):
         open_findings = [f for f in session.situation().findings if f.fix and f.rule not in done]
         if not open_findings:
-            return
+            break
         done.add(open_findings[0].rule)
         session.answer(open_findings[0].fix)
+    session.tell_changes(before)
 
 
 def fix_words(config: TrainingConfig, fix: Mapping[str, Any]) -> str:
@@ -141,9 +143,9 @@ def _remark(situation: Situation, finding: Finding) -> str:
 
 
 def take_fix(session: Session, finding: Finding) -> None:
-    said = fix_words(session.situation().config, finding.fix)
+    before = session.situation().config
     session.answer(finding.fix)
-    session.notice = said
+    session.tell_changes(before)
 
 
 def _shortened(text: str, longest: int = 70) -> str:
@@ -237,6 +239,10 @@ def memory_words(situation: Situation) -> Text:
         kind = "VRAM" if hardware.vram_bytes else "main memory"
         text.append(f" of {views.memory(room)} {kind}  ").append(views.bar(need.likely_bytes / room, 16))
     return text
+
+
+def _whole_plan(situation: Situation, _: Any) -> RenderableType:
+    return whole_plan(situation)
 
 
 def whole_plan(situation: Situation) -> RenderableType:

@@ -15,6 +15,7 @@ from knowledge.answers import PlainError, parse_assignment, plain_problems, read
 from knowledge.config import TrainingConfig, value_of
 from knowledge.parameters import parameters
 from wizard import drafts, forms, questions, settings, steps, views, words
+from wizard import situation as situations
 from wizard.prompts import Asker, Move, Option, Page, ask
 from wizard.review import answers_path, review, summary, told
 from wizard.situation import Situation, Workbench
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Found = TypeVar("Found")
+MOST_CHANGES_TOLD = 4
 
 
 @dataclass
@@ -62,6 +64,18 @@ class Session:
             draft = draft.answered(name, value)
         self.bench.situation(draft.values)
         self.move(draft)
+
+    def tell_changes(self, before: TrainingConfig) -> None:
+        """Makes the next page say what has changed since, and what changed with it."""
+        names = settings.every_name()
+        changes = situations.changed(before, self.situation().config, names)
+        said = [
+            f"{parameters()[name].title} {questions.display(parameters()[name], old)} → "
+            f"{questions.display(parameters()[name], new)}"
+            for name, (old, new) in changes.items()
+        ]
+        rest = len(said) - MOST_CHANGES_TOLD
+        self.notice = ", ".join(said[:MOST_CHANGES_TOLD]) + (f" and {rest} more" if rest > 0 else "")
 
     def move(self, draft: Draft) -> None:
         self.draft = draft

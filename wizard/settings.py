@@ -112,7 +112,7 @@ def browse_section(session: Session, section: str, around: dict[str, Any]) -> No
             change(session, at, around)
 
 
-def _meanings(entries: Sequence[Parameter]) -> RenderableType:
+def _meanings(entries: Sequence[Parameter], _: Any) -> RenderableType:
     return views.page(*(views.rows([(entry.title, entry.meaning)], 24) for entry in entries))
 
 
@@ -179,9 +179,11 @@ def change(session: Session, name: str, around: dict[str, Any]) -> bool:
                 typed, error = False, ""
                 continue
             return False
+        before = session.situation().config
         try:
             session.answer(answer if form in forms.FORMS else {name: answer})
         except ValidationError as conflict:
             error = questions.conflict(conflict)
         else:
+            session.tell_changes(before)
             return True

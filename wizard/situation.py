@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from calculator.plan import Plan, plan
-from knowledge.answers import PlainError
-from knowledge.config import POCKET_MODEL, DatasetSettings, TrainingConfig, value_of, with_values
+from knowledge.answers import PlainError, plain_problems
+from knowledge.config import POCKET_MODEL, DatasetSettings, TrainingConfig, fields, value_of, with_values
 from knowledge.facts import DatasetFacts, Hardware, facts
 from knowledge.parameters import recommended_values
 from knowledge.rules import Finding, check
@@ -74,15 +77,41 @@ class Workbench:
         """
         key = repr(sorted(chosen.items()))
         if key not in self._situations:
-            config = with_values(self.base, dict(chosen))
-            dataset, problem = self.pictures(config.dataset)
+            settings = self._dataset_settings(chosen)
+            dataset, problem = self.pictures(settings)
+            advised: dict[str, Any] = {}
             if self.recommend:
-                known = facts(config, dataset, self.hardware)
-                advised = recommended_values(known, chosen=chosen.keys())
-                proposed = suggestions.proposed(config, dataset)
-                config = with_values(self.base, {**advised, **proposed, **chosen})
-            self._situations[key] = Situation(config, dataset, self.hardware, problem)
+                known = {**facts(self.base, dataset, self.hardware), **chosen}
+                advised = suggestions.proposed(known, settings, dataset)
+                advised |= recommended_values(known, chosen=chosen.keys())
+            self._situations[key] = Situation(self._agreed(advised, chosen), dataset, self.hardware, problem)
         return self._situations[key]
+
+    def _dataset_settings(self, chosen: Mapping[str, Any]) -> DatasetSettings:
+        """The dataset section alone: what the pictures are does not hang on the other sections."""
+        section = {name.removeprefix("dataset."): v for name, v in chosen.items() if name.startswith("dataset.")}
+        return DatasetSettings.model_validate({**self.base.dataset.model_dump(), **section})
+
+    def _agreed(self, advised: dict[str, Any], chosen: Mapping[str, Any]) -> TrainingConfig:
+        """The config of these values, in which what nobody chose gives way to what somebody did.
+
+        An advised value that contradicts a choice is left out; a switch at its default that does is turned. Raises
+        ValidationError where the choices contradict each other.
+        """
+        try:
+            return with_values(self.base, {**advised, **chosen})
+        except ValidationError as error:
+            sentences = "\n".join(plain_problems(error))
+            named = {name for name in fields() if name not in chosen and re.search(rf"\b{name}\b", sentences)}
+            if named & advised.keys():
+                kept = {name: value for name, value in advised.items() if name not in named}
+                return self._agreed(kept, chosen)
+            for switch in sorted(name for name in named if fields()[name].annotation is bool):
+                try:
+                    return self._agreed(advised, {**chosen, switch: not value_of(self.base, switch)})
+                except ValidationError:
+                    continue
+            raise
 
     def advice(self, chosen: Mapping[str, Any], name: str) -> Any:
         """The Recommendation for one parameter when everything else stays as chosen; None where there is none."""
@@ -117,10 +146,11 @@ _architectures: dict[str, Any] = {}
 
 def _architecture(path: str, family: str) -> Any:
     """The shapes of the base model itself where its folder tells them; None for what the family's usual shapes fit."""
+    from engine.pocket import MODEL_FOLDER
     from knowledge.architectures import read_architecture
 
-    folder = Path(path).expanduser()
-    if path == POCKET_MODEL or not folder.is_dir():
+    folder = MODEL_FOLDER if path == POCKET_MODEL else Path(path).expanduser()
+    if not folder.is_dir():
         return None
     key = os.fspath(folder)
     if key not in _architectures:

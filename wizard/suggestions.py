@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from knowledge.config import TrainingConfig
+from knowledge.config import DatasetSettings
 from knowledge.facts import DatasetFacts
 from wizard.pictures import as_trained
 
 
-def proposed(config: TrainingConfig, dataset: DatasetFacts | None) -> dict[str, Any]:
-    """Values by dotted name, proposed until the user chooses others."""
-    goal, trigger_word = config.dataset.goal, config.dataset.trigger_word
-    return {"sampling.prompts": sample_prompts(config, dataset), "output.name": name(trigger_word, goal)}
+def proposed(known: Mapping[str, Any], settings: DatasetSettings, dataset: DatasetFacts | None) -> dict[str, Any]:
+    """Values by dotted name, proposed until the user chooses others. `known` are the facts, by dotted name."""
+    return {
+        "sampling.prompts": sample_prompts(known["base_model.family"], settings, dataset),
+        "output.name": name(settings.trigger_word, settings.goal),
+    }
 
 
-def sample_prompts(config: TrainingConfig, dataset: DatasetFacts | None) -> tuple[str, ...]:
+def sample_prompts(family: str, settings: DatasetSettings, dataset: DatasetFacts | None) -> tuple[str, ...]:
     """Prompts for this goal with the trigger word and a caption in them; none while the pictures are unknown."""
     if dataset is None:
         return ()
     training = [p for folder in dataset.folders if not folder.regularisation for p in folder.pictures]
     captioned = next((picture for picture in training if picture.caption), None)
-    plain = config.dataset.model_copy(update={"shuffle_tags": False})
-    caption = as_trained(captioned, plain) if captioned else config.dataset.trigger_word
-    templates = _templates()["pocket" if config.base_model.family == "pocket" else config.dataset.goal]
-    filled = (_filled(template, caption, config.dataset.trigger_word) for template in templates)
+    plain = settings.model_copy(update={"shuffle_tags": False})
+    caption = as_trained(captioned, plain) if captioned else settings.trigger_word
+    templates = _templates()["pocket" if family == "pocket" else settings.goal]
+    filled = (_filled(template, caption, settings.trigger_word) for template in templates)
     return tuple(dict.fromkeys(prompt for prompt in filled if prompt))
 
 

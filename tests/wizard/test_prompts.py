@@ -27,11 +27,11 @@ def whole_number(text: str) -> int:
 
 
 def a_list(**around) -> Page:
-    return Page(place="Fruit", title="Which fruit?", options=FRUIT, help=lambda: "All about fruit.", **around)
+    return Page(place="Fruit", title="Which fruit?", options=FRUIT, help=lambda _: "All about fruit.", **around)
 
 
 def a_line(**around) -> Page:
-    return Page(place="Number", title="How many?", check=whole_number, help=lambda: "All about numbers.", **around)
+    return Page(place="Number", title="How many?", check=whole_number, help=lambda _: "All about numbers.", **around)
 
 
 def test_enter_takes_what_the_cursor_is_on(keyboard: PipeInput):
@@ -113,7 +113,7 @@ def test_a_question_mark_explains_on_an_untouched_line_only(keyboard: PipeInput)
     keyboard.send_text("?" + "q" + "3" + ENTER)
     assert ask_on_screen(a_line(default="")) == 3
     keyboard.send_text("why?" + ENTER)
-    assert ask_on_screen(Page(place="Words", title="What?", help=lambda: "Help.", default="")) == "why?"
+    assert ask_on_screen(Page(place="Words", title="What?", help=lambda _: "Help.", default="")) == "why?"
 
 
 # The same pages where nothing may move

@@ -70,7 +70,7 @@ def test_every_parameter_has_a_page_that_explains_itself(name: str):
     assert page.title
     assert page.body
     assert page.help is not None
-    assert page.help()
+    assert page.help(page.default)
     if page.options:
         assert page.default in [option.value for option in page.options]
 
