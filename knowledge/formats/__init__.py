@@ -1,0 +1,1 @@
+"""Other trainers' configs: read, explained key by key, and written."""

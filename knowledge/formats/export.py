@@ -1,0 +1,286 @@
+"""Our config as sd-scripts' files: options, dataset and prompts, with what the other side cannot express."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from knowledge.config import CONV_ALGORITHMS, TrainingConfig, choices, fields, value_of
+from knowledge.formats.sd_scripts import DIALECT, ENDLESS, RULED
+from knowledge.formats.translation import facts_of, foreign_choice
+from knowledge.parameters import parameters
+
+DATASET_OPTIONS = {
+    "resolution", "enable_bucket", "bucket_no_upscale", "bucket_reso_steps", "min_bucket_reso", "max_bucket_reso",
+    "shuffle_caption", "keep_tokens", "keep_tokens_separator", "caption_extension", "caption_dropout_rate",
+    "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "caption_prefix", "caption_suffix",
+    "enable_wildcard", "color_aug", "flip_aug", "random_crop", "face_crop_aug_range", "alpha_mask",
+    "secondary_separator", "caption_separator", "token_warmup_min", "token_warmup_step",
+}  # fmt: skip
+"""Options that stand in the dataset file; sd-scripts reads them there alone when there is one."""
+PRECISIONS = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+SAVED_PRECISIONS = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
+SAMPLERS = {"ddim": "ddim", "euler": "euler", "euler_ancestral": "euler_a", "dpmpp_2m": "dpmsolver++"}
+WHERE = {
+    "schedule.cycles": ("schedule.scheduler", ("cosine_with_restarts",)),
+    "schedule.power": ("schedule.scheduler", ("polynomial",)),
+    "schedule.decay": ("schedule.scheduler", ("warmup_stable_decay",)),
+    "loss.huber_threshold": ("loss.function", ("huber", "smooth_l1")),
+    "loss.huber_schedule": ("loss.function", ("huber", "smooth_l1")),
+}
+"""Parameters that mean something only under some choice of another; written only then."""
+SCRIPTS = {"sd15": "train_network.py", "sdxl": "sdxl_train_network.py"}
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A setting that the other side cannot express, and what it does instead."""
+
+    name: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Files by name, the options in them, and what got lost. `how` is the command that uses them."""
+
+    files: dict[str, str]
+    options: dict[str, Any]
+    dataset: dict[str, Any]
+    lost: tuple[Lost, ...]
+    how: str
+
+
+class _Writing:
+    """The work of one export: options so far, and parameters that have been spoken of."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.config = config
+        self.options: dict[str, Any] = {}
+        self.done: set[str] = set()
+        self.lost: list[Lost] = []
+
+    def value(self, name: str) -> Any:
+        self.done.add(name)
+        return value_of(self.config, name)
+
+    def lose(self, name: str, why: str) -> None:
+        self.done.add(name)
+        self.lost.append(Lost(name, value_of(self.config, name), why))
+
+
+def to_sd_scripts(config: TrainingConfig, stem: str = "sd-scripts") -> Exported:
+    """Options TOML, dataset TOML and prompts for sd-scripts."""
+    job = _Writing(config)
+    _model(job)
+    _network(job)
+    _rates(job)
+    _schedule(job)
+    _memory_and_saving(job)
+    prompts = _sampling(job, stem)
+    _alike(job)
+    dataset = {key: job.options.pop(key) for key in list(job.options) if key in DATASET_OPTIONS}
+    batch_size = job.options.pop("train_batch_size", 1)
+    subsets = [_subset(folder) for folder in config.dataset.folders]
+    document = {
+        "general": {key: value for key, value in dataset.items() if key != "resolution"},
+        "datasets": [{"resolution": config.dataset.resolution, "batch_size": batch_size, "subsets": subsets}],
+    }
+    job.options["dataset_config"] = f"{stem}.dataset.toml"
+    files = {f"{stem}.toml": _toml(job.options), f"{stem}.dataset.toml": _toml(document)}
+    if prompts:
+        files[f"{stem}.prompts.txt"] = prompts
+    script = SCRIPTS.get(config.base_model.family, "train_network.py")
+    return Exported(
+        files, job.options, document, tuple(job.lost), f"accelerate launch {script} --config_file {stem}.toml"
+    )
+
+
+def _toml(document: dict[str, Any]) -> str:
+    import tomlkit
+
+    return tomlkit.dumps(document)
+
+
+def _subset(folder: Any) -> dict[str, Any]:
+    subset = {"image_dir": folder.path, "num_repeats": folder.repeats}
+    if folder.regularisation:
+        subset["is_reg"] = True
+    if getattr(folder, "caption", ""):
+        subset["class_tokens"] = folder.caption
+    return subset
+
+
+def _model(job: _Writing) -> None:
+    family = job.value("base_model.family")
+    job.options["pretrained_model_name_or_path"] = job.value("base_model.path")
+    if family == "sdxl":
+        job.options["no_half_vae"] = True  # what we do as well; it also tells the reader of the file that this is SDXL
+    elif family == "pocket":
+        job.lose("base_model.family", "It knows no pocket model.")
+    if job.value("base_model.prediction_type") == "v_prediction":
+        job.options["v_parameterization"] = True
+    skip = job.value("base_model.clip_skip")
+    if skip > 1 and family != "sdxl":
+        job.options["clip_skip"] = skip
+    if job.value("dataset.trigger_word"):
+        job.lose("dataset.trigger_word", "It has no trigger word; write it into the captions.")
+    job.value("dataset.goal")
+
+
+def _network(job: _Writing) -> None:
+    algorithm = job.value("network.algorithm")
+    arguments: list[str] = []
+    if algorithm in ("lora", "locon"):
+        job.options["network_module"] = "networks.lora"
+    else:
+        job.options["network_module"] = "lycoris.kohya"
+        arguments += [f"algo={'lora' if algorithm == 'dora' else algorithm}", "preset=attn-mlp"]
+    if algorithm == "dora":
+        arguments += ["dora_wd=True", "wd_on_output=False"]
+    if algorithm in CONV_ALGORITHMS:
+        arguments += [f"conv_dim={job.value('network.conv_rank')}", f"conv_alpha={job.value('network.conv_alpha')}"]
+    if algorithm == "lokr":
+        arguments.append(f"factor={job.value('network.lokr_factor')}")
+    known = facts_of("sd_scripts")["network_args"]
+    for name in [name for name in fields() if name.startswith("network.") and name not in job.done]:
+        for key in parameters()[name].names.get(DIALECT, ()):
+            if key in known and value_of(job.config, name) != fields()[name].default:
+                arguments.append(f"{key}={job.value(name)}")
+                break
+    if arguments:
+        job.options["network_args"] = arguments
+    job.done |= {"network.conv_rank", "network.conv_alpha", "network.lokr_factor"}
+    job.options["network_dim"], job.options["network_alpha"] = job.value("network.rank"), job.value("network.alpha")
+    unet, text = job.value("network.train_unet"), job.value("network.train_text_encoder")
+    if not text:
+        job.options["network_train_unet_only"] = True
+    if not unet:
+        job.options["network_train_text_encoder_only"] = True
+
+
+def _rates(job: _Writing) -> None:
+    job.options["learning_rate"] = job.value("optimizer.learning_rate")
+    text = job.value("optimizer.text_encoder_learning_rate")
+    if text is not None and job.config.network.train_text_encoder:
+        job.options["text_encoder_lr"] = [text]
+    name = job.value("optimizer.name")
+    word = foreign_choice("optimizer.name", DIALECT, name)
+    if word is None:
+        job.lose("optimizer.name", "It does not have this optimizer; AdamW takes its place.")
+        word = "AdamW"
+    job.options["optimizer_type"] = word
+    arguments = []
+    known = facts_of("sd_scripts")
+    for own in [one for one in fields() if one.startswith("optimizer.") and one not in job.done]:
+        for key in parameters()[own].names.get(DIALECT, ()):
+            if key not in known["options"] and key not in known["unset"]:
+                value = job.value(own)
+                if own == "optimizer.weight_decay" or value != fields()[own].default:
+                    arguments.append(f"{key}={value}")
+                break
+    job.options["optimizer_args"] = arguments
+
+
+def _schedule(job: _Writing) -> None:
+    scheduler, warmup = job.value("schedule.scheduler"), job.value("schedule.warmup")
+    word = foreign_choice("schedule.scheduler", DIALECT, scheduler)
+    if scheduler == "constant" and warmup:
+        word = "constant_with_warmup"
+    if word is None:
+        job.lose("schedule.scheduler", "It does not have this schedule; the nearest it has is cosine.")
+        word = "cosine"
+    job.options["lr_scheduler"] = word
+    if warmup:
+        job.options["lr_warmup_steps"] = int(warmup) if warmup >= 1 else warmup
+    epochs, limit = job.value("schedule.epochs"), job.value("schedule.maximum_steps")
+    if limit is None:
+        job.options["max_train_epochs"] = epochs
+        return
+    job.options["max_train_steps"] = limit
+    if epochs < ENDLESS:
+        job.lose("schedule.epochs", "It cannot hold both: only the step limit is written, and it ends the run.")
+
+
+def _memory_and_saving(job: _Writing) -> None:
+    job.options["mixed_precision"] = PRECISIONS[job.value("memory.precision")]
+    for name, key in (
+        ("memory.cache_latents", "cache_latents"),
+        ("memory.cache_text_encoder_outputs", "cache_text_encoder_outputs"),
+    ):
+        if job.value(name):
+            job.options[key] = True
+    job.options["save_precision"] = SAVED_PRECISIONS[job.value("saving.precision")]
+    job.options["save_model_as"] = "safetensors"
+    epochs, steps = job.value("saving.every_epochs"), job.value("saving.every_steps")
+    if epochs is not None:
+        job.options["save_every_n_epochs"] = epochs
+    if steps is not None:
+        job.options["save_every_n_steps"] = steps
+    keep = job.value("saving.keep_last")
+    if keep is not None and epochs is not None:
+        job.options["save_last_n_epochs"] = keep
+    elif keep is not None and steps is not None:
+        job.options["save_last_n_steps"] = keep * steps
+    elif keep is not None:
+        job.lose("saving.keep_last", "It keeps the last files only together with an interval.")
+    state = job.value("saving.state_every_epochs")
+    if state is not None:
+        if state == epochs:
+            job.options["save_state"] = True
+        else:
+            job.lose("saving.state_every_epochs", "It saves a state whenever it saves a file, and at no other time.")
+
+
+def _sampling(job: _Writing, stem: str) -> str:
+    """The prompt file's text; empty without prompts, when no setting of sampling means anything."""
+    names = [name for name in fields() if name.startswith("sampling.")]
+    sampling = job.config.sampling
+    job.done |= set(names)
+    if not sampling.prompts:
+        return ""
+    marks: list[tuple[str, Any]] = [
+        ("n", sampling.negative_prompt),
+        ("w", sampling.width),
+        ("h", sampling.height),
+        ("d", sampling.seed),
+    ]
+    marks += [("s", sampling.steps), ("l", sampling.guidance_scale)]
+    tail = "".join(f" --{mark} {value}" for mark, value in marks if value not in (None, ""))
+    job.options["sample_prompts"] = f"{stem}.prompts.txt"
+    sampler = SAMPLERS.get(sampling.sampler)
+    if sampler is None:
+        job.lose("sampling.sampler", "It does not have this sampler; ddim takes its place.")
+    job.options["sample_sampler"] = sampler or "ddim"
+    if sampling.at_start:
+        job.options["sample_at_first"] = True
+    if sampling.every_epochs is not None:
+        job.options["sample_every_n_epochs"] = sampling.every_epochs
+        if sampling.every_steps is not None:
+            job.lose("sampling.every_steps", "It reads one interval only, that in epochs.")
+    elif sampling.every_steps is not None:
+        job.options["sample_every_n_steps"] = sampling.every_steps
+    return "".join(f"{' '.join(prompt.split())}{tail}\n" for prompt in sampling.prompts)
+
+
+def _alike(job: _Writing) -> None:
+    """Every other parameter, under the option that its entry names."""
+    known = facts_of("sd_scripts")
+    job.done.add("dataset.folders")
+    for name in fields():
+        if name in job.done or name.startswith("dataset.folders."):
+            continue
+        value = value_of(job.config, name)
+        options = [key for key in parameters()[name].names.get(DIALECT, ()) if key not in RULED]
+        option = next((key for key in options if key in known["options"] or key in known["unset"]), None)
+        if name == "dataset.resolution":
+            job.options["resolution"] = value
+        elif option is None:
+            if value != fields()[name].default:
+                job.lose(name, "It has no such setting.")
+        elif name in WHERE and value_of(job.config, WHERE[name][0]) not in WHERE[name][1]:
+            continue
+        elif value is not None and value != "":
+            word = foreign_choice(name, DIALECT, value) or value if choices(fields()[name]) else value
+            job.options[option] = word

@@ -1,0 +1,233 @@
+"""sd-scripts' own files: an options TOML with its dataset TOML, and a bare command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from knowledge.config import fields
+from knowledge.formats.sd_scripts import DIALECT, translate
+from knowledge.formats.translation import Imported, alike, as_bool, facts_of, is_empty
+from knowledge.formats.translation import Note as Said
+
+SUBSET_KEYS = ("image_dir", "num_repeats", "class_tokens", "is_reg")
+"""Subset options that become a folder; the others hold for the whole dataset here."""
+SCRIPTS = {"train_network.py": "sd15", "sdxl_train_network.py": "sdxl"}
+
+
+def read_toml(document: Mapping[str, Any], path: Path) -> Imported:
+    """An options file of sd-scripts, one of its dataset files alone, or derrian's file, which holds both."""
+    if "subsets" in document and any(key.endswith("_args") for key in document):
+        return _read_derrian(document, path)
+    if "datasets" in document:
+        return read_options({}, "sd-scripts dataset TOML", path.parent, dataset=document)
+    return read_options(flattened(document), "sd-scripts TOML", path.parent)
+
+
+def flattened(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without their sections: sd-scripts ignores section names, and a later value wins."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat |= flattened(value) if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _read_derrian(document: Mapping[str, Any], path: Path) -> Imported:
+    """LoRA_Easy_Training_Scripts: groups of options, each split into those of the run and those of the dataset."""
+    options: dict[str, Any] = {}
+    dataset: dict[str, Any] = {}
+    for group in document.values():
+        if isinstance(group, dict):
+            options |= group.get("args", {})
+            dataset |= group.get("dataset_args", {})
+    whole = {"general": dataset, "datasets": [{"subsets": document["subsets"]}]}
+    return read_options(options, "LoRA Easy Training Scripts TOML", path.parent, dataset=whole)
+
+
+def read_command_line(text: str, beside: Path) -> Imported:
+    """A command as it is typed or stands in a script: accelerate launch … train_network.py --option value …"""
+    words = command_words(text)
+    script = next((word for word in words if word.endswith(".py")), "")
+    start = words.index(script) + 1 if script else 0
+    family = SCRIPTS.get(Path(script.replace("\\", "/")).name)
+    imported = read_options(options_of(words[start:]), "sd-scripts command line", beside, family=family)
+    if script and family is None:
+        name = Path(script).name
+        warning = f"{name} trains something else than a LoRA for SD 1.5 or SDXL; it is read as if it did."
+        return _with(imported, warnings=(*imported.warnings, warning))
+    return imported
+
+
+def command_words(text: str) -> list[str]:
+    """The words of the command that trains, with continued lines joined; of several commands the one with a script."""
+    joined = re.sub(r"[\\^`]\s*\r?\n", " ", text)
+    lines = [
+        line.strip() for line in joined.splitlines() if line.strip() and not re.match(r"\s*(#|rem\b|::)", line, re.I)
+    ]
+    chosen = next((line for line in lines if ".py" in line and "--" in line), " ".join(lines))
+    lexer = shlex.shlex(chosen, posix=True, punctuation_chars=False)
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    if re.search(r"[A-Za-z]:\\", chosen):
+        lexer.escape = ""  # a Windows path is no row of escapes
+    try:
+        return list(lexer)
+    except ValueError:
+        return chosen.split()
+
+
+def options_of(words: list[str]) -> dict[str, Any]:
+    """Options and their values from the words after the script; --a=b, switches, and lists of several words."""
+    known = facts_of("sd_scripts")
+    switches = {key for key, value in known["options"].items() if isinstance(value, bool)}
+    options: dict[str, Any] = {}
+    current: str | None = None
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            current = name.replace("-", "_")
+            options[current] = _typed(value) if equals else True
+            continue
+        if current is None or current in switches:
+            continue
+        value = _typed(word)
+        held = options[current]
+        options[current] = value if held is True else [*held, value] if isinstance(held, list) else [held, value]
+    return options
+
+
+def _typed(word: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return {"True": True, "False": False}.get(word, word)
+
+
+def read_options(
+    options: dict[str, Any],
+    kind: str,
+    beside: Path,
+    *,
+    family: str | None = None,
+    dataset: Mapping[str, Any] | None = None,
+) -> Imported:
+    """The config of these options; the dataset file that they name is read too, where it is found."""
+    if dataset is None and not is_empty(options.get("dataset_config")):
+        path = Path(str(options["dataset_config"]))
+        path = path if path.is_absolute() else beside / path
+        if path.is_file():
+            try:
+                dataset = tomllib.loads(path.read_text(encoding="utf-8"))
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+                dataset = None
+    if dataset is None:
+        return translate(options, kind=kind, family=family, beside=beside)
+    merged, notes, folders = from_dataset(dataset)
+    ignored = ("train_data_dir", "reg_data_dir", "dataset_config", "in_json")
+    rest = {key: value for key, value in options.items() if key not in (*ignored, *merged)}
+    imported = translate(rest | merged, kind=kind, family=family, beside=beside)
+    imported = _with(
+        imported, notes=tuple(_in_dataset(note) if note.key in merged else note for note in imported.notes)
+    )
+    notes += [_overridden(key, options[key]) for key in (*ignored, *merged) if key in options]
+    return _with_folders(imported, notes, folders)
+
+
+def _in_dataset(note: Said) -> Said:
+    """The note under the name that the option has in the dataset file."""
+    key = {"train_batch_size": "batch_size"}.get(note.key, note.key)
+    return dataclasses.replace(note, key=f"dataset.{key}")
+
+
+def _overridden(key: str, value: Any) -> Said:
+    why = "Its file was read." if key == "dataset_config" else "The dataset file overrides it."
+    return Said(key, value, "no_effect", why=why)
+
+
+def from_dataset(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[Said], list[dict[str, Any]]]:
+    """A dataset file as options for the whole dataset, notes on what differs within it, and our folders.
+
+    Settings cascade there: a subset's own, else its dataset's, else the general ones.
+    """
+    general = document.get("general", {})
+    same, known = alike(DIALECT), facts_of("sd_scripts")
+    options: dict[str, Any] = {}
+    notes: list[Said] = []
+    folders: list[dict[str, Any]] = []
+    for number, dataset in enumerate(document.get("datasets", []), 1):
+        own = {key: value for key, value in dataset.items() if key != "subsets"}
+        for part, subset in enumerate(dataset.get("subsets", []), 1):
+            where = f"datasets.{number}.subsets.{part}"
+            effective = {**general, **own, **subset}
+            folder, said = _folder_of(effective, subset, where)
+            folders += [folder] if folder else []
+            notes += said
+            for key, value in effective.items():
+                option = "train_batch_size" if key == "batch_size" else key
+                if key in SUBSET_KEYS or (option in options and options[option] == value):
+                    continue
+                if option in options:
+                    why = (
+                        f"It is {value!r} here and {options[option]!r} in a folder before; ours holds for all folders."
+                    )
+                    notes.append(Said(f"{where}.{key}", value, "unsupported", why=why))
+                elif (
+                    option in known["options"]
+                    or option in known["unset"]
+                    or option in same
+                    or option in known["missing"]
+                ):
+                    options[option] = value
+                else:
+                    notes.append(Said(f"{where}.{key}", value, "unknown"))
+    return options, notes, folders
+
+
+def _folder_of(
+    effective: Mapping[str, Any], subset: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any] | None, list[Said]]:
+    if is_empty(effective.get("image_dir")):
+        why = "It names no folder with pictures (captions come from a JSON file), which is not read here."
+        return None, [Said(f"{where}.image_dir", None, "unsupported", why=why)]
+    folder: dict[str, Any] = {
+        "path": str(effective["image_dir"]),
+        "repeats": int(effective.get("num_repeats", 1)),
+        "regularisation": as_bool(effective.get("is_reg", False)) is True,
+    }
+    names = {"image_dir": "path", "num_repeats": "repeats", "is_reg": "regularisation"}
+    if "dataset.folders.caption" in fields():
+        folder["caption"] = str(effective.get("class_tokens") or "")
+        names["class_tokens"] = "caption"
+    notes = [
+        Said(f"{where}.{key}", subset[key], "mapped", f"dataset.folders.{column}", folder[column])
+        for key, column in names.items()
+        if key in subset
+    ]
+    return folder, notes
+
+
+def _with_folders(imported: Imported, notes: list[Said], folders: list[dict[str, Any]]) -> Imported:
+    from pydantic import ValidationError
+
+    from knowledge.answers import plain_problems
+    from knowledge.config import TrainingConfig, with_values
+
+    values = {**imported.values, "dataset.folders": tuple(folders)}
+    try:
+        config, problems = with_values(TrainingConfig(), values), ()
+    except ValidationError as error:
+        return _with(
+            imported, config=None, values=values, notes=(*imported.notes, *notes), problems=tuple(plain_problems(error))
+        )
+    return _with(imported, config=config, values=values, notes=(*imported.notes, *notes), problems=problems)
+
+
+def _with(imported: Imported, **changes: Any) -> Imported:
+    return dataclasses.replace(imported, **changes)

@@ -1,0 +1,556 @@
+"""Foreign configs: every key in exactly one list, meanings and not names, and there and back again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from knowledge.answers import PlainError
+from knowledge.config import TrainingConfig, fields, value_of, with_values
+from knowledge.formats.export import WHERE, to_sd_scripts
+from knowledge.formats.reader import is_foreign, read_foreign
+from knowledge.formats.sd_scripts import ENDLESS, LISTS, translate
+from knowledge.formats.translation import TITLES, Imported, facts_of
+
+NETWORK = Path(__file__).parent.parent / "data" / "network_fp16.safetensors"
+FORM = {
+    "LoRA_type": "Standard",
+    "pretrained_model_name_or_path": "model.safetensors",
+    "train_data_dir": "img",
+    "epoch": 10,
+    "max_train_epochs": 0,
+    "max_train_steps": 0,
+    "learning_rate": 0.0001,
+    "unet_lr": 0.0001,
+    "text_encoder_lr": 5e-05,
+    "network_dim": 32,
+    "network_alpha": 16,
+    "optimizer": "AdamW8bit",
+    "optimizer_args": "",
+    "lr_scheduler": "cosine",
+    "lr_warmup": 10,
+    "max_resolution": "768,768",
+    "train_batch_size": 2,
+    "mixed_precision": "bf16",
+    "save_precision": "fp16",
+    "xformers": "xformers",
+    "sdxl": False,
+    "caption_extension": ".txt",
+    "noise_offset_type": "Original",
+    "noise_offset": 0.05,
+    "multires_noise_iterations": 6,
+    "min_snr_gamma": 0,
+    "additional_parameters": "",
+}
+
+
+def read(tmp_path: Path, name: str, content: object) -> Imported:
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return read_foreign(path)
+
+
+def outcome(imported: Imported, key: str) -> str:
+    return next(note.outcome for note in imported.notes if note.key == key)
+
+
+def options(**given: object) -> Imported:
+    return translate(given, kind="test")
+
+
+# Every key
+
+
+def test_every_option_of_sd_scripts_is_known_and_ends_in_one_list():
+    facts = facts_of("sd_scripts")
+    everything = {**facts["options"], **dict.fromkeys(set(facts["unset"]) - set(LISTS), "x")}
+    imported = translate(everything, kind="test")
+    assert {note.key for note in imported.notes} == set(everything)
+    assert imported.listed("unknown") == []
+
+
+@pytest.mark.parametrize("key", sorted(facts_of("sd_scripts")["unset"]))
+def test_every_option_alone_ends_in_one_list(key):
+    for value in ("x", 3, 0, True, None):
+        keys = [note.key for note in translate({key: value}, kind="test").notes]
+        assert len(keys) == 1
+
+
+def test_a_misspelt_key_is_unknown_and_its_neighbour_is_named():
+    imported = options(max_grad_normm=1.0)
+    note = imported.listed("unknown")[0]
+    assert (note.key, note.why) == ("max_grad_normm", 'Did you mean "max_grad_norm"?')
+
+
+def test_the_five_lists_are_all_there_are():
+    assert list(TITLES) == ["mapped", "changed", "no_effect", "unsupported", "unknown"]
+
+
+@pytest.mark.parametrize("value", ["nonsense", -1, 10**9, [], {}, "1e-4", True, None, "0"])
+@pytest.mark.parametrize(
+    "key", ["network_dim", "learning_rate", "resolution", "text_encoder_lr", "lr_warmup_steps", "seed"]
+)
+def test_nonsense_values_never_crash(key, value):
+    assert [note.key for note in translate({key: value}, kind="test").notes] == [key]
+
+
+# sd-scripts' meanings
+
+
+def test_what_is_not_said_follows_sd_scripts_and_not_us():
+    config = options(pretrained_model_name_or_path="m.safetensors").config
+    assert config is not None
+    assert (config.network.rank, config.network.alpha) == (4, 1.0)
+    assert config.optimizer.learning_rate == 2e-6
+    assert (config.schedule.epochs, config.schedule.maximum_steps) == (ENDLESS, 1600)
+    assert config.network.train_text_encoder
+    assert not config.dataset.buckets
+    assert config.dataset.caption_extension == ".caption"
+
+
+def test_one_rate_goes_to_the_part_without_a_rate_of_its_own():
+    config = options(learning_rate=3e-4, unet_lr=1e-4).config
+    assert (config.optimizer.learning_rate, config.optimizer.text_encoder_learning_rate) == (1e-4, 3e-4)
+    config = options(learning_rate=3e-4, unet_lr=1e-4, network_train_unet_only=True).config
+    assert config.optimizer.text_encoder_learning_rate is None
+    assert outcome(options(learning_rate=3e-4, unet_lr=1e-4, text_encoder_lr=[1e-5]), "learning_rate") == "no_effect"
+
+
+def test_a_rate_of_zero_leaves_a_part_untrained():
+    config = options(learning_rate=1e-4, text_encoder_lr=[0]).config
+    assert not config.network.train_text_encoder
+    assert not options(text_encoder_lr=[1e-4], unet_lr=0).config.network.train_unet
+
+
+def test_two_rates_for_two_encoders_become_one_and_say_so():
+    imported = options(text_encoder_lr=[1e-5, 2e-5])
+    assert outcome(imported, "text_encoder_lr") == "changed"
+    assert imported.config.optimizer.text_encoder_learning_rate == 1e-5
+
+
+def test_epochs_override_steps():
+    imported = options(max_train_epochs=7, max_train_steps=100)
+    assert (imported.config.schedule.epochs, imported.config.schedule.maximum_steps) == (7, None)
+    assert outcome(imported, "max_train_steps") == "no_effect"
+
+
+def test_constant_has_no_warm_up_there():
+    imported = options(lr_scheduler="constant", lr_warmup_steps=100)
+    assert outcome(imported, "lr_warmup_steps") == "no_effect"
+    assert imported.config.schedule.warmup == 0
+    config = options(lr_scheduler="constant_with_warmup", lr_warmup_steps=100).config
+    assert (config.schedule.scheduler, config.schedule.warmup) == ("constant", 100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "algorithm"),
+    [
+        ({"network_module": "networks.lora"}, "lora"),
+        ({"network_module": "networks.lora", "network_args": ["conv_dim=8", "conv_alpha=4"]}, "locon"),
+        ({"network_module": "lycoris.kohya", "network_args": ["algo=loha", "preset=attn-mlp"]}, "loha"),
+        ({"network_module": "lycoris.kohya", "network_args": ["algo=lokr", "factor=4"]}, "lokr"),
+        ({"network_module": "lycoris.kohya", "network_args": ["algo=lora", "preset=attn-mlp"]}, "lora"),
+        ({"network_module": "lycoris.kohya", "network_args": ["algo=lora", "preset=full"]}, "locon"),
+        ({"network_module": "lycoris.kohya", "network_args": ["algo=lora", "dora_wd=True"]}, "dora"),
+        ({"network_module": "lycoris.kohya", "network_args": "algo=loha dora_wd=False preset=attn-mlp"}, "loha"),
+    ],
+)
+def test_the_algorithm_is_read_from_module_and_arguments_together(arguments, algorithm):
+    imported = translate(arguments, kind="test")
+    assert imported.config.network.algorithm == algorithm
+    assert imported.listed("unknown") == []
+
+
+def test_what_we_do_not_train_is_said_with_what_it_would_have_been():
+    imported = translate({"network_module": "lycoris.kohya", "network_args": ["algo=ia3"]}, kind="test")
+    assert "ia3" in imported.listed("unsupported")[0].why
+    assert "Flux" in options(weighting_scheme="sigma").notes[0].why
+
+
+def test_a_resolution_that_is_not_square_becomes_the_square_of_its_area():
+    imported = options(resolution="512,768")
+    assert imported.config.dataset.resolution == 624  # √(512 · 768) = 627.07, down to a multiple of 8
+    assert outcome(imported, "resolution") == "changed"
+
+
+def test_a_combination_that_stops_sd_scripts_is_untied():
+    imported = options(cache_text_encoder_outputs=True, shuffle_caption=True, network_train_unet_only=True)
+    assert imported.config is not None
+    assert outcome(imported, "cache_text_encoder_outputs") == "changed"
+
+
+def test_folders_carry_their_repeats_in_their_names(tmp_path):
+    for name in ("10_sks toy", "2_style", "notes"):
+        (tmp_path / "img" / name).mkdir(parents=True)
+    imported = read(tmp_path, "x.toml", 'train_data_dir = "img"\nnetwork_dim = 8\n')
+    folders = imported.config.dataset.folders
+    assert [(Path(f.path).name, f.repeats) for f in folders] == [("10_sks toy", 10), ("2_style", 2)]
+
+
+def test_a_dataset_file_cascades_and_ignores_folder_names(tmp_path):
+    (tmp_path / "data.toml").write_text(
+        """
+[general]
+shuffle_caption = true
+caption_extension = ".txt"
+[[datasets]]
+resolution = 768
+batch_size = 3
+  [[datasets.subsets]]
+  image_dir = "10_a"
+  num_repeats = 2
+  keep_tokens = 1
+  [[datasets.subsets]]
+  image_dir = "reg"
+  is_reg = true
+  keep_tokens = 2
+  oddity = 1
+""",
+        encoding="utf-8",
+    )
+    imported = read(tmp_path, "x.toml", 'dataset_config = "data.toml"\ntrain_data_dir = "img"\ntrain_batch_size = 9\n')
+    config = imported.config
+    assert [(f.path, f.repeats, f.regularisation) for f in config.dataset.folders] == [
+        ("10_a", 2, False),
+        ("reg", 1, True),
+    ]
+    assert (config.dataset.resolution, config.schedule.batch_size, config.dataset.keep_tokens) == (768, 3, 1)
+    assert config.dataset.shuffle_tags
+    assert outcome(imported, "train_data_dir") == "no_effect"
+    assert outcome(imported, "datasets.1.subsets.2.keep_tokens") == "unsupported"
+    assert outcome(imported, "datasets.1.subsets.2.oddity") == "unknown"
+    assert max(Counter(note.key for note in imported.notes).values()) == 1
+
+
+def test_a_command_line_is_read_as_it_was_typed(tmp_path):
+    imported = read(
+        tmp_path,
+        "train.sh",
+        """#!/bin/sh
+# my training
+accelerate launch --num_cpu_threads_per_process 2 sdxl_train_network.py \\
+  --pretrained_model_name_or_path="/models/base model.safetensors" --network_dim 8 \\
+  --network_args "conv_dim=4" "conv_alpha=2" --network_module=networks.lora \\
+  --learning_rate 1e-4 --max_train_epochs 5 --cache_latents
+""",
+    )
+    config = imported.config
+    assert config.base_model.family == "sdxl"
+    assert config.base_model.path == "/models/base model.safetensors"
+    assert (config.network.algorithm, config.network.conv_rank, config.network.rank) == ("locon", 4, 8)
+    assert (config.schedule.epochs, config.memory.cache_latents) == (5, True)
+
+
+def test_derrians_groups_are_read(tmp_path):
+    imported = read(
+        tmp_path,
+        "x.toml",
+        """
+[[subsets]]
+image_dir = "pics"
+num_repeats = 4
+[train_mode]
+train_mode = "lora"
+[general_args.args]
+max_train_epochs = 6
+seed = 3
+[general_args.dataset_args]
+resolution = 640
+batch_size = 2
+[network_args.args]
+network_dim = 12
+[optimizer_args.args]
+optimizer_type = "Prodigy"
+[optimizer_args.args.optimizer_args]
+weight_decay = "0.1"
+""",
+    )
+    config = imported.config
+    assert (config.dataset.folders[0].repeats, config.dataset.resolution, config.schedule.batch_size) == (4, 640, 2)
+    assert (config.network.rank, config.optimizer.name, config.optimizer.weight_decay) == (12, "prodigy", 0.1)
+
+
+# kohya_ss' meanings
+
+
+def test_a_form_is_read_with_all_its_fields(tmp_path):
+    imported = read(tmp_path, "x.json", FORM)
+    config = imported.config
+    assert [note.key for note in imported.notes][: len(FORM)] == list(FORM)
+    assert (config.network.rank, config.optimizer.name, config.dataset.resolution) == (32, "adamw8bit", 768)
+    assert (config.schedule.epochs, config.schedule.maximum_steps) == (10, None)
+    assert config.schedule.warmup == pytest.approx(0.1)  # percent there
+    assert config.noise.offset == 0.05
+    assert config.noise.multires_iterations == 0  # noise_offset_type gates it
+    assert config.loss.minimum_snr_gamma is None  # 0 means unset
+    assert any("caps the run" in warning for warning in imported.warnings)
+
+
+def test_a_form_without_a_text_encoder_rate_trains_the_unet_alone(tmp_path):
+    config = read(tmp_path, "x.json", FORM | {"text_encoder_lr": 0}).config
+    assert (config.network.train_unet, config.network.train_text_encoder) == (True, False)
+
+
+def test_percent_of_warm_up_under_constant_does_nothing(tmp_path):
+    imported = read(tmp_path, "x.json", FORM | {"lr_scheduler": "constant"})
+    assert outcome(imported, "lr_warmup") == "no_effect"
+
+
+def test_raw_parameters_are_taken_apart(tmp_path):
+    imported = read(tmp_path, "x.json", FORM | {"additional_parameters": "--max_grad_norm=0.5 --strange 1"})
+    assert imported.config.optimizer.maximum_gradient_norm == 0.5
+    assert outcome(imported, "additional_parameters.max_grad_norm") == "mapped"
+    assert outcome(imported, "additional_parameters.strange") == "unknown"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "LyCORIS/LoHa",
+        "LyCORIS/LoKr",
+        "LyCORIS/LoCon",
+        "LyCORIS/iA3",
+        "LyCORIS/BOFT",
+        "Kohya LoCon",
+        "LoRA-FA",
+        "Flux1",
+        "?",
+    ],
+)
+def test_every_kind_of_network_of_the_form_ends_in_a_list(kind, tmp_path):
+    form = FORM | {"LoRA_type": kind, "conv_dim": 8, "conv_alpha": 4, "factor": 4, "LyCORIS_preset": "attn-mlp"}
+    form |= {"dora_wd": False, "use_tucker": False, "train_norm": False, "unit": 1, "block_dims": ""}
+    imported = read(tmp_path, "x.json", form)
+    assert imported.config is not None
+    assert Counter(note.key for note in imported.notes) == Counter(list(form))
+    assert imported.listed("unknown") == []
+
+
+# OneTrainer and ai-toolkit
+
+
+def test_onetrainer_is_sparse_over_its_own_defaults(tmp_path):
+    document = {
+        "training_method": "LORA",
+        "model_type": "STABLE_DIFFUSION_XL_10_BASE",
+        "base_model_name": "stabilityai/stable-diffusion-xl-base-1.0",
+        "layer_filter_preset": "attn-mlp",
+        "learning_rate": 0.0003,
+        "resolution": "1024",
+        "batch_size": 4,
+        "text_encoder": {"train": False, "weight_dtype": "FLOAT_16"},
+        "optimizer": {"optimizer": "PRODIGY", "d_coef": 1.0, "weight_decay": 0.02},
+        "concepts": [{"path": "pics", "balancing": 5.0, "image": {"enable_crop_jitter": False}}],
+        "loss_weight_fn": "MIN_SNR_GAMMA",
+        "save_every": 2,
+        "save_every_unit": "EPOCH",
+        "bogus": 1,
+    }
+    imported = read(tmp_path, "x.json", document)
+    config = imported.config
+    assert config.base_model.family == "sdxl"
+    assert (config.network.algorithm, config.network.rank, config.network.alpha) == ("lora", 16, 1.0)
+    assert (config.schedule.epochs, config.schedule.warmup) == (100, 200.0)
+    assert (config.optimizer.name, config.optimizer.weight_decay) == ("prodigy", 0.02)
+    assert not config.network.train_text_encoder
+    assert config.dataset.folders[0].repeats == 5
+    assert config.loss.minimum_snr_gamma == 5.0
+    assert config.saving.every_epochs == 2
+    assert [note.key for note in imported.listed("unknown")] == ["bogus"]
+
+
+AI_TOOLKIT = """
+job: extension
+config:
+  name: "my_lora v1"
+  process:
+    - type: sd_trainer
+      training_folder: output
+      trigger_word: p3r5on
+      network: {type: lora, linear: 24, linear_alpha: 12}
+      save: {dtype: float16, save_every: 250, max_step_saves_to_keep: 4}
+      datasets:
+        - folder_path: /pics
+          caption_ext: txt
+          caption_dropout_rate: 0.05
+          shuffle_tokens: no
+          resolution: [512, 768]
+          num_repeats: 2
+      train: {batch_size: 2, steps: 900, lr: 1e-4, optimizer: adamw8bit, dtype: bf16, noise_scheduler: ddpm}
+      model: {name_or_path: stabilityai/sdxl, is_xl: true}
+      sample: {sampler: ddim, sample_every: 100, width: 1024, height: 768, prompts: ["[trigger] on a horse"], neg: ""}
+"""
+
+
+def test_ai_toolkit_is_read_with_yamls_traps(tmp_path):
+    imported = read(tmp_path, "x.yaml", AI_TOOLKIT)
+    config = imported.config
+    assert config.optimizer.learning_rate == 1e-4  # YAML 1.1 reads 1e-4 as text
+    assert not config.dataset.shuffle_tags  # and no as false
+    assert (config.network.rank, config.network.alpha) == (24, 12)
+    assert (config.base_model.family, config.memory.precision) == ("sdxl", "bf16")
+    assert (config.schedule.epochs, config.schedule.maximum_steps) == (ENDLESS, 900)
+    assert (config.dataset.resolution, config.dataset.caption_extension) == (768, ".txt")
+    assert config.sampling.prompts == ("p3r5on on a horse",)
+    assert (config.sampling.width, config.sampling.height, config.saving.every_steps) == (1024, 768, 250)
+    assert config.output.name == "my_lora-v1"
+    assert imported.listed("unknown") == []
+    assert max(Counter(note.key for note in imported.notes).values()) == 1
+
+
+# LoRA files
+
+
+def test_a_lora_of_sd_scripts_tells_its_recipe():
+    imported = read_foreign(NETWORK)
+    config = imported.config
+    assert config.base_model.family == "sd15"
+    assert (config.network.rank, config.network.train_text_encoder) == (4, False)
+    assert config.schedule.scheduler == "cosine"
+    assert config.loss.minimum_snr_gamma == 5.0
+    assert [folder.repeats for folder in config.dataset.folders] == [10, 2]
+    assert imported.listed("unknown") == []
+
+
+def test_our_own_file_gives_its_config_back(tmp_path):
+    from engine.tools.files import replace_metadata
+
+    config = with_values(TrainingConfig(), {"network.rank": 24, "dataset.trigger_word": "sks"})
+    target = tmp_path / "x.safetensors"
+    replace_metadata(NETWORK, target, {"lora_wizard.config": config.model_dump_json()})
+    assert read_foreign(target).config == config
+
+
+# Files that are none
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.json", "{"),
+        ("x.json", "[1]"),
+        ("x.json", "{}"),
+        ("x.toml", "= 3"),
+        ("x.toml", "schema_version = 1"),
+        ("x.yaml", "a: [1"),
+        ("x.yaml", "a: 1"),
+        ("x.sh", "echo hello"),
+        ("x.safetensors", "nothing"),
+    ],
+)
+def test_what_is_no_config_gets_one_sentence(name, content, tmp_path):
+    with pytest.raises(PlainError, match=name.replace(".", r"\.")):
+        read(tmp_path, name, content)
+
+
+def test_answers_of_ours_are_not_foreign(tmp_path):
+    ours, theirs = tmp_path / "a.toml", tmp_path / "b.toml"
+    ours.write_text("schema_version = 1\n", encoding="utf-8")
+    theirs.write_text("network_dim = 4\n", encoding="utf-8")
+    assert (is_foreign(ours), is_foreign(theirs), is_foreign(tmp_path / "c.json")) == (False, True, True)
+
+
+# There and back
+
+SAFE_TEXT = st.text("abc, -()", max_size=12).map(str.strip)
+CHANGES = {
+    "network.algorithm": st.sampled_from(["lora", "locon", "dora", "loha", "lokr"]),
+    "network.rank": st.integers(1, 1024),
+    "network.alpha": st.floats(0.01, 4096),
+    "network.dropout": st.floats(0, 0.9),
+    "network.train_text_encoder": st.booleans(),
+    "optimizer.name": st.sampled_from(["adamw", "adamw8bit", "lion", "adafactor", "prodigy"]),
+    "optimizer.learning_rate": st.floats(1e-8, 10),
+    "optimizer.weight_decay": st.floats(0, 10),
+    "optimizer.maximum_gradient_norm": st.floats(0, 1e6),
+    "schedule.epochs": st.integers(1, 1000),
+    "schedule.batch_size": st.integers(1, 1024),
+    "schedule.gradient_accumulation_steps": st.integers(1, 64),
+    "schedule.scheduler": st.sampled_from(["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]),
+    "schedule.warmup": st.one_of(st.floats(0, 0.9), st.integers(1, 1000).map(float)),
+    "loss.function": st.sampled_from(["l2", "l1", "huber", "smooth_l1"]),
+    "loss.minimum_snr_gamma": st.one_of(st.none(), st.floats(0.1, 100)),
+    "loss.prior_weight": st.floats(0, 100),
+    "noise.offset": st.floats(0, 1),
+    "noise.minimum_timestep": st.integers(0, 400),
+    "noise.maximum_timestep": st.integers(500, 1000),
+    "memory.precision": st.sampled_from(["fp32", "fp16", "bf16"]),
+    "memory.gradient_checkpointing": st.booleans(),
+    "memory.cache_latents": st.booleans(),
+    "saving.precision": st.sampled_from(["fp32", "fp16", "bf16"]),
+    "saving.every_epochs": st.one_of(st.none(), st.integers(1, 100)),
+    "saving.every_steps": st.one_of(st.none(), st.integers(1, 100)),
+    "dataset.resolution": st.integers(32, 128).map(lambda n: n * 8),
+    "dataset.buckets": st.booleans(),
+    "dataset.bucket_no_upscale": st.booleans(),
+    "dataset.flip": st.booleans(),
+    "dataset.shuffle_tags": st.booleans(),
+    "dataset.keep_tokens": st.integers(0, 255),
+    "dataset.caption_dropout_rate": st.floats(0, 1),
+    "dataset.caption_prefix": SAFE_TEXT,
+    "base_model.prediction_type": st.sampled_from(["epsilon", "v_prediction"]),
+    "base_model.family": st.sampled_from(["sd15", "sdxl"]),
+    "seed": st.integers(0, 2**40),
+}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(changes=st.fixed_dictionaries({}, optional=CHANGES), prompts=st.booleans())
+def test_out_to_sd_scripts_and_in_again_is_the_same_training(changes, prompts, tmp_path_factory):
+    base = {
+        "base_model.path": "models/base.safetensors",
+        "base_model.family": "sd15",
+        "dataset.folders": ({"path": "a b", "repeats": 3}, {"path": "reg", "regularisation": True}),
+    }
+    if prompts:
+        base |= {
+            "sampling.prompts": ("a cat", "a dog, running"),
+            "sampling.negative_prompt": "bad",
+            "sampling.width": 640,
+        }
+    try:
+        config = with_values(TrainingConfig(), base | changes)
+    except ValidationError:
+        assume(False)
+        raise
+    exported = to_sd_scripts(config)
+    folder = tmp_path_factory.mktemp("out")
+    for name, text in exported.files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    imported = read_foreign(folder / "sd-scripts.toml")
+    assert imported.problems == ()
+    assert imported.listed("unknown") == []
+    lost = {entry.name for entry in exported.lost}
+    silent = {name for name, (other, wanted) in WHERE.items() if value_of(config, other) not in wanted}
+    silent |= set() if config.network.algorithm == "locon" else {"network.conv_rank", "network.conv_alpha"}
+    silent |= set() if config.network.algorithm == "lokr" else {"network.lokr_factor"}
+    silent |= set() if prompts else {name for name in fields() if name.startswith("sampling.")}
+    silent |= set() if config.noise.multires_iterations else {"noise.multires_discount"}
+    silent |= set() if config.network.train_text_encoder else {"optimizer.text_encoder_learning_rate"}
+    if config.schedule.maximum_steps is None:
+        silent -= {"schedule.epochs"}
+    for name in fields():
+        if name.startswith("dataset.folders.") or name in lost | silent:
+            continue
+        assert value_of(imported.config, name) == value_of(config, name), name
+
+
+def test_what_sd_scripts_cannot_express_is_said():
+    config = with_values(
+        TrainingConfig(),
+        {
+            "dataset.trigger_word": "sks",
+            "schedule.scheduler": "rex",
+            "schedule.maximum_steps": 100,
+            "base_model.path": "m",
+        },
+    )
+    lost = {entry.name: entry.why for entry in to_sd_scripts(config).lost}
+    assert set(lost) >= {"dataset.trigger_word", "schedule.scheduler", "schedule.epochs", "base_model.family"}
+    assert all(why.endswith(".") for why in lost.values())

@@ -1,0 +1,176 @@
+"""`lora-wizard import` and `export`: other trainers' configs in and out, key by key."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from knowledge.answers import PlainError, read_answers, write_answers
+
+if TYPE_CHECKING:
+    from knowledge.formats.export import Exported
+    from knowledge.formats.translation import Imported, Note
+
+FORMATS = ("sd-scripts",)
+MARKS = {"mapped": "✓", "changed": "→", "no_effect": "·", "unsupported": "✗", "unknown": "?"}
+STYLES = {"mapped": "good", "changed": "accent", "no_effect": "quiet", "unsupported": "warning", "unknown": "error"}
+LONGEST_VALUE = 36
+
+
+@click.command("import", epilog="Example: lora-wizard import kohya.json --output my-lora.toml")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the answers to this file.")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+@click.option("--all", "everything", is_flag=True, help="Also the keys that have no effect, one by one.")
+@click.option("--json", "as_json", is_flag=True, help="The five lists and the values as one JSON document.")
+@click.pass_context
+def import_(
+    context: click.Context, file: Path, output: Path | None, overwrite: bool, everything: bool, as_json: bool
+) -> None:
+    """Read another trainer's config, or the recipe inside a LoRA file, and say what becomes of every key.
+
+    Understood are sd-scripts (TOML with its dataset file, or a command in a script), kohya_ss (JSON), LoRA Easy
+    Training Scripts (TOML), OneTrainer (JSON), ai-toolkit (YAML) and LoRA files (.safetensors).
+    """
+    from knowledge.formats.reader import read_foreign
+
+    if output is not None and output.exists() and not overwrite:
+        raise PlainError(f"{output} exists already. Add --overwrite to replace it, or choose another --output.", 2)
+    imported = read_foreign(file)
+    if imported.config is not None and output is not None:
+        write_answers(imported.config, output)
+    if as_json:
+        print(json.dumps(import_document(imported, output), ensure_ascii=False, default=str))
+    else:
+        show_import(imported, file, everything)
+        _say_next(imported, output)
+    if imported.config is None:
+        context.exit(1)
+
+
+def import_document(imported: Imported, output: Path | None = None) -> dict[str, Any]:
+    """What --json prints."""
+    from knowledge.formats.translation import TITLES
+
+    lists = {outcome: [asdict(note) for note in imported.listed(outcome)] for outcome in TITLES}
+    return {
+        "format": imported.format,
+        **lists,
+        "implied": imported.implied,
+        "warnings": list(imported.warnings),
+        "problems": list(imported.problems),
+        "config": imported.config.model_dump(mode="json") if imported.config else None,
+        "output": str(output) if output and imported.config else None,
+    }
+
+
+def show_import(imported: Imported, file: Path, everything: bool = False) -> None:
+    """Prints the five lists; `check` on a foreign file shows them too."""
+    from knowledge.formats.translation import TITLES
+    from wizard import views, words
+
+    console = views.console()
+    console.print(views.heading(file.name, f"{imported.format}, {words.count(len(imported.notes), 'key')}"))
+    for outcome, title in TITLES.items():
+        notes = imported.listed(outcome)
+        if not notes:
+            continue
+        console.print(f"\n[{STYLES[outcome]}]{MARKS[outcome]}[/] [strong]{title}[/] [quiet]({len(notes)})[/]")
+        if outcome == "no_effect" and not everything:
+            console.print(f"  [quiet]{views.escape(', '.join(note.key for note in notes[:8]))}"
+                          f"{' … (all of them: --all)' if len(notes) > 8 else ''}[/]")  # fmt: skip
+            continue
+        console.print(views.indented(views.table(_columns(outcome), [_line(note) for note in notes])))
+    if imported.implied and everything:
+        console.print(f"\n[strong]What its defaults mean[/] [quiet]({len(imported.implied)})[/]")
+        lines = [(name, _short(value)) for name, value in imported.implied.items()]
+        console.print(views.indented(views.table(("ours", "value"), lines)))
+    if imported.warnings:
+        console.print()
+    for warning in imported.warnings:
+        console.print(views.finding("warning", warning))
+    for problem in imported.problems:
+        console.print(views.finding("blocks", problem))
+
+
+def _columns(outcome: str) -> tuple[str, ...]:
+    return {
+        "mapped": ("theirs", "value", "ours", ""),
+        "changed": ("theirs", "value", "ours", "why"),
+    }.get(outcome, ("theirs", "value", "why"))
+
+
+def _line(note: Note) -> tuple[Any, ...]:
+    from rich.text import Text
+
+    first = (Text(note.key), Text(_short(note.value)))
+    if note.outcome in ("mapped", "changed"):
+        same = str(note.new) == str(note.value)
+        ours = f"{note.name}" if same else f"{note.name} = {_short(note.new)}"
+        return (*first, Text(ours if note.name else ""), Text(note.why, style="quiet"))
+    return (*first, Text(note.why, style="quiet"))
+
+
+def _short(value: Any) -> str:
+    text = "" if value is None else str(value).replace("\n", " ")
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
+
+
+def _say_next(imported: Imported, output: Path | None) -> None:
+    from wizard import views
+
+    if imported.config is None:
+        views.say(
+            "\n[blocks]This cannot be trained as it is.[/] Change the file where it says so, and import it again."
+        )
+    elif output is not None:
+        views.say(f"\n[good]✓[/] [strong]{views.escape(str(output))}[/]")
+        views.say(f"  look at it: lora-wizard check {views.escape(str(output))}")
+    else:
+        views.say("\n[quiet]To keep it: add --output my-lora.toml[/]")
+
+
+@click.command(epilog="Example: lora-wizard export sd-scripts my-lora.toml --folder kohya")
+@click.argument("format_name", metavar="FORMAT", type=click.Choice(FORMATS))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-f", "--folder", type=click.Path(path_type=Path), default=Path(), help="Where the files go; here.")
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option("--json", "as_json", is_flag=True, help="Names of the files and what got lost, as JSON.")
+def export(format_name: str, file: Path, folder: Path, overwrite: bool, as_json: bool) -> None:
+    """Write an answers file as another trainer's config, and say what it cannot express."""
+    from knowledge.formats.export import to_sd_scripts
+
+    exported = to_sd_scripts(read_answers(file), stem=file.stem)
+    existing = [name for name in exported.files if (folder / name).exists()]
+    if existing and not overwrite:
+        raise PlainError(f"{folder / existing[0]} exists already. Add --overwrite to replace it.", 2)
+    from engine.tools.files import atomic
+
+    for name, text in exported.files.items():
+        with atomic(folder / name) as target:
+            target.write(text.encode())
+    if as_json:
+        document = {
+            "files": [str(folder / name) for name in exported.files],
+            "lost": [asdict(lost) for lost in exported.lost],
+            "command": exported.how,
+        }
+        print(json.dumps(document, ensure_ascii=False, default=str))
+    else:
+        _show_export(exported, folder)
+
+
+def _show_export(exported: Exported, folder: Path) -> None:
+    from wizard import views
+
+    for name in exported.files:
+        views.say(f"[good]✓[/] [strong]{views.escape(str(folder / name))}[/]")
+    if exported.lost:
+        views.say("\n[strong]What it cannot express[/]")
+        lines = [(lost.name, _short(lost.value), lost.why) for lost in exported.lost]
+        views.console().print(views.indented(views.table(("ours", "value", "what happens there"), lines)))
+    views.say(f"\n[quiet]{views.escape(exported.how)}[/]")
