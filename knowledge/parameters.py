@@ -164,7 +164,7 @@ def _parameter(name: str) -> Parameter:
         table.pop(consumed, None)
     fixed = {key: numbers[key] for key in ("default", "minimum", "maximum")}
     return Parameter(
-        **_common(name, table),
+        **_common(name, table, lookup_for(name)),
         **fixed,
         numbers={key: value for key, value in numbers.items() if key not in fixed},
         recommendations=advice,
@@ -176,12 +176,11 @@ def _parameter(name: str) -> Parameter:
 def _choice(name: str, value: str) -> Choice:
     home = _table(name).get("choices_as", name)
     table = dict(_table(home)["choices"][value])
-    return Choice(**_common(f"{home}.{value}", table, home), parameter=home, value=value)
+    return Choice(**_common(f"{home}.{value}", table, lookup_for(home)), parameter=home, value=value)
 
 
-def _common(name: str, table: dict[str, Any], home: str | None = None) -> dict[str, Any]:
+def _common(name: str, table: dict[str, Any], lookup: Lookup) -> dict[str, Any]:
     """The fields of Entry from a table, with the placeholders of its prose filled."""
-    lookup = lookup_for(home or name)
     interactions = {other: fill(text, lookup) for other, text in table.pop("interactions", {}).items()}
     myths = tuple(Myth(myth["claim"], fill(myth["truth"], lookup)) for myth in table.pop("myths", ()))
     names = {dialect: tuple(words) for dialect, words in table.pop("names", {}).items()}
@@ -219,11 +218,17 @@ def number(name: str) -> Any:
     raise UnknownFactError(name)
 
 
-def lookup_for(name: str | None, facts: Mapping[str, Any] | None = None) -> Lookup:
-    """What names mean inside the entry `name`: its own numbers, then the facts, recommended.*, and all numbers."""
-    own = _numbers(name) if name is not None and name in _fields() else {}
+def lookup_for(
+    name: str | None, facts: Mapping[str, Any] | None = None, own: Mapping[str, Any] | None = None
+) -> Lookup:
+    """What names mean inside the entry `name`: its own numbers, then the facts, recommended.*, and all numbers.
 
-    def lookup(word: str) -> Any:
+    `own` are the numbers of an entry that is no parameter.
+    """
+    if own is None:
+        own = _numbers(name) if name is not None and name in _fields() else {}
+
+    def lookup(word: str, own: Mapping[str, Any] = own) -> Any:
         if word in own:
             return own[word]
         if facts is not None:
@@ -323,7 +328,8 @@ def _term_tables() -> Iterator[tuple[Literal["term", "elsewhere"], str, dict[str
 
 
 def _term(name: str, table: dict[str, Any], kind: Literal["term", "elsewhere"]) -> Term:
-    return Term(**_common(name, dict(table)), kind=kind)
+    known = {key: value for key, value in table.items() if key != "numbers"}
+    return Term(**_common(name, known, lookup_for(None, own=table.get("numbers", {}))), kind=kind)
 
 
 def normal(name: str) -> str:

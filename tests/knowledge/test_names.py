@@ -1,0 +1,86 @@
+"""Every name that a reader may bring from another trainer or guide leads to an entry, and to one only."""
+
+from pathlib import Path
+
+import pytest
+
+from knowledge import parameters as module
+from knowledge.answers import PlainError
+from knowledge.parameters import Choice, Parameter, Term, find, normal
+
+NAMES = Path(__file__).parent.parent / "data" / "names"
+LISTED = [(path.stem, name) for path in sorted(NAMES.glob("*.txt")) for name in path.read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("source", sorted({source for source, _ in LISTED}))
+def test_every_name_of_another_trainer_or_guide_resolves(source):
+    unknown = []
+    for listed, name in LISTED:
+        try:
+            if listed == source:
+                find(name)
+        except PlainError:
+            unknown.append(name)
+    assert not unknown
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("network_dim", "network.rank"),
+        ("Network Rank (Dimension)", "network.rank"),
+        ("net_dim", "network.rank"),
+        ("lora_rank", "network.rank"),
+        ("unet_lr", "optimizer.learning_rate"),
+        ("Keep n tokens", "dataset.keep_tokens"),
+        ("v_parameterization", "base_model.prediction_type"),
+        ("use_8bit_adam", "optimizer.name.adamw8bit"),
+        ("constant_with_warmup", "schedule.scheduler.constant"),
+        ("max_train_epochs", "schedule.epochs"),
+        ("reg_img_folder", "dataset.folders.regularisation"),
+        ("Aspect Ratio Grouping", "dataset.buckets"),
+        ("offset_noise_weight", "noise.offset"),
+        ("snr_gamma", "loss.minimum_snr_gamma"),
+        ("caption_ext", "dataset.caption_extension"),
+        ("xformers", "attention_kernels"),
+        ("DoRA", "network.algorithm.dora"),
+    ],
+)
+def test_a_name_leads_where_it_should(name, address):
+    assert find(name).name == address
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("netwrok_dim", "network dim"),
+        ("learnig rate", "learning rate"),
+        ("Clipskip", None),
+        ("gradient checkpoint", None),
+    ],
+)
+def test_typos_are_forgiven_or_answered_with_the_nearest_name(typo, meant):
+    try:
+        assert isinstance(find(typo), Parameter | Choice | Term)
+    except PlainError as error:
+        assert "Did you mean" in str(error)  # noqa: PT017
+        assert meant is None or meant in str(error)  # noqa: PT017
+
+
+def test_no_name_is_claimed_by_two_entries():
+    claims: dict[str, set[str]] = {}
+
+    def claim(address, table):
+        for words in table.get("names", {}).values():
+            for word in words:
+                claims.setdefault(normal(word), set()).add(address)
+
+    for name in module._fields():
+        table = module._table(name)
+        claim(name, table)
+        for value, choice in table.get("choices", {}).items():
+            claim(f"{name}.{value}", choice)
+    for _, name, table in module._term_tables():
+        claim(name, table)
+    twice = {word: owners for word, owners in claims.items() if len(owners) > 1}
+    assert not twice, "a setting that the program has now no longer belongs in elsewhere.toml"
