@@ -37,7 +37,7 @@ GROUPS = {
         "runs": "List the runs of this folder.",
     },
     "Prepare": {
-        "dataset": "Pictures and captions: inspect, import, edit captions in bulk.",
+        "dataset": "Pictures and captions: import, inspect, tag, edit captions in bulk.",
     },
     "Understand": {
         "calc": "Steps, time, memory and file size before you start.",

@@ -27,7 +27,7 @@ RESOLUTIONS = {"pocket": 64, "sd15": 512, "sdxl": 1024}
 
 @click.group()
 def dataset() -> None:
-    """Pictures and captions: inspect them, import them, edit captions."""
+    """Pictures and captions: import, inspect, tag, edit in bulk."""
 
 
 @dataset.command()
@@ -397,3 +397,92 @@ def import_(sources: tuple[Path, ...], destination: Path | None, as_json: bool) 
         kinds = ", ".join(f"{number} × {extension}" for extension, number in done.left_out.most_common(5))
         console.print(f"[quiet]Left out, neither pictures nor captions: {kinds}[/]")
     console.print(f"[quiet]Look at them: lora-wizard dataset inspect {done.folder}[/]")
+
+
+@dataset.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--tagger", default="wd-vit-v3", show_default=True, metavar="NAME|FOLDER", help="Which tagger.")
+@click.option("--threshold", type=click.FloatRange(0.01, 1), default=0.35, show_default=True, help="For general tags.")
+@click.option(
+    "--character-threshold", type=click.FloatRange(0.01, 1), default=0.85, show_default=True, help="For names."
+)
+@click.option("--blacklist", default="", metavar="TAGS", help="Never write these tags, separated by commas.")
+@click.option("--trigger", metavar="WORD", help="Put the trigger word first.")
+@click.option("--rating", is_flag=True, help="Add the rating (general, sensitive, questionable, explicit).")
+@click.option("--underscores", is_flag=True, help="Keep the underscores in tags.")
+@click.option("--append", "existing", flag_value="append", help="Add to captions that are there.")
+@click.option("--replace", "existing", flag_value="replace", help="Replace captions that are there.")
+@click.option("--skip", "existing", flag_value="skip", default="skip", help="Leave captions that are there.  [this]")
+@click.option("--caption-extension", default=".txt", show_default=True, metavar=".EXT", help="Ending of the files.")
+@click.option("--batch-size", type=click.IntRange(1, 64), default=4, show_default=True)
+@click.option("--dry-run", is_flag=True, help="Show what would be written, and stop.")
+@click.option("--yes", is_flag=True, help="Write without asking.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document; needs --yes or --dry-run.")
+def tag(
+    folder: Path,
+    tagger: str,
+    threshold: float,
+    character_threshold: float,
+    blacklist: str,
+    trigger: str | None,
+    rating: bool,
+    underscores: bool,
+    existing: str,
+    caption_extension: str,
+    batch_size: int,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Write captions for the pictures in FOLDER with a WD14 tagger.
+
+    Good for drawings and anime; the tagger is downloaded once, or taken from a folder with model.onnx and
+    selected_tags.csv. What it wrote is taken back by: lora-wizard dataset captions FOLDER --undo
+
+    \b
+    Example: lora-wizard dataset tag pictures --threshold 0.4 --blacklist "simple background" --trigger sks
+    """
+    from engine.dataset import caption_edits as edits
+    from engine.dataset.folders import folder_listing
+    from engine.tagging import Tagger, spoken, tag_pictures, tagger_folder
+    from knowledge.answers import PlainError
+
+    if not (dry_run or yes) and (as_json or not views.interactive()):
+        raise click.UsageError("Without a terminal to ask in, say --yes to write or --dry-run to look.")
+    found = folder_listing(folder, caption_extension)
+    old = {picture: edits.caption_text(found.captions.get(picture.stem)) for picture in found.pictures}
+    wanted = [picture for picture, text in old.items() if existing != "skip" or not (text or "").strip()]
+    if not found.pictures or not wanted:
+        why = "has no pictures" if not found.pictures else "has a caption for every picture; --append or --replace"
+        raise PlainError(f"{folder} {why}.", 2)
+    loaded = Tagger(tagger_folder(tagger, lambda words: click.echo(words, err=True)))
+    told = _progress(f"Tagging on the {loaded.device}", quiet=as_json)
+    unwanted, changes, broken = edits.remove_tags(edits.split(blacklist)), [], []
+    for number, (picture, row) in enumerate(tag_pictures(loaded, wanted, batch_size), start=1):
+        told(number, len(wanted))
+        if isinstance(row, PlainError):
+            broken.append(str(row))
+            continue
+        names = [tag.name for tag in loaded.tags(row, threshold, character_threshold, rating=rating)]
+        text = unwanted(edits.join(name if underscores else spoken(name) for name in names))
+        before = old[picture]
+        if existing == "append" and before:
+            text = edits.without_doubles(edits.join([*edits.split(before), *edits.split(text)]))
+        if trigger:
+            text = edits.trigger_first(trigger)(text)
+        file = found.captions.get(picture.stem, picture.with_suffix(caption_extension))
+        if text != before:
+            changes.append(edits.Change(file, before, text))
+    words = f"tagged by {Path(tagger).name}"
+    if not as_json:
+        _preview(changes, words)
+        for sentence in broken:
+            views.console().print(f"[warning]{sentence}[/]")
+    write = bool(changes) and not dry_run and (yes or click.confirm(f"Write {count(len(changes), 'caption')}?"))
+    if write:
+        edits.apply(folder, changes, words)
+    if as_json:
+        rows = [{"file": str(change.file), "before": change.before, "after": change.after} for change in changes]
+        print(json.dumps({"changes": rows, "broken": broken, "written": write}, ensure_ascii=False))
+    elif write:
+        views.console().print(f"[good]{count(len(changes), 'caption')} written.[/]")

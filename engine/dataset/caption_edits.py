@@ -220,6 +220,14 @@ def _as_dict(folder: Path, change: Change) -> dict[str, str | None]:
     return {"file": change.file.relative_to(folder).as_posix(), "before": change.before, "after": change.after}
 
 
+def caption_text(file: Path | None) -> str | None:
+    """The text of a caption file, None where there is none. Raises PlainError for one that is not UTF-8."""
+    try:
+        return _text(file) if file is not None else None
+    except UnicodeDecodeError:
+        raise PlainError(f"{file} is not UTF-8 text. Save it as UTF-8 in a text editor.") from None
+
+
 def _text(file: Path) -> str | None:
     return read_caption(file) if file.exists() else None
 

@@ -116,3 +116,53 @@ def test_inspect_can_look_at_the_dataset_of_an_answers_file(pictures, tmp_path):
     assert document["trigger_captions"] == 4
     assert sum(row["views"] for row in document["buckets"]) == 12
     assert "Name a folder" in run("inspect", code=2)
+
+
+@pytest.fixture
+def tagger(tmp_path):
+    """A tagger of the real interface that calls everything "long_hair" and, if red, "red_theme"."""
+    import numpy as np
+    from onnx import TensorProto, helper, save
+
+    spread = np.zeros((3, 3), np.float32)
+    spread[2, 2] = 1 / 255
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["input", "axes"], ["mean"], keepdims=0),
+            helper.make_node("MatMul", ["mean", "spread"], ["placed"]),
+            helper.make_node("Add", ["placed", "fixed"], ["output"]),
+        ],
+        "tagger",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 16, 16, 3])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 3])],
+        [
+            helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
+            helper.make_tensor("spread", TensorProto.FLOAT, [3, 3], spread.ravel()),
+            helper.make_tensor("fixed", TensorProto.FLOAT, [3], [0.9, 0.5, 0.0]),
+        ],
+    )
+    folder = tmp_path / "tagger"
+    folder.mkdir()
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx")
+    (folder / "selected_tags.csv").write_text(
+        "tag_id,name,category,count\n1,safe,9,1\n2,long_hair,0,1\n3,red_theme,0,1"
+    )
+    return folder
+
+
+def test_pictures_without_captions_are_tagged_and_it_can_be_taken_back(pictures, tagger):
+    Image.new("RGB", (32, 32), "red").save(pictures / "red.png")
+    said = run("tag", pictures, "--tagger", tagger, "--trigger", "sks", "--yes")
+    assert "1 caption written." in said
+    assert (pictures / "red.txt").read_text() == "sks, red theme, long hair\n"
+    assert (pictures / "0.txt").read_text() == "sks, red ball, place 0"
+    run("captions", pictures, "--undo")
+    assert not (pictures / "red.txt").exists()
+
+
+def test_tags_are_appended_or_replace_what_is_there(pictures, tagger):
+    run("tag", pictures, "--tagger", tagger, "--append", "--threshold", 0.5, "--blacklist", "red theme", "--yes")
+    assert (pictures / "0.txt").read_text() == "sks, red ball, place 0, long hair\n"
+    run("tag", pictures, "--tagger", tagger, "--replace", "--threshold", 0.99, "--rating", "--yes")
+    assert (pictures / "0.txt").read_text() == "safe\n"
+    assert "caption for every picture" in str(CliRunner().invoke(dataset, ["tag", str(pictures), "--yes"]).exception)

@@ -1,0 +1,130 @@
+"""The taggers' exact interface, in a small real ONNX model that the test makes: it sees the mean colour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, save
+from PIL import Image
+
+from engine.tagging import Tagger, prepared, spoken, tag_pictures, tagger_folder
+from knowledge.answers import PlainError
+
+WORDS = [
+    ("general", "9"),
+    ("explicit", "9"),
+    ("blue_theme", "0"),
+    ("green_theme", "0"),
+    ("red_theme", "0"),
+    ("^_^", "0"),
+    ("somebody_(series)", "4"),
+]
+
+
+def make_tagger(folder: Path, batch: int | str = "batch", words=WORDS) -> Path:
+    """model.onnx with input [batch, 32, 32, 3]: means of blue, green, red over 255, in front of fixed numbers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nodes = [
+        helper.make_node("ReduceMean", ["input", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "scale"], ["share"]),
+        helper.make_node("MatMul", ["share", "spread"], ["placed"]),
+        helper.make_node("Add", ["placed", "fixed"], ["output"]),
+    ]
+    spread = np.zeros((3, 7), np.float32)
+    spread[[0, 1, 2], [2, 3, 4]] = 1
+    fixed = np.array([0.7, 0.2, 0, 0, 0, 0.4, 0.9], np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "tagger",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, 32, 32, 3])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, 7])],
+        [
+            helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
+            helper.make_tensor("scale", TensorProto.FLOAT, [], [1 / 255]),
+            helper.make_tensor("spread", TensorProto.FLOAT, [3, 7], spread.ravel()),
+            helper.make_tensor("fixed", TensorProto.FLOAT, [7], fixed),
+        ],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx")
+    lines = [f"{number},{name},{category},1" for number, (name, category) in enumerate(words)]
+    (folder / "selected_tags.csv").write_text("\n".join(["tag_id,name,category,count", *lines]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory) -> Tagger:
+    return Tagger(make_tagger(tmp_path_factory.mktemp("tagger")))
+
+
+def test_pictures_are_prepared_as_the_taggers_were_taught():
+    picture = Image.new("RGB", (64, 32), (255, 10, 0))
+    pixels = prepared(picture, 32)
+    assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.float32)
+    assert pixels[16, 16].tolist() == [0, 10, 255]  # blue first
+    assert pixels[2, 16].tolist() == [255, 255, 255]  # white above and below
+
+
+def test_tags_come_by_category_and_certainty(tagger):
+    (row,) = tagger.probabilities([prepared(Image.new("RGB", (32, 32), (128, 230, 0)), 32)])
+    assert [tag.name for tag in tagger.tags(row)] == ["somebody_(series)", "green_theme", "red_theme", "^_^"]
+    assert [tag.name for tag in tagger.tags(row, general=0.45)] == ["somebody_(series)", "green_theme", "red_theme"]
+    assert tagger.tags(row, character=0.95)[0].name == "green_theme"
+    assert tagger.tags(row, rating=True)[-1].name == "general"
+
+
+def test_faces_keep_their_underscores():
+    assert [spoken(name) for name in ("long_hair", "^_^", "somebody_(series)")] == [
+        "long hair",
+        "^_^",
+        "somebody (series)",
+    ]
+
+
+@pytest.mark.parametrize("batch", ["batch", 1, 4])
+def test_any_batch_that_a_model_takes_gives_the_same(tmp_path, tagger, batch):
+    other = Tagger(make_tagger(tmp_path / "t", batch))
+    pictures = [prepared(Image.new("RGB", (32, 32), (40 * n, 0, 0)), 32) for n in range(6)]
+    assert np.allclose(other.probabilities(pictures), tagger.probabilities(pictures))
+
+
+def test_folders_are_tagged_in_order_and_broken_pictures_are_named(tmp_path, tagger):
+    for number in range(5):
+        Image.new("RGB", (20, 30), (50 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    paths = sorted(tmp_path.glob("*.png"))
+    found = list(tag_pictures(tagger, paths, batch_size=2))
+    assert [path for path, _ in found] == paths
+    assert isinstance(found[2][1], PlainError)
+    alone = tagger.probabilities([prepared(Image.open(paths[4]), 32)])[0]
+    assert np.allclose(found[4][1], alone)
+
+
+def test_what_is_no_tagger_is_named(tmp_path):
+    with pytest.raises(PlainError, match=r"model\.onnx and selected_tags\.csv is missing"):
+        Tagger(tmp_path)
+    folder = make_tagger(tmp_path / "short", words=WORDS[:-1])
+    with pytest.raises(PlainError, match="do not belong together"):
+        Tagger(folder).probabilities([np.zeros((32, 32, 3), np.float32)])
+    (folder / "model.onnx").write_bytes(b"<html>")
+    with pytest.raises(PlainError, match="cannot be loaded as an ONNX model"):
+        Tagger(folder)
+    (folder / "selected_tags.csv").write_text("a,b\n1,2")
+    with pytest.raises(PlainError, match="is not a tagger's list"):
+        Tagger(folder)
+    with pytest.raises(PlainError, match=r'There is no tagger "wd-vit-v4"\. Did you mean "wd-vit-v'):
+        tagger_folder("wd-vit-v4")
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path):
+    assert tagger_folder(str(tmp_path)) == tmp_path
+
+
+def test_without_the_hub_it_says_what_to_do(monkeypatch, tmp_path):
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(PlainError, match="cannot be downloaded"):
+        tagger_folder("wd-vit-v3")
