@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -46,7 +45,10 @@ NEXT = (
 
 @click.command(epilog="Example: lora-wizard demo")
 @click.option(
-    "--folder", type=click.Path(path_type=Path), default=None, help="Where to put it.  [default: lora-wizard-demo]"
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Where to put pictures, answers and run.  [default: lora-wizard-demo, and runs]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the raw events, one JSON object a line.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -96,18 +98,16 @@ def prepare(folder: Path | None) -> Path:
     """Lay out the demo's pictures and its answers file, which names them; the path of the file."""
     from engine.pocket import DEMO_FOLDER
 
-    with ANSWERS.open("rb") as file:
-        usual = Path(tomllib.load(file)["output"]["folder"]).parent
-    place = folder or usual
+    config = read_answers(ANSWERS)
+    row = config.dataset.folders[0]
+    place = folder or Path(row.path).parent
     pictures, answers = place / "pictures", place / "demo.toml"
     try:
         shutil.copytree(DEMO_FOLDER, pictures, dirs_exist_ok=True)
     except OSError as error:
         raise PlainError(f"The demo cannot be put in {place}: {error}. Name another place with --folder.") from None
-    config = read_answers(ANSWERS)
-    placed = {
-        "dataset.folders": ({**config.dataset.folders[0].model_dump(), "path": str(pictures)},),
-        "output.folder": str(place / "runs"),
-    }
+    placed: dict[str, Any] = {"dataset.folders": ({**row.model_dump(), "path": str(pictures)},)}
+    if folder:
+        placed["output.folder"] = str(place / "runs")
     write_answers(with_values(config, placed), answers)
     return answers

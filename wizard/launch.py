@@ -63,7 +63,7 @@ def train_file(answers: Path, assignments: tuple[str, ...] = (), *, as_json: boo
     config = assigned(read_answers(answers), assignments)
     situation = situation_of(config)
     if not as_json:
-        plan = views.page(summary(situation), *told(situation.findings))
+        plan = views.page(summary(situation), *told(situation.findings, limit=None))
         views.console().print(views.indented(plan), "")
     return train_situation(situation, as_json=as_json, debug=debug)
 
@@ -118,7 +118,9 @@ def train_situation(situation: Situation, *, as_json: bool = False, debug: bool 
             document = {"error": blocking[0].message, "exit_code": 3, "findings": [asdict(f) for f in blocking]}
             print(json.dumps(document, ensure_ascii=False))
         else:
-            views.complain("\n".join(["This cannot start as it is:", *(finding.message for finding in blocking)]))
+            settled = [f"--set {name}={views.value(value)}" for f in blocking for name, value in f.fix.items()]
+            remedy = ["This would settle it:", " ".join(settled)] if settled else []
+            views.complain("\n".join(["This cannot start as it is.", *remedy]))
         return 3
     run = RunFolder.create(anchored(situation.config))
     if situation.plan is not None:

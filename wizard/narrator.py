@@ -116,10 +116,11 @@ def trend(losses: Sequence[float]) -> Trend | None:
     return Trend("unclear", thirds)
 
 
-def trend_sentence(losses: Sequence[float], step: int, told: str = "") -> Sentence | None:
+def trend_sentence(losses: Sequence[float], step: int, told: str = "", *, samples: bool = True) -> Sentence | None:
     """What may be said of the losses up to `step`; None when there are too few of them to say anything.
 
-    `told` is the direction that was told before: the same again is said in fewer words.
+    `told` is the direction that was told before: the same again is said in fewer words. `samples` tells whether there
+    are any to judge by.
     """
     found = trend(losses)
     if found is None:
@@ -146,7 +147,7 @@ def trend_sentence(losses: Sequence[float], step: int, told: str = "") -> Senten
         ),
         "unclear": (
             f"The loss averages {last} and shows no trend beyond chance. That is common: each step draws new noise, "
-            "which hides slow learning. Judge by the samples.",
+            f"which hides slow learning. {'Judge by the samples' if samples else 'Try the file to judge it'}.",
             "plain",
         ),
     }
@@ -326,7 +327,7 @@ class Narrator:
         if event.step not in {math.ceil(share * self.total_steps) for share in LOOKS}:
             return []
         found = trend(self.losses)
-        said = trend_sentence(self.losses, event.step, self.direction)
+        said = trend_sentence(self.losses, event.step, self.direction, samples=bool(self.samples))
         if found is None or said is None or (found.direction == self.direction == "unclear"):
             return []
         self.direction = found.direction

@@ -68,7 +68,9 @@ def _page(run: RunFolder, progress: Progress, kept: Keepsakes) -> Iterator[Rende
     if isinstance(ended, RunFinished) and ended.reason == "completed":
         yield Text("\n".join(how_to_use(run.config())))
     else:
-        yield Text(way_on(run, progress.step))
+        words_on, command = way_on(run, progress.step)
+        yield Text(words_on)
+        yield views.indented(Text(command, "strong"))
 
 
 def _files(run: RunFolder, kept: Keepsakes) -> Iterator[tuple[str, RenderableType]]:
@@ -78,8 +80,8 @@ def _files(run: RunFolder, kept: Keepsakes) -> Iterator[tuple[str, RenderableTyp
     newest, charts = newest_network(run), kept.charts
     there = [
         (newest, f"your LoRA, {size(newest.stat().st_size)}" if newest else ""),
-        (kept.report, "everything on one page; open it in a browser"),
-        (charts.before_after, "base model beside your LoRA: same prompts, same noise"),
+        (kept.report, "all of it on one page, for a browser"),
+        (charts.before_after, "base model beside your LoRA"),
         (charts.over_time, "how it came about"),
         (charts.loss, "the loss, step by step"),
     ]
@@ -94,18 +96,18 @@ def newest_network(run: RunFolder) -> Path | None:
     return files[-1] if files else None
 
 
-def way_on(run: RunFolder, step: int) -> str:
+def way_on(run: RunFolder, step: int) -> tuple[str, str]:
     """What is saved of a run that ended after `step` without finishing, and the command that goes on from there."""
     states = run.states()
     if states:
         saved = int(states[0].name.rpartition("-")[2])
-        return f"Everything up to step {saved:,} is saved. To go on from there: lora-wizard resume {address(run)}"
-    start_again = f"To start again: lora-wizard train {run.path / 'config.toml'}"
+        return f"Everything up to step {saved:,} is saved. To go on from there:", f"lora-wizard resume {address(run)}"
+    start_again = f"lora-wizard train {run.path / 'config.toml'}"
     if newest_network(run):
-        return f"The LoRA file above can be used, but the training cannot go on from it. {start_again}"
+        return "The LoRA file can be used, but the training cannot go on from it. To start again:", start_again
     if step:
-        return f"Nothing had been saved yet; the {words.count(step, 'step')} are lost. {start_again}"
-    return f"Nothing had been trained yet, so nothing is lost. {start_again}"
+        return f"Nothing had been saved yet; the {words.count(step, 'step')} are lost. To start again:", start_again
+    return "Nothing had been trained yet, so nothing is lost. To start again:", start_again
 
 
 def address(run: RunFolder) -> str:

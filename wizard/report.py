@@ -91,7 +91,7 @@ def _loss(events: Sequence[Event], charts: Charts) -> str:
     steps = steps_of(events)
     if not steps:
         return ""
-    said = trend_sentence([step.loss for step in steps], steps[-1].step)
+    said = trend_sentence([step.loss for step in steps], steps[-1].step, samples=charts.over_time is not None)
     few = f"{count(len(steps), 'step')} are too few to say anything about the loss."
     words = (
         "The loss tells how far the model was off when it guessed the noise in a picture. Every step draws other "

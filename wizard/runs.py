@@ -58,6 +58,8 @@ STATES = {"training": "accent", "finished": "good", "stopped": "strong", "failed
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def runs(folder: str, as_json: bool) -> int:
     """List the runs of this folder, the newest first."""
+    from wizard.outcome import address
+
     states = [state_of(run) for run in all_runs(folder)]
     if as_json:
         print(json.dumps({"runs": [state.as_dict() for state in states]}, ensure_ascii=False))
@@ -66,11 +68,11 @@ def runs(folder: str, as_json: bool) -> int:
         views.say(f"There are no runs in {folder}. The guided path begins one: [strong]lora-wizard[/]")
         return 0
     lines = [tuple(_line(state)) for state in states]
-    columns = ("run", "state", "steps", "last sign of life", "LoRA")
+    columns = ("run", "state", "steps", "last sign of life", "newest file")
     views.console().print(views.table(columns, lines, right=("steps",)))
     unfinished = [state for state in states if state.state in ("stopped", "cut", "failed") and state.run.states()]
     if unfinished:
-        views.say(f"\n[quiet]To go on with a run:[/] lora-wizard resume {unfinished[0].run.name}")
+        views.say(f"\n[quiet]To go on with a run:[/] lora-wizard resume {views.escape(address(unfinished[0].run))}")
     return 0
 
 
@@ -81,7 +83,7 @@ def _line(state: State) -> Iterator[RenderableType]:
     yield Text(state.state, STATES[state.state])
     yield f"{state.step:,} of {state.total_steps:,}" if state.total_steps else ""
     yield f"{words.duration(max(1.0, time.time() - state.at))} ago" if state.at else ""
-    yield Text(str(state.network) if state.network else "", "quiet", overflow="fold")
+    yield Text(state.network.name if state.network else "", "quiet")
 
 
 def state_of(run: RunFolder) -> State:
@@ -210,5 +212,6 @@ def stop(run: str, folder: str, as_json: bool) -> int:
         where = (
             f"after step {progress.step:,} of {progress.total_steps:,}" if progress.step else "before the first step"
         )
-        views.say(f"[strong]{found.name}[/] has ended {where}. {views.escape(way_on(found, progress.step))}")
+        words_on, command = way_on(found, progress.step)
+        views.say(f"[strong]{found.name}[/] has ended {where}. {words_on}\n\n  [strong]{views.escape(command)}[/]")
     return 0

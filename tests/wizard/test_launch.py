@@ -243,10 +243,10 @@ def test_a_blocked_config_does_not_start(tmp_path, monkeypatch, capsys):
     class Blocked:
         config = TrainingConfig()
         plan = None
-        findings = (Finding("too-big", "blocks", "It cannot fit.", ("network.rank",)),)
+        findings = (Finding("too-big", "blocks", "It cannot fit.", ("network.rank",), {"network.rank": 8}),)
 
     assert launch.train_situation(Blocked()) == 3
-    assert "It cannot fit." in capsys.readouterr().err
+    assert "--set network.rank=8" in capsys.readouterr().err
     assert launch.train_situation(Blocked(), as_json=True) == 3
     assert json.loads(capsys.readouterr().out)["exit_code"] == 3
     assert not (tmp_path / "runs").exists()
@@ -340,4 +340,4 @@ def test_the_newest_file_is_offered_where_no_state_was_saved(run, story):
     from wizard.outcome import way_on
 
     (run.checkpoints / "fox-000001.safetensors").write_bytes(b"x")
-    assert "can be used, but the training cannot go on" in way_on(run, 10)
+    assert "can be used, but the training cannot go on" in way_on(run, 10)[0]
