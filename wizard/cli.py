@@ -59,10 +59,11 @@ class Commands(click.Group):
             return None
         module, attribute = COMMANDS[name].split(":")
         command: click.Command = getattr(import_module(module), attribute)
-        if not any(parameter.name == "debug" for parameter in command.params):
-            command.params.append(
-                click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
-            )
+        for each in [command, *command.commands.values()] if isinstance(command, click.Group) else [command]:
+            if not any(parameter.name == "debug" for parameter in each.params):
+                each.params.append(
+                    click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
+                )
         return command
 
     def resolve_command(

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from knowledge.answers import PlainError, plain_problems
 from knowledge.config import choices, fields, sections, value_of
-from knowledge.parameters import Parameter, Recommendation, parameters
+from knowledge.parameters import Choice, Parameter, Recommendation, parameters
 from wizard import estimate, pictures, views
 from wizard.prompts import Option, Page
 from wizard.situation import Workbench
@@ -170,12 +170,16 @@ def _choices(entry: Parameter, advice: Recommendation | None) -> tuple[Option, .
 
     if choices(entry.field):
         return tuple(
-            Option(value, choice.title, hint(value), " ".join(filter(None, (choice.meaning, choice.choose))))
-            for value, choice in entry.choices.items()
+            Option(value, choice.title, hint(value), _when_to_choose(choice)) for value, choice in entry.choices.items()
         )
     if entry.field.annotation is bool:
         return tuple(Option(value, views.value(value), hint(value)) for value in (True, False))
     return ()
+
+
+def _when_to_choose(choice: Choice) -> str:
+    """What a choice is, and on a line of its own when it is the right one."""
+    return f"{choice.meaning}\nChoose it: {choice.choose}" if choice.choose else choice.meaning
 
 
 def _offers(entry: Parameter, advice: Recommendation | None, current: Any) -> tuple[Option, ...]:

@@ -12,14 +12,14 @@ import click
 from pydantic import ValidationError
 
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers, write_answers
-from knowledge.config import TrainingConfig, value_of
+from knowledge.config import TrainingConfig, choices, fields, value_of
 from knowledge.parameters import parameters
 from wizard import drafts, forms, questions, settings, steps, views, words
 from wizard import situation as situations
 from wizard.prompts import Asker, Move, Option, Page, ask
 from wizard.review import answers_path, review, summary, told
 from wizard.situation import Situation, Workbench
-from wizard.steps import REVIEW, Draft
+from wizard.steps import REVIEW, Draft, StepQuestion
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -212,6 +212,14 @@ def _keyword(parameter: str) -> str:
     return "answer_" + parameter.replace(".", "_")
 
 
+def _option_help(question: StepQuestion) -> str:
+    """The question in words, what may be answered where that is a list, and whether it may be answered twice."""
+    listed = choices(fields()[question.parameter])
+    several = " May be given several times." if question.form in ("prompts", "pictures") else ""
+    one_of = f" One of: {', '.join(listed)}." if listed else ""
+    return f"{question.ask}{one_of}{several}"
+
+
 def question_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """An option for every question of the path, named in steps.toml."""
     for question in reversed(list(steps.questions().values())):
@@ -220,7 +228,7 @@ def question_options(command: Callable[..., Any]) -> Callable[..., Any]:
             _keyword(question.parameter),
             metavar=question.metavar,
             multiple=question.form in ("prompts", "pictures"),
-            help=question.ask,
+            help=_option_help(question),
         )(command)
     return command
 
@@ -239,7 +247,12 @@ _FILE = click.Path(path_type=Path)
 @click.option("--train/--no-train", "start", default=None, help="Start training at the end, or only save the answers.")
 @click.option("--output", metavar="FILE", type=_FILE, help="Where to save the answers.")
 @click.option("--dry-run", is_flag=True, help="Show the review and save nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print config, plan and findings as one JSON document.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print config, plan and findings as one JSON document; train only with --train.",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def new(
     from_file: Path | None = None,
@@ -337,7 +350,7 @@ def _missing(session: Session, complete: bool) -> list[str]:
     """What has to be answered and was not, as the option that would answer it and the question."""
     situation = session.situation()
     return [
-        f"{question.flag} {question.metavar}  {question.ask}"
+        f"{question.flag} {question.metavar}  {_option_help(question)}"
         for question in steps.questions().values()
         if question.required
         and question.parameter not in session.draft.values

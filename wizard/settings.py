@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from knowledge.answers import PlainError
 from knowledge.config import fields, sections, value_of
-from knowledge.parameters import Parameter, find, parameters, recommended
+from knowledge.parameters import LEVELS, Parameter, find, parameters, recommended
 from wizard import forms, questions, steps, views, words
+from wizard.explain import SECTIONS
 from wizard.prompts import Move, Option, Page
 
 if TYPE_CHECKING:
@@ -19,20 +20,6 @@ if TYPE_CHECKING:
 
     from wizard.session import Session
 
-LEVELS = ("essential", "advanced", "expert")
-SECTION_TITLES = {
-    "base_model": "Base model",
-    "dataset": "Pictures and captions",
-    "network": "Network",
-    "optimizer": "Optimizer",
-    "schedule": "Length and pace",
-    "loss": "Loss",
-    "noise": "Noise",
-    "memory": "Memory and speed",
-    "sampling": "Sample pictures",
-    "saving": "Saving",
-    "output": "Name and folder",
-}
 GENERAL = "general"
 """The section, for the reader, of parameters that stand in none: the seed."""
 
@@ -50,7 +37,7 @@ def every_name() -> tuple[str, ...]:
 
 
 def title_of(section: str) -> str:
-    return "General" if section == GENERAL else SECTION_TITLES.get(section, section.replace("_", " ").capitalize())
+    return SECTIONS[section]
 
 
 def browse(session: Session, around: dict[str, Any]) -> None:

@@ -43,9 +43,19 @@ def test_every_command_exists_and_is_in_the_help():
     assert {name for group in cli.GROUPS.values() for name in group} == set(cli.COMMANDS)
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_explains_itself_with_an_example(name: str, capsys: pytest.CaptureFixture[str]):
-    assert code_of(name, "--help") == 0
+def commands() -> list[tuple[str, ...]]:
+    """Every command, and every command of a group, as it is typed."""
+    typed: list[tuple[str, ...]] = []
+    for name in cli.COMMANDS:
+        command = cli.lora_wizard.get_command(click.Context(cli.lora_wizard), name)
+        assert command is not None
+        typed += [(name, inner) for inner in command.commands] if isinstance(command, click.Group) else [(name,)]
+    return typed
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_command_explains_itself_with_an_example(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    assert code_of(*words, "--help") == 0
     shown = capsys.readouterr().out
     assert "Example" in shown
     assert "--debug" in shown
