@@ -37,10 +37,13 @@ if TYPE_CHECKING:
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 24
+COURSE_LOOKS = 200
+"""A sparkline reads all losses, so it is drawn anew only after a two-hundredth more of them."""
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 MARKS = {"plain": ("·", "quiet"), "good": ("✓", "good"), "warning": ("!", "warning"), "bad": ("✗", "error")}
 PLAIN_LINE_SECONDS = 60.0
 PLAIN_LINES = 10
+SILENCE_SECONDS = 30.0
 
 
 @dataclass
@@ -68,6 +71,9 @@ class Progress:
     first_step: int = 1
     stepping_since: float = 0.0
     last_step_at: float = 0.0
+    heard_at: float = 0.0
+    course: str = ""
+    course_step: int = 0
 
     def begin_again(self) -> None:
         """Forget how the run ended before, because it is being gone on with."""
@@ -75,6 +81,7 @@ class Progress:
         self.stepping_since = self.last_step_at = 0.0
 
     def hear(self, event: Event) -> None:
+        self.heard_at = event.at
         match event:
             case RunStarted():
                 self.run, self.device = event.run, event.device
@@ -106,6 +113,8 @@ class Progress:
         self.last_step_at = event.at
         if self.phase != "training":
             self.phase, self.phase_detail, self.phase_since = "training", "", event.at
+        if event.step >= self.course_step + len(self.losses) // COURSE_LOOKS or event.step < self.course_step:
+            self.course, self.course_step = sparkline(self.losses), event.step
 
     @property
     def share(self) -> float:
@@ -247,7 +256,7 @@ class LiveView:
         self.vram_bytes, self.ram_bytes = vram_bytes, ram_bytes
         self.console = views.console()
         self.live: Live = Live(
-            console=self.console, get_renderable=self.draw, refresh_per_second=8, transient=True, redirect_stderr=False
+            console=self.console, get_renderable=self.draw, refresh_per_second=4, transient=True, redirect_stderr=False
         )
 
     def __enter__(self) -> Self:
@@ -291,14 +300,13 @@ def panel(progress: Progress, now: float, footer: str = "", vram_bytes: int = 0,
         counts += f" · epoch {progress.epoch:,} of {progress.epochs:,}"
     lines: list[tuple[str, RenderableType]] = []
     if progress.smoothed_loss is not None:
-        course = sparkline(progress.losses)
         lines.append(
             (
                 "loss",
                 Text.assemble(
                     (number(progress.smoothed_loss), "strong"),
                     (f"  average of the last {progress.window} steps  ", "quiet"),
-                    (course, "accent"),
+                    (progress.course, "accent"),
                 ),
             )
         )
@@ -315,8 +323,8 @@ def panel(progress: Progress, now: float, footer: str = "", vram_bytes: int = 0,
         )
     if progress.ram_bytes or progress.vram_bytes:
         lines.append(("memory", memory_line(progress, vram_bytes, ram_bytes)))
-    spinner = SPINNER[int(now * 8) % len(SPINNER)]
-    since = f"  {duration(now - progress.phase_since)}" if progress.phase_since and progress.phase != "training" else ""
+    spinner = SPINNER[int(now * 4) % len(SPINNER)]
+    since = f"  {waiting(progress, now)}"
     lines.append(("now", Text.assemble((spinner + " ", "accent"), progress.doing(), (since, "quiet"))))
     parts: list[RenderableType] = [
         "",
@@ -327,6 +335,18 @@ def panel(progress: Progress, now: float, footer: str = "", vram_bytes: int = 0,
     if footer:
         parts.append(Text(footer, style="quiet"))
     return views.indented(Group(*parts))
+
+
+def waiting(progress: Progress, now: float) -> str:
+    """How long the current phase has lasted; while training, only when a step takes far longer than the others."""
+    if progress.phase is None:
+        return ""
+    if progress.phase != "training":
+        return duration(now - progress.phase_since) if progress.phase_since else ""
+    silent = now - progress.heard_at
+    return (
+        f"no news for {duration(silent)}" if silent > max(SILENCE_SECONDS, 5 * (progress.seconds_per_step or 0)) else ""
+    )
 
 
 def memory_line(progress: Progress, vram_bytes: int, ram_bytes: int) -> RenderableType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -135,3 +136,18 @@ def test_no_color_and_dumb_terminals_get_plain_lines(monkeypatch):
 
 def test_the_plain_line_leaves_out_what_is_not_known():
     assert plain_line(Progress(total_steps=10)) == "step 0 of 10 (0%)"
+
+
+def test_a_step_that_takes_far_too_long_is_noticed(story):
+    progress = after(story([0.1] * 20, total_steps=40, finished=False))
+    assert "no news" not in "\n".join(drawn(panel(progress, progress.last_step_at + 20)))
+    assert "no news for 2 min" in "\n".join(drawn(panel(progress, progress.last_step_at + 120)))
+
+
+def test_a_long_run_is_drawn_as_fast_as_a_short_one(story):
+    """The sparkline reads every loss, so it must not be made anew for every picture of the screen."""
+    progress = after(story([0.1, 0.2] * 20_000, finished=False))
+    begun = time.perf_counter()
+    for moment in range(20):
+        panel(progress, progress.last_step_at + moment / 4)
+    assert (time.perf_counter() - begun) / 20 < 0.05

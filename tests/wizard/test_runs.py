@@ -213,3 +213,23 @@ def test_stopping_what_does_not_run_is_an_error(new_run, story):
     new_run(events=story([0.1] * 5))
     with pytest.raises(PlainError, match="not being trained now"):
         invoke(stop, "fox")
+
+
+@pytest.mark.parametrize(
+    "command", [("runs",), ("train", "--help"), ("watch", "nothing"), ("demo", "--help")], ids=" ".join
+)
+def test_looking_at_runs_never_imports_torch(tmp_path, command):
+    program = (
+        "import sys; from wizard.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'matplotlib', 'diffusers')))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program, *command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        check=False,
+    )
+    assert answer.returncode == 0
