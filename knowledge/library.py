@@ -36,7 +36,7 @@ def sources() -> Mapping[str, Source]:
 
 @dataclass(frozen=True)
 class Guide:
-    """A guide in Markdown; its first paragraph is the summary."""
+    """A guide in Markdown; its first paragraph is the summary. Its numbers come from the entries, by placeholders."""
 
     name: str
     title: str
@@ -51,6 +51,9 @@ def guides() -> Mapping[str, Guide]:
 
 
 def _guide(path: Path) -> Guide:
-    text = path.read_text(encoding="utf-8")
+    from knowledge.expressions import fill
+    from knowledge.parameters import lookup_for  # which stands on this module
+
+    text = fill(path.read_text(encoding="utf-8"), lookup_for(None))
     heading, summary, *_ = text.split("\n\n")
     return Guide(re.sub(r"^\d+-", "", path.stem), heading.lstrip("# ").strip(), " ".join(summary.split()), text)

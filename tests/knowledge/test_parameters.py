@@ -61,7 +61,10 @@ def test_a_number_parameter_says_what_too_little_and_too_much_do(name):
         assert PARAMETERS[name].too_high
 
 
-NAMES_WITH_DIGITS = r"SD 1\.5|SD [123]\b|\bT5\b|\bWD14\b|LyCORIS \d\.\d|word:1\.2|AUTOMATIC1111|RTX [0-9]0|GTX 16|V100|\bT4\b|\b[bf]p\d+|\bbf\d+|DPM\+\+ 2M|\b[Ll][12]\b|20[12]\d"
+NAMES_WITH_DIGITS = (
+    r"SD 1\.5|SD [123]\b|\bT5\b|\bWD14\b|AUTOMATIC1111|DPM\+\+ 2M|LyCORIS \d\.\d|\b[Ll][12]\b|\b[bf]p\d+|\bbf\d+"
+    r"|RTX [0-9]0|GTX 16|V100|\bT4\b|20[12]\d|word:1\.2"
+)
 FREE_OF_NUMBERS = re.compile(r"\{[^}]*\}|1e-4|" + NAMES_WITH_DIGITS)
 
 
