@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from knowledge.config import CONV_ALGORITHMS, TrainingConfig, choices, fields, value_of
-from knowledge.formats.sd_scripts import DIALECT, ENDLESS, RULED
-from knowledge.formats.translation import facts_of, foreign_choice
+from knowledge.formats.sd_scripts import DIALECT, ENDLESS, RULED, implied
+from knowledge.formats.translation import Translation, facts_of, foreign_choice
 from knowledge.parameters import parameters
 
 DATASET_OPTIONS = {
@@ -29,6 +29,8 @@ WHERE = {
     "loss.huber_schedule": ("loss.function", ("huber", "smooth_l1")),
 }
 """Parameters that mean something only under some choice of another; written only then."""
+ALWAYS = {"dataset.resolution", "seed", "output.name", "output.folder"}
+"""Written whatever they are: sd-scripts has no default for them, or a random one."""
 SCRIPTS = {"sd15": "train_network.py", "sdxl": "sdxl_train_network.py"}
 
 
@@ -80,6 +82,9 @@ def to_sd_scripts(config: TrainingConfig, stem: str = "sd-scripts") -> Exported:
     _memory_and_saving(job)
     prompts = _sampling(job, stem)
     _alike(job)
+    masks = any(getattr(folder, "masks", "") for folder in config.dataset.folders)
+    if masks or job.options.get("alpha_mask"):
+        job.options["masked_loss"] = True
     dataset = {key: job.options.pop(key) for key in list(job.options) if key in DATASET_OPTIONS}
     batch_size = job.options.pop("train_batch_size", 1)
     subsets = [_subset(folder) for folder in config.dataset.folders]
@@ -107,8 +112,9 @@ def _subset(folder: Any) -> dict[str, Any]:
     subset = {"image_dir": folder.path, "num_repeats": folder.repeats}
     if folder.regularisation:
         subset["is_reg"] = True
-    if getattr(folder, "caption", ""):
-        subset["class_tokens"] = folder.caption
+    for column, key in (("caption", "class_tokens"), ("masks", "conditioning_data_dir")):
+        if getattr(folder, column, ""):
+            subset[key] = getattr(folder, column)
     return subset
 
 
@@ -144,7 +150,7 @@ def _network(job: _Writing) -> None:
     if algorithm == "lokr":
         arguments.append(f"factor={job.value('network.lokr_factor')}")
     known = facts_of("sd_scripts")["network_args"]
-    for name in [name for name in fields() if name.startswith("network.") and name not in job.done]:
+    for name in [name for name in fields() if "folders" not in name and name not in job.done]:
         for key in parameters()[name].names.get(DIALECT, ()):
             if key in known and value_of(job.config, name) != fields()[name].default:
                 arguments.append(f"{key}={job.value(name)}")
@@ -265,8 +271,9 @@ def _sampling(job: _Writing, stem: str) -> str:
 
 
 def _alike(job: _Writing) -> None:
-    """Every other parameter, under the option that its entry names."""
+    """Every other parameter that differs from what sd-scripts does unasked, under the option that its entry names."""
     known = facts_of("sd_scripts")
+    unasked = implied(Translation("", DIALECT, {}), None)
     job.done.add("dataset.folders")
     for name in fields():
         if name in job.done or name.startswith("dataset.folders."):
@@ -274,6 +281,8 @@ def _alike(job: _Writing) -> None:
         value = value_of(job.config, name)
         options = [key for key in parameters()[name].names.get(DIALECT, ()) if key not in RULED]
         option = next((key for key in options if key in known["options"] or key in known["unset"]), None)
+        if name not in ALWAYS and value == unasked.get(name, fields()[name].default):
+            continue
         if name == "dataset.resolution":
             job.options["resolution"] = value
         elif option is None:

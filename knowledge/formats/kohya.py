@@ -15,7 +15,7 @@ from knowledge.formats.sd_scripts import DIALECT, translate
 from knowledge.formats.translation import Imported, alike, as_bool, facts_of, is_empty
 from knowledge.formats.translation import Note as Said
 
-SUBSET_KEYS = ("image_dir", "num_repeats", "class_tokens", "is_reg")
+SUBSET_KEYS = ("image_dir", "num_repeats", "class_tokens", "is_reg", "conditioning_data_dir")
 """Subset options that become a folder; the others hold for the whole dataset here."""
 SCRIPTS = {"train_network.py": "sd15", "sdxl_train_network.py": "sdxl"}
 
@@ -205,6 +205,9 @@ def _folder_of(
     if "dataset.folders.caption" in fields():
         folder["caption"] = str(effective.get("class_tokens") or "")
         names["class_tokens"] = "caption"
+    if "dataset.folders.masks" in fields():
+        folder["masks"] = str(effective.get("conditioning_data_dir") or "")
+        names["conditioning_data_dir"] = "masks"
     notes = [
         Said(f"{where}.{key}", subset[key], "mapped", f"dataset.folders.{column}", folder[column])
         for key, column in names.items()

@@ -38,6 +38,7 @@ OPTIMIZER_DECAY = {"adamw": 0.01, "adamw8bit": 0.01}
 """The weight decay of an optimizer that is given none; 0 for all others."""
 RULED = frozenset(
     {
+        "weighting_scheme",
         "v2", "v_parameterization", "network_train_unet_only", "network_train_text_encoder_only", "network_module",
         "network_args", "algo", "learning_rate", "unet_lr", "text_encoder_lr", "use_8bit_adam",
         "use_lion_optimizer",
@@ -129,7 +130,9 @@ def guessed_family(job: Translation) -> str:
 def _model(job: Translation, beside: Path | None) -> None:
     if not is_empty(job.get("pretrained_model_name_or_path")):
         job.mapped("pretrained_model_name_or_path", "base_model.path", str(job.get("pretrained_model_name_or_path")))
-    if job.on("v2"):
+    if job.on("v2") and "sd2" in choices(fields()["base_model.family"]):
+        job.mapped("v2", "base_model.family", "sd2")
+    elif job.on("v2"):
         job.unsupported("v2", "It trains on Stable Diffusion 2, which this program does not train.")
     elif "v2" in job.source:
         job.no_effect("v2", "It is switched off there.")
@@ -374,6 +377,8 @@ def _schedule(job: Translation, beside: Path | None) -> None:
 
 
 def _loss(job: Translation, beside: Path | None) -> None:
+    if "weighting_scheme" in job.source:
+        job.no_effect("weighting_scheme", "Only its scripts for Flux and SD 3 read it.")
     huber = str(job.get("loss_type", "l2")) in ("huber", "smooth_l1")
     for key in ("huber_c", "huber_schedule", "huber_scale"):
         if key in job.source and not huber:

@@ -16,7 +16,11 @@ from knowledge.answers import plain_problems
 from knowledge.config import TrainingConfig, fields, sections, with_values
 from knowledge.parameters import Term, parameters, terms
 
-ARGUMENT_SECTIONS = {"network": ("network_args",), "optimizer": ("optimizer_args",), "schedule": ("lr_scheduler_args",)}
+ARGUMENT_SECTIONS = {
+    "network": ("network_args",),
+    "optimizer": ("optimizer_args", "network_args"),  # LoRA+ is an argument of the network there
+    "schedule": ("lr_scheduler_args",),
+}
 """Lists of key=value whose keys an entry of this section may name."""
 
 Outcome = Literal["mapped", "changed", "no_effect", "unsupported", "unknown"]
@@ -180,6 +184,28 @@ REPAIRS = (
         "Pictures that change cannot be cached; sd-scripts stops at this. They change, without the cache.",
     ),
     Repair(
+        lambda values: bool(values.get("network.dropout") and values.get("network.algorithm") == "dora"),
+        {"network.dropout": 0.0},
+        "DoRA has no such dropout, there or here.",
+    ),
+    Repair(
+        lambda values: bool(values.get("network.rank_dropout") and values.get("network.algorithm") == "lokr"),
+        {"network.rank_dropout": 0.0},
+        "LoKr has no ranks to leave out.",
+    ),
+    Repair(
+        lambda values: (
+            values.get("optimizer.lora_plus_ratio", 1) > 1 and values.get("network.algorithm") in ("loha", "lokr")
+        ),
+        {"optimizer.lora_plus_ratio": 1.0},
+        "LoHa and LoKr have no pair of matrices that could learn at two rates.",
+    ),
+    Repair(
+        lambda values: values.get("base_model.clip_skip", 1) > 1 and values.get("base_model.family") == "sdxl",
+        {"base_model.clip_skip": 1},
+        "SDXL always reads the last layer but one of its text encoders.",
+    ),
+    Repair(
         lambda values: values.get("base_model.path") == "",
         {"base_model.path": "base-model"},
         "It names no base model. Set base_model.path.",
@@ -323,6 +349,9 @@ def _argument(job: Translation, key: str, value: Any, known: Mapping[str, str]) 
 
 
 def _take_alike(job: Translation, key: str, name: str, value: Any) -> None:
+    if name.startswith("dataset.folders."):
+        job.unsupported(key, f"Here it belongs to each folder; set {name}.")
+        return
     if as_number(value) == 0 and refusal(name, fitted(name, value)) and not refusal(name, None):
         job.no_effect(key, "0 means not set.")
         return

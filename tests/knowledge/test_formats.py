@@ -497,11 +497,29 @@ CHANGES = {
     "base_model.prediction_type": st.sampled_from(["epsilon", "v_prediction"]),
     "base_model.family": st.sampled_from(["sd15", "sdxl"]),
     "seed": st.integers(0, 2**40),
+    "base_model.zero_terminal_snr": st.booleans(),
+    "base_model.maximum_tokens": st.sampled_from([75, 150, 225]),
+    "base_model.vae": st.sampled_from(["", "vae.safetensors"]),
+    "dataset.alpha_masks": st.booleans(),
+    "dataset.tag_dropout_rate": st.floats(0, 1),
+    "dataset.caption_dropout_every_epochs": st.one_of(st.none(), st.integers(1, 9)),
+    "network.rank_dropout": st.floats(0, 0.9),
+    "network.module_dropout": st.floats(0, 0.9),
+    "network.maximum_norm": st.one_of(st.none(), st.floats(0.1, 10)),
+    "optimizer.lora_plus_ratio": st.floats(1, 32),
+    "loss.debiased": st.booleans(),
+    "noise.offset_random": st.booleans(),
+    "noise.offset_adaptive": st.floats(-1, 1),
+    "noise.input_perturbation": st.floats(0, 1),
+    "noise.multires_iterations": st.integers(0, 10),
 }
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(changes=st.fixed_dictionaries({}, optional=CHANGES), prompts=st.booleans())
+@given(
+    changes=st.fixed_dictionaries({}, optional={name: values for name, values in CHANGES.items() if name in fields()}),
+    prompts=st.booleans(),
+)
 def test_out_to_sd_scripts_and_in_again_is_the_same_training(changes, prompts, tmp_path_factory):
     base = {
         "base_model.path": "models/base.safetensors",
@@ -532,6 +550,7 @@ def test_out_to_sd_scripts_and_in_again_is_the_same_training(changes, prompts, t
     silent |= set() if config.network.algorithm == "lokr" else {"network.lokr_factor"}
     silent |= set() if prompts else {name for name in fields() if name.startswith("sampling.")}
     silent |= set() if config.noise.multires_iterations else {"noise.multires_discount"}
+    silent |= set() if config.noise.offset else {"noise.offset_random", "noise.offset_adaptive"}
     silent |= set() if config.network.train_text_encoder else {"optimizer.text_encoder_learning_rate"}
     if config.schedule.maximum_steps is None:
         silent -= {"schedule.epochs"}
