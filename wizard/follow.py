@@ -14,6 +14,8 @@ from wizard.narrator import Narrator, Sentence
 from wizard.progress import Progress, View
 
 POLL_SECONDS = 0.1
+PLAN = "plan.json"
+"""What was promised before the start, kept in the run folder for the report to compare with."""
 
 
 @dataclass
@@ -93,7 +95,9 @@ def find_run(name: str, folder: str = "runs") -> RunFolder:
             return RunFolder.open(path)
     names = [run.name for run in all_runs(folder)]
     if not names:
-        raise PlainError(f'There is no run "{name}": {folder} holds no runs. Start one: lora-wizard train FILE', 2)
+        raise PlainError(
+            f'There is no run "{name}": the folder {folder} holds none. Start one: lora-wizard train FILE', 2
+        )
     raise PlainError(f'There is no run "{name}" in {folder}.{did_you_mean(name, names)} List them: lora-wizard runs', 2)
 
 

@@ -25,7 +25,7 @@ from knowledge.answers import PlainError, parse_assignment, plain_problems, read
 from knowledge.config import POCKET_MODEL, TrainingConfig, with_values
 from wizard import views
 from wizard.autopsy import ENGINE_LOG, Machine, death, last_lines
-from wizard.follow import Follower, find_run
+from wizard.follow import PLAN, Follower, find_run
 from wizard.narrator import Sentence
 from wizard.progress import View, choose_view
 
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 ENGINE = ("-m", "engine")
 """What Python is asked to run as the engine, before the run folder."""
-
-PLAN = "plan.json"
-"""What was promised before the start, kept in the run folder for the report to compare with."""
 
 FOOTER = "Ctrl-C saves and stops; the training can go on later."
 PATIENCE_SECONDS = 5.0
@@ -47,7 +44,7 @@ PATIENCE_SECONDS = 5.0
 @click.argument("answers", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Use this value instead of the file's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the raw events, one JSON object a line.")
-@click.option("--debug", is_flag=True, help="Show what the engine itself prints, and tracebacks.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def train(answers: Path, assignments: tuple[str, ...], as_json: bool, debug: bool) -> int:
     """Train from a saved answers file.
 
@@ -72,7 +69,7 @@ def train_file(answers: Path, assignments: tuple[str, ...] = (), *, as_json: boo
 @click.argument("run")
 @click.option("--folder", default="runs", show_default=True, help="Where the runs are.")
 @click.option("--json", "as_json", is_flag=True, help="Print the raw events, one JSON object a line.")
-@click.option("--debug", is_flag=True, help="Show what the engine itself prints, and tracebacks.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def resume(run: str, folder: str, as_json: bool, debug: bool) -> int:
     """Go on with a run that was stopped or cut, from the last state that was saved.
 

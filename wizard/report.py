@@ -17,10 +17,9 @@ from knowledge.config import TrainingConfig
 from knowledge.parameters import parameters
 from wizard import views
 from wizard.charts import Charts, steps_of
+from wizard.follow import PLAN
 from wizard.narrator import narrate, trend_sentence
 from wizard.words import count, duration, number, size
-
-PLAN = "plan.json"
 
 
 def write_report(run: RunFolder, events: Sequence[Event], charts: Charts) -> Path:
