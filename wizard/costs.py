@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from calculator.plan import Plan, plan
 from knowledge.config import TrainingConfig, with_values
 from knowledge.expressions import in_words
-from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture, facts
-from knowledge.parameters import Parameter, recommended_values
+from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture
+from knowledge.parameters import Parameter
 from wizard import views, words
 
 EXAMPLE_CARD = "RTX 3060"
-EXAMPLE_WORDS = "SDXL, 20 square pictures, an RTX 3060 with 12 GB; computed"
+EXAMPLE_WORDS = "computed for 2,000 views with SDXL, batch 1, on an RTX 3060"
 NOTABLE = 0.02
 """A figure that changes by less than this share over all values is left out."""
 
@@ -70,17 +70,26 @@ def _shown(entry: Parameter, value: Any) -> str:
     return entry.choices[value].title if value in entry.choices else in_words(value)
 
 
+EXAMPLE = {
+    "base_model.family": "sdxl",
+    "base_model.path": "sdxl.safetensors",
+    "dataset.resolution": 1024,
+    "dataset.bucket_maximum_side": 2048,
+    "memory.precision": "bf16",
+    "memory.gradient_checkpointing": True,
+    "memory.cache_text_encoder_outputs": True,
+    "schedule.epochs": 20,
+    "saving.every_epochs": 2,
+}
+
+
 @cache
 def _example() -> tuple[TrainingConfig, DatasetFacts, Hardware]:
     from knowledge.gpus import find_gpu
 
-    hardware = find_gpu(EXAMPLE_CARD).hardware()
     pictures = tuple(Picture(f"{number}.png", 1024, 1024, f"picture {number}") for number in range(20))
     dataset = DatasetFacts((FolderFacts(pictures, 5),))
-    chosen = {"base_model.family": "sdxl", "base_model.path": "sdxl.safetensors"}
-    config = with_values(TrainingConfig(), chosen)
-    advised = recommended_values(facts(config, dataset, hardware), chosen=chosen)
-    return with_values(config, advised), dataset, hardware
+    return with_values(TrainingConfig(), EXAMPLE), dataset, find_gpu(EXAMPLE_CARD).hardware()
 
 
 def _plan_with(name: str, value: Any) -> Plan | None:

@@ -84,3 +84,23 @@ def test_no_name_is_claimed_by_two_entries():
         claim(name, table)
     twice = {word: owners for word, owners in claims.items() if len(owners) > 1}
     assert not twice, "a setting that the program has now no longer belongs in elsewhere.toml"
+
+
+def test_the_quick_reading_of_headings_finds_what_parsing_finds():
+    parsed = {}
+
+    def add(address, table):
+        names = tuple(word for words in table.get("names", {}).values() for word in words)
+        parsed[address] = (table["title"], names)
+
+    for name in module._fields():
+        table = module._table(name)
+        add(name, table)
+        for value, choice in table.get("choices", {}).items():
+            add(f"{name}.{value}", choice)
+    for _, name, table in module._term_tables():
+        add(name, table)
+    read = {
+        address: (title, tuple(n.replace('\\"', '"') for n in names)) for address, title, names in module._headings()
+    }
+    assert read == parsed
