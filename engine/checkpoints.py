@@ -47,8 +47,12 @@ def save_network(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
             f"({broken[0]} is the first). It was not saved. If saving.precision is fp16, its range may be too small "
             "for these weights: set it to bf16 or fp32."
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
-        save_file(dict(tensors), partial, metadata=dict(metadata))
+        try:
+            save_file(dict(tensors), partial, metadata=dict(metadata))
+        except SafetensorError as problem:  # also what a full disk looks like from here
+            raise PlainError(f"{path} cannot be written: {problem}. Is the disk full?") from problem
         _compare(partial, path, tensors)
     return path.stat().st_size
 
@@ -71,14 +75,15 @@ def _compare(written: Path, path: Path, tensors: Mapping[str, Tensor]) -> None:
 def save_state(folder: Path, step: int, network: Network, remembering: Mapping[str, Any]) -> int:
     """Write everything that the next update depends on; bytes written. `remembering` has state_dict methods by name."""
     path = folder / "state.pt"
-    torch.save(
-        {
-            "step": step,
-            "network": network.exact_tensors(),
-            "remembering": {name: part.state_dict() for name, part in remembering.items() if part is not None},
-        },
-        path,
-    )
+    state = {
+        "step": step,
+        "network": network.exact_tensors(),
+        "remembering": {name: part.state_dict() for name, part in remembering.items() if part is not None},
+    }
+    try:
+        torch.save(state, path)
+    except RuntimeError as problem:  # torch's own writer, when the disk is full
+        raise PlainError(f"The state of step {step} cannot be written: {problem}. Is the disk full?") from problem
     return path.stat().st_size
 
 

@@ -38,12 +38,22 @@ FUNCTIONS: dict[LossFunction, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def loss_per_image(
-    prediction: Tensor, target: Tensor, function: LossFunction, threshold: Tensor | None = None
+    prediction: Tensor,
+    target: Tensor,
+    function: LossFunction,
+    threshold: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Loss of each picture, [batch], in float32. threshold: [batch], used by huber and smooth_l1."""
+    """Loss of each picture, [batch], in float32. threshold: [batch], used by huber and smooth_l1.
+
+    mask: [batch, 1, height, width], how much each place counts. As in kohya the mean is over all places, masked ones
+    too, so that a small subject pulls less than a large one.
+    """
     if threshold is None:
         threshold = torch.ones(len(target), device=target.device)
     each = FUNCTIONS[function](prediction.float(), target.float(), threshold.view(-1, 1, 1, 1))
+    if mask is not None:
+        each = each * mask
     return each.mean(dim=(1, 2, 3))
 
 
@@ -86,14 +96,20 @@ def weighted_loss_per_image(
     alphas_cumprod: Tensor,
     snr: Tensor,
     prediction_type: PredictionType,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Loss of each picture times its weights, [batch]; the mean is left to the caller.
 
     regularisation: [batch], true where the picture is there to keep the class as it was. alphas_cumprod, snr: [1000].
+    mask: [batch, 1, height, width], 1 where the picture is to be learned and 0 where it is not.
     """
+    if mask is not None:
+        mask = settings.unmasked_weight + (1 - settings.unmasked_weight) * mask
     threshold = huber_threshold(timesteps, alphas_cumprod, settings.huber_schedule, settings.huber_threshold)
-    loss = loss_per_image(prediction, target, settings.function, threshold)
+    loss = loss_per_image(prediction, target, settings.function, threshold, mask)
     loss = torch.where(regularisation, loss * settings.prior_weight, loss)
     if settings.minimum_snr_gamma is not None:
         loss = loss * min_snr_weight(snr[timesteps], settings.minimum_snr_gamma, prediction_type)
+    if settings.debiased:
+        loss = loss * debiased_weight(snr[timesteps], prediction_type)
     return loss

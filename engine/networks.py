@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,15 +27,24 @@ class AlgorithmRecipe:
     kind: str
     arguments: dict[str, Any] = field(default_factory=dict)
     from_settings: dict[str, str] = field(default_factory=dict)
+    change: Callable[[Any], Tensor] = lambda adapter: adapter.get_weight(adapter.shape)
+    """ΔW of one adapter, for the limit on its norm."""
+
+
+def _low_rank_change(adapter: Any) -> Tensor:
+    change: Tensor = adapter.make_weight() * adapter.scale
+    return change
 
 
 # LyCORIS' default forward applies ΔW as a second full layer; `bypass_mode` runs the small matrices one after the other
 # instead, which is the same function for a fraction of the memory and time.
 ALGORITHMS: dict[Algorithm, AlgorithmRecipe] = {
-    "lora": AlgorithmRecipe("lycoris.modules.locon:LoConModule", {"bypass_mode": True}),
-    "locon": AlgorithmRecipe("lycoris.modules.locon:LoConModule", {"bypass_mode": True}),
+    "lora": AlgorithmRecipe("lycoris.modules.locon:LoConModule", {"bypass_mode": True}, change=_low_rank_change),
+    "locon": AlgorithmRecipe("lycoris.modules.locon:LoConModule", {"bypass_mode": True}, change=_low_rank_change),
     # Normed over the input axis: applications apply the other form wrongly (Comfy-Org/ComfyUI#15458).
-    "dora": AlgorithmRecipe("lycoris.modules.locon:LoConModule", {"weight_decompose": True, "wd_on_out": False}),
+    "dora": AlgorithmRecipe(
+        "lycoris.modules.locon:LoConModule", {"weight_decompose": True, "wd_on_out": False}, change=_low_rank_change
+    ),
     "loha": AlgorithmRecipe("lycoris.modules.loha:LohaModule", {"bypass_mode": True}),
     "lokr": AlgorithmRecipe("lycoris.modules.lokr:LokrModule", {"bypass_mode": True}, {"factor": "lokr_factor"}),
 }
@@ -48,7 +57,7 @@ class Network(nn.Module):
         super().__init__()
         self.adapters: Any = nn.ModuleDict()
         self.part_of: dict[str, str] = {}
-        recipe = ALGORITHMS[settings.algorithm]
+        self.recipe = recipe = ALGORITHMS[settings.algorithm]
         module_name, _, class_name = recipe.kind.partition(":")
         kind = getattr(importlib.import_module(module_name), class_name)
         arguments = recipe.arguments | {name: getattr(settings, known) for name, known in recipe.from_settings.items()}
@@ -57,7 +66,15 @@ class Network(nn.Module):
             for layer in layers:
                 rank, alpha = _rank_and_alpha(layer.module, settings)
                 self.adapters[layer.name] = kind(
-                    layer.name, layer.module, 1.0, rank, alpha, settings.dropout, **arguments
+                    layer.name,
+                    layer.module,
+                    1.0,
+                    rank,
+                    alpha,
+                    settings.dropout,
+                    settings.rank_dropout,
+                    settings.module_dropout,
+                    **arguments,
                 )
                 self.part_of[layer.name] = layer.part
         self.float()
@@ -71,12 +88,17 @@ class Network(nn.Module):
         for adapter in self.adapters.values():
             adapter.restore()
 
-    def trained_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """The trained weights by part of the base model, text encoders first, in the model's order."""
-        by_part: dict[str, list[nn.Parameter]] = {}
+    def trained_parameters(self, *, up_apart: bool = False) -> dict[str, list[nn.Parameter]]:
+        """The trained weights by part of the base model, text encoders first, in the model's order.
+
+        With `up_apart` the matrices that lead back up are groups of their own, as "unet up".
+        """
+        groups: dict[str, list[nn.Parameter]] = {}
         for name, adapter in self.adapters.items():
-            by_part.setdefault(self.part_of[name], []).extend(adapter.parameters())
-        return dict(sorted(by_part.items()))
+            for parameter_name, parameter in adapter.named_parameters():
+                up = " up" if up_apart and parameter_name.startswith("lora_up") else ""
+                groups.setdefault(self.part_of[name] + up, []).append(parameter)
+        return dict(sorted(groups.items()))
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """What a network file holds, by the names that applications read."""
@@ -108,6 +130,23 @@ def create_network(model: StableDiffusion, settings: NetworkSettings, seed: int)
     # Text encoders first, as sd-scripts creates and saves them.
     layers = [layer for part in sorted(parts) for layer in model.adapted_layers(part, convolutions)]
     return Network(layers, settings, seed)
+
+
+@torch.no_grad()
+def limit_norms(network: Network, maximum: float) -> None:
+    """Scale every adapter whose ΔW has a larger norm than `maximum` down to it, all its factors by the same share.
+
+    Kohya's scale_weight_norms. The magnitudes of DoRA are no factors of ΔW and stay as they are.
+    """
+    training = network.training
+    network.eval()  # no ranks dropped while norms are taken
+    for adapter in network.adapters.values():
+        factors = [parameter for name, parameter in adapter.named_parameters() if name != "dora_scale"]
+        norm = network.recipe.change(adapter).norm()
+        share = (maximum / norm.clamp(min=maximum)) ** (1 / len(factors))
+        for factor in factors:
+            factor.mul_(share)
+    network.train(training)
 
 
 @contextlib.contextmanager

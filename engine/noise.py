@@ -39,12 +39,29 @@ def multires_noise(
 
 
 def draw_noise(
-    shape: tuple[int, ...], settings: NoiseSettings, sizes: random.Random, generator: torch.Generator | None = None
+    latents: Tensor, settings: NoiseSettings, sizes: random.Random, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The noise of one batch of latents, as the settings shape it; drawn on the CPU, so every device sees the same."""
-    noise = torch.randn(shape, generator=generator)
+    """The noise of one batch of scaled latents, as the settings shape it.
+
+    Drawn on the CPU and in kohya's order, so that every device sees the same.
+    """
+    noise = torch.randn(latents.shape, generator=generator)
     if settings.offset > 0:
-        noise = offset_noise(noise, settings.offset, generator)
+        strength: float | Tensor = settings.offset
+        if settings.offset_random:
+            strength = strength * torch.rand(1, generator=generator)
+        if settings.offset_adaptive != 0:
+            brightness = latents.mean(dim=(2, 3), keepdim=True).abs()
+            strength = torch.clamp(strength + settings.offset_adaptive * brightness, min=0)
+        noise = offset_noise(noise, strength, generator)
     if settings.multires_iterations > 0:
         noise = multires_noise(noise, settings.multires_iterations, settings.multires_discount, sizes, generator)
     return noise
+
+
+def perturbed(noise: Tensor, strength: float, generator: torch.Generator | None = None) -> Tensor:
+    """Noise to mix in while the target stays `noise`: what the model gets is a little off, as it is when drawing.
+
+    Ning et al. 2023 (arXiv:2301.11706), algorithm 1.
+    """
+    return noise + strength * torch.randn(noise.shape, generator=generator) if strength > 0 else noise

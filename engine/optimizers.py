@@ -61,8 +61,13 @@ def create_optimizer(
     return optimizer
 
 
-def learning_rate(part: str, settings: OptimizerSettings) -> float:
-    """The rate of one part of the model before any schedule."""
-    if part != "unet" and settings.text_encoder_learning_rate is not None:
-        return settings.text_encoder_learning_rate
-    return settings.learning_rate
+def learning_rate(group: str, settings: OptimizerSettings) -> float:
+    """The rate of one group of weights before any schedule; groups that end in " up" learn faster (LoRA+).
+
+    Hayou et al. 2024 (arXiv:2402.12354).
+    """
+    part, _, up = group.partition(" ")
+    text = part != "unet" and settings.text_encoder_learning_rate is not None
+    rate = settings.text_encoder_learning_rate if text else settings.learning_rate
+    assert rate is not None
+    return rate * settings.lora_plus_ratio if up else rate

@@ -7,7 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from torch import Tensor
 from calculator.schedule import learning_rate_multiplier
 from calculator.steps import Run, run_length, sampling_steps, saving_steps, state_steps
 from engine.checkpoints import DTYPES, load_state, network_tensors, save_network, save_state
+from engine.dataset.ahead import PicturesAhead
 from engine.dataset.batches import Batch, dataset_items, epoch_batches
 from engine.dataset.folders import scan
-from engine.dataset.latents import LatentCache, pixels
+from engine.dataset.latents import LatentCache
+from engine.dataset.masks import Masks, create_masks
 from engine.dataset.text_outputs import TextCache
 from engine.events import (
     CheckpointSaved,
@@ -39,8 +41,8 @@ from engine.loss import weighted_loss_per_image
 from engine.metadata import network_metadata
 from engine.models.load import load
 from engine.models.sd import Conditioning, StableDiffusion
-from engine.networks import Network, create_network
-from engine.noise import draw_noise
+from engine.networks import Network, create_network, limit_norms
+from engine.noise import draw_noise, perturbed
 from engine.optimizers import create_optimizer
 from engine.run_folder import RunFolder
 from engine.samples import SamplePrompt, render, sample_prompts
@@ -76,20 +78,30 @@ def train(
     dataset = scan(config.dataset)
     prompts = sample_prompts(config.sampling, config.dataset.resolution)
     model = load(config.base_model, DTYPES[config.memory.precision])
+    model.weighted_captions = config.dataset.weighted_captions
     model.to(accelerator.device)
     if config.memory.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     network = create_network(model, config.network, config.seed).to(accelerator.device)
-    optimizer = accelerator.prepare(create_optimizer(network.trained_parameters(), config.optimizer))
+    groups = network.trained_parameters(up_apart=config.optimizer.lora_plus_ratio > 1)
+    optimizer = accelerator.prepare(create_optimizer(groups, config.optimizer))
     full_rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
 
     # What it learns from: pictures as latents, captions as text or as what the encoders make of them.
     first_epoch = epoch_batches(dataset, config.dataset, schedule.batch_size, config.seed, epoch=1)
     caches = Caches(
         LatentCache(run.cache, model.vae) if config.memory.cache_latents else None,
-        TextCache(run.cache, model.text_encoders.values(), config.base_model.clip_skip, config.memory.precision)
+        TextCache(
+            run.cache,
+            model.text_encoders.values(),
+            config.base_model.clip_skip,
+            config.base_model.maximum_tokens,
+            config.dataset.weighted_captions,
+            config.memory.precision,
+        )
         if config.memory.cache_text_encoder_outputs
         else None,
+        create_masks(config.dataset),
     )
     yield from fill(caches, accelerator, model, config, dataset, first_epoch)
 
@@ -112,7 +124,10 @@ def train(
         epoch = step // length.updates_per_epoch + 1
         batches = epoch_batches(dataset, config.dataset, schedule.batch_size, config.seed, epoch)
         per_update = schedule.gradient_accumulation_steps * accelerator.num_processes
-        for update in in_groups(list(enumerate(batches)), per_update)[step % length.updates_per_epoch :]:
+        updates = in_groups(list(enumerate(batches)), per_update)[step % length.updates_per_epoch :]
+        if caches.latents is None:
+            caches.ahead.expect(batch for update in updates for _, batch in own(update, accelerator))
+        for update in updates:
             update_begun = time.perf_counter()
             multiplier = learning_rate_multiplier(schedule, step, length.total_steps)
             for group in optimizer.param_groups:
@@ -120,7 +135,7 @@ def train(
 
             network.train()
             losses = []
-            for number, batch in update[accelerator.process_index :: accelerator.num_processes]:
+            for number, batch in own(update, accelerator):
                 loss = loss_per_image(bench, batch, epoch, number).mean()
                 # kohya divides by the full count even where an epoch ends with fewer batches; we match it.
                 accelerator.backward(loss / per_update)
@@ -133,6 +148,8 @@ def train(
                 raise NotANumberError(loss_value, norm_value)
             optimizer.step()
             optimizer.zero_grad()
+            if config.network.maximum_norm is not None:
+                limit_norms(network, config.network.maximum_norm)
             step += 1
             yield StepFinished(
                 step=step,
@@ -187,15 +204,19 @@ def loss_per_image(bench: Bench, batch: Batch, epoch: int, number: int) -> Tenso
     torch.manual_seed(seeded(config.seed, "dropout", epoch, number))
     latents = clean_latents(bench, batch, generator) * model.scaling_factor
     sizes = random.Random(seeded(config.seed, "multires", epoch, number))
-    noise = draw_noise(tuple(latents.shape), config.noise, sizes, generator)
-    timesteps = draw_timesteps(len(latents), config.noise.minimum_timestep, config.noise.maximum_timestep, generator)
-    return loss_of_draw(bench, batch, latents.to(device), noise.to(device), timesteps.to(device))
+    noise = draw_noise(latents, config.noise, sizes, generator)
+    timesteps = draw_timesteps(len(latents), config.noise, generator)
+    mixed_in = perturbed(noise, config.noise.input_perturbation, generator)
+    latents, noise, mixed_in, timesteps = (part.to(device) for part in (latents, noise, mixed_in, timesteps))
+    return loss_of_draw(bench, batch, latents, noise, model.add_noise(latents, mixed_in, timesteps), timesteps)
 
 
-def loss_of_draw(bench: Bench, batch: Batch, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def loss_of_draw(
+    bench: Bench, batch: Batch, latents: Tensor, noise: Tensor, noisy: Tensor, timesteps: Tensor
+) -> Tensor:
     """The weighted loss of every picture, [batch], for this noise at these timesteps; latents are scaled."""
     model, device = bench.model, bench.accelerator.device
-    noisy = model.add_noise(latents, noise, timesteps)
+    masks = bench.caches.masks
     sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=device)
     with bench.accelerator.autocast():
         prediction = model.predict(noisy, timesteps, conditioning(bench, batch.captions), sizes)
@@ -208,6 +229,7 @@ def loss_of_draw(bench: Bench, batch: Batch, latents: Tensor, noise: Tensor, tim
         alphas_cumprod=model.alphas_cumprod,
         snr=model.snr,
         prediction_type=model.prediction_type,
+        mask=None if masks is None else masks.of(batch, *latents.shape[2:]).to(device),
     )
 
 
@@ -216,7 +238,7 @@ def clean_latents(bench: Bench, batch: Batch, generator: torch.Generator) -> Ten
     if bench.caches.latents is not None:
         return bench.caches.latents.latents(batch, generator)
     with torch.no_grad():
-        mean, std = (part.cpu() for part in bench.model.encode_pictures(pixels(batch)))
+        mean, std = (part.cpu() for part in bench.model.encode_pictures(bench.caches.ahead.pixels(batch)))
     return mean + std * torch.randn(mean.shape, generator=generator)
 
 
@@ -363,10 +385,12 @@ def run_started(bench: Bench, first_epoch: Sequence[Batch], step: int) -> RunSta
 
 @dataclass(frozen=True)
 class Caches:
-    """What was encoded once, before the first step; None where it is encoded anew in every step."""
+    """What was encoded once, before the first step; None where it is encoded anew in every step, or not there."""
 
     latents: LatentCache | None
     texts: TextCache | None
+    masks: Masks | None = None
+    ahead: PicturesAhead = field(default_factory=PicturesAhead)
 
 
 @dataclass(frozen=True)
@@ -412,6 +436,11 @@ def seeded(*parts: object) -> int:
 def in_groups(batches: list[tuple[int, Batch]], size: int) -> list[list[tuple[int, Batch]]]:
     """The batches of an epoch by update; the last update may have fewer."""
     return [batches[start : start + size] for start in range(0, len(batches), size)]
+
+
+def own(update: list[tuple[int, Batch]], accelerator: Accelerator) -> list[tuple[int, Batch]]:
+    """This process's batches of an update."""
+    return update[accelerator.process_index :: accelerator.num_processes]
 
 
 def add_up_gradients(accelerator: Accelerator, network: Network) -> None:

@@ -26,10 +26,13 @@ Scheduler = Literal["constant", "linear", "cosine", "cosine_with_restarts", "pol
 LossFunction = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 Precision = Literal["fp32", "fp16", "bf16"]
+TimestepSampling = Literal["uniform", "logit_normal"]
 Sampler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m"]
 
 CONV_ALGORITHMS: frozenset[str] = frozenset({"locon"})
 """Algorithms that also adapt the 3x3 convolutions; they use network.conv_rank and network.conv_alpha."""
+UP_ALGORITHMS: frozenset[str] = frozenset({"lora", "locon", "dora"})
+"""Algorithms of a matrix down and a matrix up; optimizer.lora_plus_ratio lets the second learn faster."""
 
 CAPTION_CHANGES = (
     "shuffle_tags",
@@ -63,7 +66,10 @@ class BaseModelSettings(Settings):
     path: str = Field(POCKET_MODEL, min_length=1)
     family: Family = "pocket"
     prediction_type: PredictionType = "epsilon"
+    zero_terminal_snr: bool = False
     clip_skip: int = Field(1, ge=1, le=12)
+    maximum_tokens: int = Field(75, ge=75, le=225, multiple_of=75)
+    vae: str = ""
 
 
 class DatasetFolder(Settings):
@@ -73,6 +79,7 @@ class DatasetFolder(Settings):
     repeats: int = Field(1, ge=1, le=10_000)
     regularisation: bool = False
     caption: str = ""
+    masks: str = ""
 
 
 class DatasetSettings(Settings):
@@ -89,11 +96,13 @@ class DatasetSettings(Settings):
     flip: bool = False
     random_crop: bool = False
     colour_augmentation: bool = False
+    alpha_masks: bool = False
     shuffle_tags: bool = False
     keep_tokens: int = Field(0, ge=0, le=255)
     keep_tokens_separator: str = Field("", max_length=20)
     caption_prefix: str = ""
     caption_suffix: str = ""
+    weighted_captions: bool = False
     wildcards: bool = False
     caption_dropout_rate: float = Field(0.0, ge=0.0, le=1.0)
     caption_dropout_every_epochs: int | None = Field(None, ge=1, le=100_000)
@@ -108,6 +117,9 @@ class NetworkSettings(Settings):
     conv_alpha: float = Field(8.0, gt=0.0, le=4096.0)
     lokr_factor: int = Field(8, ge=-1, le=1024)
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    rank_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    module_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    maximum_norm: float | None = Field(None, gt=0.0, le=1000.0)
     train_unet: bool = True
     train_text_encoder: bool = False
 
@@ -116,6 +128,7 @@ class OptimizerSettings(Settings):
     name: OptimizerName = "adamw"
     learning_rate: float = Field(1e-4, gt=0.0, le=10.0)
     text_encoder_learning_rate: float | None = Field(None, gt=0.0, le=10.0)
+    lora_plus_ratio: float = Field(1.0, ge=1.0, le=1000.0)
     weight_decay: float = Field(0.01, ge=0.0, le=10.0)
     maximum_gradient_norm: float = Field(1.0, ge=0.0, le=1e6)
 
@@ -138,13 +151,19 @@ class LossSettings(Settings):
     huber_threshold: float = Field(0.1, gt=0.0, le=100.0)
     huber_schedule: HuberSchedule = "snr"
     minimum_snr_gamma: float | None = Field(None, gt=0.0, le=1000.0)
+    debiased: bool = False
     prior_weight: float = Field(1.0, ge=0.0, le=100.0)
+    unmasked_weight: float = Field(0.0, ge=0.0, le=1.0)
 
 
 class NoiseSettings(Settings):
     offset: float = Field(0.0, ge=0.0, le=1.0)
+    offset_random: bool = False
+    offset_adaptive: float = Field(0.0, ge=-1.0, le=1.0)
     multires_iterations: int = Field(0, ge=0, le=64)
     multires_discount: float = Field(0.3, gt=0.0, le=1.0)
+    input_perturbation: float = Field(0.0, ge=0.0, le=1.0)
+    timestep_sampling: TimestepSampling = "uniform"
     minimum_timestep: int = Field(0, ge=0, le=999)
     maximum_timestep: int = Field(1000, ge=1, le=1000)
 
@@ -249,6 +268,26 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
         yield (
             f"memory.cache_latents keeps pictures as they were encoded once, but {' and '.join(changing)} would change "
             "them each time they are shown. Turn the cache or the changes off."
+        )
+    if network.dropout > 0 and network.algorithm == "dora":
+        yield (
+            f"network.dropout is {network.dropout:g}, but DoRA has no such dropout. "
+            "Set it to 0; network.rank_dropout and network.module_dropout work with DoRA."
+        )
+    if network.rank_dropout > 0 and network.algorithm == "lokr":
+        yield (
+            f"network.rank_dropout is {network.rank_dropout:g}, but LoKr has no ranks to leave out. "
+            "Set it to 0; network.dropout and network.module_dropout work with LoKr."
+        )
+    if config.optimizer.lora_plus_ratio > 1 and network.algorithm not in UP_ALGORITHMS:
+        yield (
+            f"optimizer.lora_plus_ratio is {config.optimizer.lora_plus_ratio:g}, but {network.algorithm} has no pair of "
+            "matrices to tell apart. Set it to 1, or network.algorithm to lora, locon or dora."
+        )
+    if config.base_model.clip_skip > 1 and config.base_model.family == "sdxl":
+        yield (
+            f"base_model.clip_skip is {config.base_model.clip_skip}, but SDXL always listens to the last layer but one. "
+            "Set it to 1."
         )
     if noise.minimum_timestep >= noise.maximum_timestep:
         yield (

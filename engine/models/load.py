@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from engine.models.detect import Detected, detect
+from engine.models.detect import Detected, detect, read_header
 from engine.models.sd import StableDiffusion
 from engine.models.sdxl import StableDiffusionXL
+from knowledge import architectures
 from knowledge.answers import PlainError
 from knowledge.config import BaseModelSettings
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = architectures.DATA
 """What a single file lacks: the configurations of its parts, one folder per family."""
 
 FAMILIES: dict[str, type[StableDiffusion]] = {
@@ -42,13 +44,15 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> StableDiffusion:
             raise
         first_line = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise PlainError(f"The base model {detected.path} cannot be loaded: {first_line}") from problem
+    if settings.vae:
+        parts["vae"] = load_vae(Path(settings.vae).expanduser(), detected.family)
     for name in ("unet", "vae", *TEXT_ENCODERS[detected.family]):
         parts[name].requires_grad_(False).eval()
     layers = parts["text_encoder"].config.num_hidden_layers
     if settings.clip_skip > layers:
         raise PlainError(
-            f"base_model.clip_skip is {settings.clip_skip}, but the text encoder of {detected.path} has {layers} layers. "
-            "1 takes the last one."
+            f"base_model.clip_skip is {settings.clip_skip}, but the text encoder of {detected.path} "
+            f"has {layers} layers. 1 takes the last one."
         )
     betas = parts["scheduler"]
     return FAMILIES[detected.family](
@@ -57,8 +61,9 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> StableDiffusion:
         {name: parts[name] for name in TEXT_ENCODERS[detected.family]},
         [parts[name.replace("text_encoder", "tokenizer")] for name in TEXT_ENCODERS[detected.family]],
         prediction_type=settings.prediction_type,
-        zero_terminal_snr=detected.zero_terminal_snr,
+        zero_terminal_snr=settings.zero_terminal_snr,
         clip_skip=settings.clip_skip,
+        maximum_tokens=settings.maximum_tokens,
         beta_start=float(betas.get("beta_start", 0.00085)),
         beta_end=float(betas.get("beta_end", 0.012)),
     )
@@ -140,6 +145,33 @@ def _read_file(detected: Detected, dtype: torch.dtype) -> dict[str, Any]:
     parts = dict(whole.components)
     parts["scheduler"] = json.loads((config / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     return parts
+
+
+def load_vae(path: Path, family: str) -> nn.Module:
+    """A VAE of its own, from a file in either layout or a diffusers folder; in float32, on the CPU."""
+    import diffusers
+
+    kind: Any = diffusers.AutoencoderKL
+    try:
+        if path.is_dir():
+            folder = path / "vae" if (path / "vae").is_dir() else path
+            vae: nn.Module = kind.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
+        elif any(name.startswith("decoder.up_blocks.") for name in read_header(path).shapes):
+            vae = kind.from_config(kind.load_config(CONFIGS / family / "vae")).float()
+            vae.load_state_dict(load_file(path))
+        else:
+            vae = kind.from_single_file(
+                str(path),
+                config=str(CONFIGS / family),
+                subfolder="vae",
+                local_files_only=True,
+                torch_dtype=torch.float32,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as problem:
+        raise PlainError(
+            f"base_model.vae is {path}, which cannot be loaded as the VAE of this family: {problem}"
+        ) from None
+    return vae
 
 
 def _tokenizer(folder: Path) -> Any:

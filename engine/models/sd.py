@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import diffusion
+from engine.models.weights import weighted_ids
 from knowledge.config import PredictionType
 
 ATTENTION_BLOCKS = ("Transformer2DModel",)
@@ -66,12 +67,14 @@ class StableDiffusion:
         prediction_type: PredictionType = "epsilon",
         zero_terminal_snr: bool = False,
         clip_skip: int = 1,
+        maximum_tokens: int = 75,
         beta_start: float = 0.00085,
         beta_end: float = 0.012,
     ) -> None:
         self.unet, self.vae, self.text_encoders, self.tokenizers = unet, vae, text_encoders, tokenizers
         self.prediction_type: PredictionType = prediction_type
-        self.clip_skip = clip_skip
+        self.clip_skip, self.maximum_tokens = clip_skip, maximum_tokens
+        self.weighted_captions = False  # (red:1.3) in captions and prompts counts more
         plain = diffusion.alphas_cumprod(beta_start, beta_end)
         self.alphas_cumprod = diffusion.zero_terminal(plain) if zero_terminal_snr else plain
         # kohya weighs losses by the SNR of the plain schedule even under zero terminal SNR; we match it, and so
@@ -112,18 +115,47 @@ class StableDiffusion:
     def encode_prompt(self, captions: Sequence[str]) -> Conditioning:
         """What the text encoder makes of the captions. clip_skip 1 takes its last layer, 2 the one before it."""
         (encoder,) = self.text_encoders.values()
-        outputs = encoder(self.token_ids(0, captions).to(encoder.device), output_hidden_states=True)
+        outputs, count = self.encode(0, encoder, captions)
         # The list also holds the embeddings, before the first layer.
-        hidden_states = outputs.hidden_states[-self.clip_skip]
-        return Conditioning(final_layer_norm(encoder)(hidden_states))
+        hidden_states = final_layer_norm(encoder)(outputs.hidden_states[-self.clip_skip])
+        return Conditioning(self.weigh(joined(hidden_states, count), 0, captions))
+
+    def weigh(self, hidden_states: Tensor, which: int, captions: Sequence[str]) -> Tensor:
+        """The hidden states of each word times the weight that the caption gives it."""
+        if not self.weighted_captions:
+            return hidden_states
+        _, weights = weighted_ids(self.tokenizers[which], captions, self.maximum_tokens)
+        return hidden_states * weights.to(hidden_states)[..., None]
+
+    def encode(self, which: int, encoder: Any, captions: Sequence[str]) -> tuple[Any, int]:
+        """The outputs of text encoder `which` for all chunks of all captions, and the number of chunks of each."""
+        ids = self.token_ids(which, captions)
+        return encoder(ids.flatten(0, 1).to(encoder.device), output_hidden_states=True), ids.shape[1]
 
     def token_ids(self, which: int, captions: Sequence[str]) -> Tensor:
-        """Token numbers [batch, 77] of the captions for tokenizer `which`; what does not fit is cut off."""
-        tokenizer = self.tokenizers[which]
-        ids: Tensor = tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-        ).input_ids
-        return ids
+        """Token numbers [batch, chunks, 77] of the captions for tokenizer `which`; what does not fit is cut off.
+
+        The encoders read 75 tokens at a time, between a begin and an end; longer captions go through in chunks.
+        """
+        tokenizer, most = self.tokenizers[which], self.maximum_tokens + 2
+        ids: Tensor
+        if self.weighted_captions:
+            ids, _ = weighted_ids(tokenizer, captions, self.maximum_tokens)
+        else:
+            ids = tokenizer(
+                list(captions), padding="max_length", truncation=True, max_length=most, return_tensors="pt"
+            ).input_ids
+        begin, end = ids[:, :1], ids[:, -1:]
+        chunks = torch.stack(
+            [torch.cat([begin, ids[:, at : at + 75], end], dim=1) for at in range(1, self.maximum_tokens, 75)], dim=1
+        )
+        if tokenizer.pad_token_id != tokenizer.eos_token_id and self.maximum_tokens > 75:
+            # Where padding is not the end mark, every chunk still needs one, as kohya sets it.
+            inside = (chunks[..., -2] != tokenizer.pad_token_id) & (chunks[..., -2] != tokenizer.eos_token_id)
+            chunks[..., -1] = torch.where(inside, tokenizer.eos_token_id, chunks[..., -1])
+            empty = chunks[..., 1] == tokenizer.pad_token_id
+            chunks[..., 1] = torch.where(empty, tokenizer.eos_token_id, chunks[..., 1])
+        return chunks
 
     # -- pictures and latents -----------------------------------------------------------------------------------------
 
@@ -184,3 +216,14 @@ def final_layer_norm(encoder: Any) -> nn.Module:
     """The norm after a CLIP text encoder's last layer, wherever this version of transformers keeps it."""
     norm: nn.Module = getattr(encoder, "text_model", encoder).final_layer_norm
     return norm
+
+
+def joined(hidden_states: Tensor, chunks: int) -> Tensor:
+    """The chunks of each caption behind one another, [batch, 75 * chunks + 2, width]: one begin, one end.
+
+    hidden_states: [batch * chunks, 77, width].
+    """
+    if chunks == 1:
+        return hidden_states
+    each = hidden_states.view(-1, chunks, *hidden_states.shape[1:])
+    return torch.cat([each[:, 0, :1], each[:, :, 1:-1].flatten(1, 2), each[:, -1, -1:]], dim=1)

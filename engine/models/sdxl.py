@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.models.sd import Conditioning, StableDiffusion
+from engine.models.sd import Conditioning, StableDiffusion, joined
 
 # A residual block's layers, by diffusers' names, in the original layout's.
 RESIDUAL_LAYERS = {
@@ -34,9 +34,10 @@ class StableDiffusionXL(StableDiffusion):
         hidden_states = []
         pooled = None
         for which, encoder in enumerate(self.text_encoders.values()):
-            outputs = encoder(self.token_ids(which, captions).to(encoder.device), output_hidden_states=True)
-            hidden_states.append(outputs.hidden_states[-2])
-            pooled = getattr(outputs, "text_embeds", None)
+            outputs, count = self.encode(which, encoder, captions)
+            hidden_states.append(self.weigh(joined(outputs.hidden_states[-2], count), which, captions))
+            summary = getattr(outputs, "text_embeds", None)
+            pooled = summary[::count] if summary is not None else None  # of the first chunk
         return Conditioning(torch.cat(hidden_states, dim=-1), pooled)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, sizes: Tensor) -> Tensor:

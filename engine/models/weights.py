@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 MORE, LESS = 1.1, 1 / 1.1
 """What one pair of round and of square brackets multiplies the weight by."""
@@ -63,3 +67,14 @@ def weighted_tokens(tokenizer: Any, caption: str, most: int) -> tuple[list[int],
         ids += tokens
         weights += [weight] * len(tokens)
     return ids[:most], weights[:most]
+
+
+def weighted_ids(tokenizer: Any, captions: Sequence[str], most: int) -> tuple[Tensor, Tensor]:
+    """Token numbers with begin, end and padding, and the weight of each: both [batch, most + 2]."""
+    ids = torch.full((len(captions), most + 2), tokenizer.pad_token_id)
+    weights = torch.ones(len(captions), most + 2)
+    for row, caption in enumerate(captions):
+        tokens, each = weighted_tokens(tokenizer, caption, most)
+        ids[row, : len(tokens) + 2] = torch.tensor([tokenizer.bos_token_id, *tokens, tokenizer.eos_token_id])
+        weights[row, 1 : len(tokens) + 1] = torch.tensor(each)
+    return ids, weights

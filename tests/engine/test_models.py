@@ -123,9 +123,7 @@ def test_a_single_file_is_the_same_model_as_its_folder(
     from_file = load(BaseModelSettings(path=str(path), family=family), torch.float32)
     torch.testing.assert_close(answer(from_file), answer(from_folder), rtol=1e-5, atol=1e-6)
     picture = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
-    for ours, theirs in zip(
-        from_file.encode_pictures(picture), from_folder.encode_pictures(picture), strict=True
-    ):
+    for ours, theirs in zip(from_file.encode_pictures(picture), from_folder.encode_pictures(picture), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -146,14 +144,14 @@ def test_weights_take_the_precision_asked_for_and_the_vae_stays_exact(tiny_sdxl:
 
 
 def test_a_wrong_family_or_prediction_or_clip_skip_is_told(tiny_sd15: Path, tmp_path: Path):
-    with pytest.raises(PlainError, match='base_model.family = "sd15"'):
+    with pytest.raises(PlainError, match=r'base_model\.family = "sd15"'):
         load(BaseModelSettings(path=str(tiny_sd15), family="sdxl"), torch.float32)
-    with pytest.raises(PlainError, match="base_model.clip_skip is 9, but .* has 3 layers"):
+    with pytest.raises(PlainError, match=r"base_model\.clip_skip is 9, but .* has 3 layers"):
         load(BaseModelSettings(path=str(tiny_sd15), family="sd15", clip_skip=9), torch.float32)
     predicts_v = shutil.copytree(tiny_sd15, tmp_path / "v")
     config = predicts_v / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "v_prediction"}))
-    with pytest.raises(PlainError, match='base_model.prediction_type = "v_prediction"'):
+    with pytest.raises(PlainError, match=r'base_model\.prediction_type = "v_prediction"'):
         load(BaseModelSettings(path=str(predicts_v), family="sd15"), torch.float32)
 
 
@@ -162,19 +160,61 @@ def test_an_incomplete_folder_is_told(tiny_sd15: Path, tmp_path: Path, missing: 
     copy = shutil.copytree(tiny_sd15, tmp_path / "copy")
     gone = copy / missing
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    with pytest.raises(PlainError, match="is missing|cannot be loaded"):
+    with pytest.raises(PlainError, match=r"is missing|cannot be loaded"):
         load(BaseModelSettings(path=str(copy), family="sd15"), torch.float32)
 
 
 # -- text -------------------------------------------------------------------------------------------------------------
 
 
-def test_captions_become_kohyas_token_numbers():
+@pytest.mark.parametrize("maximum", [75, 150, 225])
+@pytest.mark.parametrize("tokenizer", ["sd1", "sdxl_te2"])
+def test_captions_become_kohyas_token_numbers(tiny_sd15: Path, tokenizer: str, maximum: int):
     recorded = json.loads((DATA / "token_ids.json").read_text())
-    for pad_token, name in (("<|endoftext|>", "sd1"), ("!", "sdxl_te2")):
-        tokenizer = shipped_tokenizer(pad_token)
-        ids = tokenizer(recorded["captions"], padding="max_length", truncation=True, max_length=77).input_ids
-        assert ids == recorded[name]
+    model = load(BaseModelSettings(path=str(tiny_sd15), family="sd15", maximum_tokens=maximum), torch.float32)
+    model.tokenizers = [shipped_tokenizer({"sd1": "<|endoftext|>", "sdxl_te2": "!"}[tokenizer])]
+    assert model.token_ids(0, recorded["captions"]).tolist() == recorded[tokenizer][str(maximum)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_long_captions_reach_the_unet_whole(folder: Callable[[str], Path], family: str):
+    settings = BaseModelSettings(path=str(folder(family)), family=family, maximum_tokens=150)
+    model = load(settings, torch.float32)
+    words = " ".join(["cat"] * 100)
+    with torch.no_grad():
+        long, other = (model.encode_prompt([words + last]).hidden_states for last in (" red", " blue"))
+    assert long.shape[1] == 152
+    assert not torch.equal(long, other)
+
+
+def test_a_vae_of_its_own_takes_the_place_of_the_models(tiny_sd15: Path, tiny_sdxl: Path, tmp_path: Path):
+    def mean(vae: str) -> torch.Tensor:
+        model = load(BaseModelSettings(path=str(tiny_sd15), family="sd15", vae=vae), torch.float32)
+        with torch.no_grad():
+            return model.encode_pictures(torch.ones(1, 3, 32, 32))[0]
+
+    assert not torch.equal(mean(str(tiny_sdxl)), mean(""))
+    assert torch.equal(mean(str(tiny_sdxl / "vae")), mean(str(tiny_sdxl)))
+    (tmp_path / "vae.safetensors").write_bytes(b"no vae")
+    with pytest.raises(PlainError, match=r"vae\.safetensors"):
+        mean(str(tmp_path / "vae.safetensors"))
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+def test_a_vae_file_is_read_in_either_layout(
+    tiny_sd15: Path, tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+):
+    shutil.copytree(tiny_sd15, tmp_path / "sd15", ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setattr(loading, "CONFIGS", tmp_path)
+    path = tiny_sdxl / "vae" / "diffusion_pytorch_model.safetensors"
+    if layout == "original":
+        whole = load_file(write_original(tiny_sdxl, tmp_path / "whole.safetensors"))
+        prefix = "first_stage_model."
+        path = tmp_path / "vae.safetensors"
+        save_file({n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}, path)
+    ours = load(BaseModelSettings(path=str(tiny_sd15), family="sd15", vae=str(path)), torch.float32).vae
+    theirs = load(BaseModelSettings(path=str(tiny_sdxl), family="sdxl"), torch.float32).vae
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
 
 
 def test_clip_skip_takes_an_earlier_layer_and_the_final_norm(tiny_sd15: Path):

@@ -3,14 +3,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from engine.models.load import CONFIGS, load
-from engine.models.sd import StableDiffusion
+from engine.models.sd import AdaptedLayer, StableDiffusion
 from engine.models.sdxl import StableDiffusionXL
-from engine.networks import ALGORITHMS, Network, attached, create_network
-from knowledge.config import BaseModelSettings, NetworkSettings
+from engine.networks import ALGORITHMS, Network, attached, create_network, limit_norms
+from engine.optimizers import learning_rate
+from knowledge.config import BaseModelSettings, NetworkSettings, OptimizerSettings, TrainingConfig
 
-RECORDED = json.loads((Path(__file__).parent.parent / "data" / "network_layers.json").read_text())
+DATA = Path(__file__).parent.parent / "data"
+RECORDED = json.loads((DATA / "network_layers.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +139,64 @@ def test_train_unet_and_train_text_encoder_choose_the_parts(sdxl: StableDiffusio
     assert list(text_only) == ["text_encoder", "text_encoder_2"]
 
 
-@pytest.mark.parametrize("algorithm", ["lora", "locon", "loha", "lokr"])
-def test_dropout_acts_while_training_and_not_while_drawing(algorithm: str, sd15: StableDiffusion):
-    network = create_network(sd15, settings_for(algorithm, dropout=0.5), 0)
+@pytest.mark.parametrize("kind", ["dropout", "rank_dropout", "module_dropout"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_dropout_acts_while_training_and_not_while_drawing(algorithm: str, kind: str, sd15: StableDiffusion):
+    network_settings = settings_for(algorithm, **{kind: 0.5})
+    try:
+        TrainingConfig(network=network_settings)
+    except ValidationError:
+        return  # this algorithm knows no such dropout, and the config says so
+    network = create_network(sd15, network_settings, 0)
     stir(network)
     with attached(network):
         network.train()
         assert not torch.equal(predict(sd15), predict(sd15))
         network.eval()
         assert torch.equal(predict(sd15), predict(sd15))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_limit_norms_brings_every_large_change_down_to_the_limit_and_leaves_the_rest(
+    algorithm: str, sd15: StableDiffusion
+):
+    network = create_network(sd15, settings_for(algorithm), 0)
+    stir(network, 0.5)
+    before = {name: network.recipe.change(adapter).norm().item() for name, adapter in network.adapters.items()}
+    limit = sorted(before.values())[len(before) // 2]
+    limit_norms(network, limit)
+    for name, adapter in network.adapters.items():
+        assert network.recipe.change(adapter).norm().item() == pytest.approx(min(before[name], limit), rel=1e-4)
+
+
+def test_limit_norms_is_kohyas():
+    recorded = json.loads((DATA / "max_norm.json").read_text())
+    layers = []
+    for name in ("lora_unet_x0", "lora_unet_x1", "lora_unet_x2"):
+        down, up = (torch.tensor(recorded["before"][f"{name}.lora_{side}.weight"]) for side in ("down", "up"))
+        if down.dim() == 4:
+            layer: torch.nn.Module = torch.nn.Conv2d(down.shape[1], up.shape[0], down.shape[2])
+        else:
+            layer = torch.nn.Linear(down.shape[1], up.shape[0])
+        rank, alpha = down.shape[0], float(recorded["before"][f"{name}.alpha"])
+        settings = NetworkSettings(algorithm="locon", rank=rank, alpha=alpha, conv_rank=rank, conv_alpha=alpha)
+        network = Network([AdaptedLayer(name, layer, "unet")], settings, 0)
+        for parameter_name, parameter in network.named_parameters():
+            parameter.data.copy_(torch.tensor(recorded["before"][parameter_name.removeprefix("adapters.")]))
+        layers.append(network)
+        limit_norms(network, recorded["max_norm"])
+        for parameter_name, parameter in network.named_parameters():
+            after = torch.tensor(recorded["after"][parameter_name.removeprefix("adapters.")])
+            torch.testing.assert_close(parameter.data, after, rtol=1e-6, atol=1e-6)
+    assert len(layers) == recorded["keys_scaled"]
+
+
+def test_matrices_that_lead_up_are_groups_of_their_own_for_lora_plus(sd15: StableDiffusion):
+    network = create_network(sd15, settings_for("lora"), 0)
+    together, apart = network.trained_parameters(), network.trained_parameters(up_apart=True)
+    assert list(apart) == ["text_encoder", "text_encoder up", "unet", "unet up"]
+    assert all(len(apart[part]) == len(apart[f"{part} up"]) == len(together[part]) / 2 for part in together)
+    assert learning_rate("unet up", OptimizerSettings(learning_rate=1e-4, lora_plus_ratio=16.0)) == 16e-4
 
 
 def test_lokr_factor_shapes_the_factors(sd15: StableDiffusion):

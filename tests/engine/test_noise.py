@@ -7,31 +7,37 @@ import torch
 from safetensors.torch import load_file
 
 from engine import diffusion
-from engine.noise import draw_noise, multires_noise, offset_noise
-from engine.timesteps import draw_timesteps
+from engine.noise import draw_noise, multires_noise, offset_noise, perturbed
+from engine.timesteps import SAMPLINGS, draw_timesteps
 from knowledge.config import NoiseSettings
 
 DATA = Path(__file__).parent.parent / "data"
 RECORDED = load_file(DATA / "noise.safetensors")
 OPTIONS = json.loads((DATA / "noise_options.json").read_text())
-SHAPE = tuple(RECORDED["latents"].shape)
 
 
 def settings(options: dict) -> NoiseSettings:
     return NoiseSettings(
         offset=options.get("noise_offset", 0.0),
+        offset_random=options.get("noise_offset_random_strength", False),
+        offset_adaptive=options.get("adaptive_noise_scale", 0.0),
         multires_iterations=options.get("multires_noise_iterations", 0),
         multires_discount=options.get("multires_noise_discount", 0.3),
+        input_perturbation=options.get("ip_noise_gamma", 0.0),
+        minimum_timestep=options.get("min_timestep", 0),
+        maximum_timestep=options.get("max_timestep", 1000),
     )
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if not name.startswith("ip")])
+@pytest.mark.parametrize("name", OPTIONS)
 def test_noise_and_timesteps_are_kohyas_for_the_same_draws(name: str):
-    options = OPTIONS[name]
+    asked = settings(OPTIONS[name])
+    latents = RECORDED["latents"]
     generator = torch.Generator().manual_seed(123)
-    noise = draw_noise(SHAPE, settings(options), random.Random(321), generator)
-    timesteps = draw_timesteps(SHAPE[0], options.get("min_timestep", 0), options.get("max_timestep", 1000), generator)
-    noisy = diffusion.add_noise(RECORDED["latents"], noise, diffusion.alphas_cumprod()[timesteps])
+    noise = draw_noise(latents, asked, random.Random(321), generator)
+    timesteps = draw_timesteps(len(latents), asked, generator)
+    mixed_in = perturbed(noise, asked.input_perturbation, generator)
+    noisy = diffusion.add_noise(latents, mixed_in, diffusion.alphas_cumprod()[timesteps])
     assert torch.equal(noise, RECORDED[f"{name}.noise"])
     assert timesteps.tolist() == RECORDED[f"{name}.timesteps"].tolist()
     torch.testing.assert_close(noisy, RECORDED[f"{name}.noisy"], rtol=1e-6, atol=1e-6)
@@ -55,11 +61,20 @@ def test_multires_noise_keeps_unit_variance():
 def test_timesteps_are_kohyas():
     recorded = json.loads((DATA / "timesteps.json").read_text())
     generator = torch.Generator().manual_seed(0)
-    ours = [draw_timesteps(4, 0, 1000, generator).tolist() for _ in range(50)]
+    ours = [draw_timesteps(4, NoiseSettings(), generator).tolist() for _ in range(50)]
     assert ours == recorded["seed0_randint_0_1000_b4"]
 
 
-def test_timesteps_stay_in_their_range():
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_timesteps_stay_in_their_range(sampling: str):
     generator = torch.Generator().manual_seed(0)
-    drawn = draw_timesteps(2000, 200, 210, generator)
-    assert set(drawn.tolist()) == set(range(200, 210))
+    asked = NoiseSettings(minimum_timestep=200, maximum_timestep=210, timestep_sampling=sampling)
+    assert set(draw_timesteps(4000, asked, generator).tolist()) == set(range(200, 210))
+
+
+def test_logit_normal_timesteps_prefer_the_middle():
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw_timesteps(4000, NoiseSettings(timestep_sampling="logit_normal"), generator).float()
+    # sigmoid of a standard normal: median 1/2, and 68.3 % between sigmoid(-1) = 0.269 and sigmoid(1) = 0.731.
+    assert drawn.median().item() == pytest.approx(500, abs=25)
+    assert ((drawn > 269) & (drawn < 731)).float().mean().item() == pytest.approx(0.683, abs=0.03)
