@@ -22,6 +22,9 @@ COMMANDS = {
     "check": "wizard.check:check",
     "explain": "wizard.explain:explain",
     "dataset": "wizard.dataset:dataset",
+    "import": "wizard.exchange:import_",
+    "export": "wizard.exchange:export",
+    "tools": "wizard.tools:tools",
     "doctor": "wizard.doctor:doctor",
 }
 """Where each command lives; importing all of them to show one would make every start slow."""
@@ -38,6 +41,11 @@ GROUPS = {
     },
     "Prepare": {
         "dataset": "Pictures and captions: import, inspect, tag, edit captions in bulk.",
+        "import": "Another trainer's config, or the recipe inside a LoRA, as answers of ours.",
+        "export": "Answers as another trainer's config.",
+    },
+    "Finish": {
+        "tools": "Finished files: inspect, resize, convert, merge, extract, metadata.",
     },
     "Understand": {
         "calc": "Steps, time, memory and file size before you start.",

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from knowledge.answers import PlainError, read_answers, write_answers
+from knowledge.answers import PlainError, read_answers, write_answers, write_whole
 
 if TYPE_CHECKING:
     from knowledge.formats.export import Exported
     from knowledge.formats.translation import Imported, Note
 
-FORMATS = ("sd-scripts",)
+FORMATS = {
+    "sd-scripts": "knowledge.formats.export:to_sd_scripts",
+    "kohya_ss": "knowledge.formats.export_gui:to_kohya_gui",
+    "onetrainer": "knowledge.formats.export_onetrainer:to_onetrainer",
+    "diffusers": "knowledge.formats.export_diffusers:to_diffusers",
+}
+"""Where each export lives."""
 MARKS = {"mapped": "✓", "changed": "→", "no_effect": "·", "unsupported": "✗", "unknown": "?"}
 STYLES = {"mapped": "good", "changed": "accent", "no_effect": "quiet", "unsupported": "warning", "unknown": "error"}
 LONGEST_VALUE = 36
@@ -56,7 +63,7 @@ def import_document(imported: Imported, output: Path | None = None) -> dict[str,
     """What --json prints."""
     from knowledge.formats.translation import TITLES
 
-    lists = {outcome: [asdict(note) for note in imported.listed(outcome)] for outcome in TITLES}
+    lists: dict[str, Any] = {outcome: [asdict(note) for note in imported.listed(outcome)] for outcome in TITLES}
     return {
         "format": imported.format,
         **lists,
@@ -135,24 +142,23 @@ def _say_next(imported: Imported, output: Path | None) -> None:
 
 
 @click.command(epilog="Example: lora-wizard export sd-scripts my-lora.toml --folder kohya")
-@click.argument("format_name", metavar="FORMAT", type=click.Choice(FORMATS))
+@click.argument("format_name", metavar="FORMAT", type=click.Choice(list(FORMATS)))
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-f", "--folder", type=click.Path(path_type=Path), default=Path(), help="Where the files go; here.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Names of the files and what got lost, as JSON.")
 def export(format_name: str, file: Path, folder: Path, overwrite: bool, as_json: bool) -> None:
-    """Write an answers file as another trainer's config, and say what it cannot express."""
-    from knowledge.formats.export import to_sd_scripts
+    """Write an answers file as another trainer's config, and say what it cannot express.
 
-    exported = to_sd_scripts(read_answers(file), stem=file.stem)
+    FORMAT is sd-scripts, kohya_ss, onetrainer or diffusers.
+    """
+    module, _, function = FORMATS[format_name].partition(":")
+    exported: Exported = getattr(import_module(module), function)(read_answers(file), stem=file.stem)
     existing = [name for name in exported.files if (folder / name).exists()]
     if existing and not overwrite:
         raise PlainError(f"{folder / existing[0]} exists already. Add --overwrite to replace it.", 2)
-    from engine.tools.files import atomic
-
     for name, text in exported.files.items():
-        with atomic(folder / name) as target:
-            target.write(text.encode())
+        write_whole(folder / name, text)
     if as_json:
         document = {
             "files": [str(folder / name) for name in exported.files],

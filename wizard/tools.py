@@ -24,20 +24,9 @@ if TYPE_CHECKING:
 PRECISION = click.Choice(["fp32", "fp16", "bf16"])
 FILE = click.Path(path_type=Path)
 BIG_FAMILIES = {"sd15": "SD 1.5", "sd2": "SD 2", "sdxl": "SDXL", "pocket": "pocket model"}
-DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 
-class Tools(click.Group):
-    """A group whose commands know --debug, as all commands of the program do."""
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        command = super().get_command(context, name)
-        if command is not None and not any(parameter.name == "debug" for parameter in command.params):
-            command.params.append(DEBUG)
-        return command
-
-
-@click.group(cls=Tools)
+@click.group()
 def tools() -> None:
     """What to do with a finished LoRA file.
 

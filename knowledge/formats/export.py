@@ -54,7 +54,7 @@ class Exported:
     how: str
 
 
-class _Writing:
+class Writing:
     """The work of one export: options so far, and parameters that have been spoken of."""
 
     def __init__(self, config: TrainingConfig) -> None:
@@ -74,7 +74,7 @@ class _Writing:
 
 def to_sd_scripts(config: TrainingConfig, stem: str = "sd-scripts") -> Exported:
     """Options TOML, dataset TOML and prompts for sd-scripts."""
-    job = _Writing(config)
+    job = Writing(config)
     _model(job)
     _network(job)
     _rates(job)
@@ -118,7 +118,7 @@ def _subset(folder: Any) -> dict[str, Any]:
     return subset
 
 
-def _model(job: _Writing) -> None:
+def _model(job: Writing) -> None:
     family = job.value("base_model.family")
     job.options["pretrained_model_name_or_path"] = job.value("base_model.path")
     if family == "sdxl":
@@ -135,7 +135,7 @@ def _model(job: _Writing) -> None:
     job.value("dataset.goal")
 
 
-def _network(job: _Writing) -> None:
+def _network(job: Writing) -> None:
     algorithm = job.value("network.algorithm")
     arguments: list[str] = []
     if algorithm in ("lora", "locon"):
@@ -166,7 +166,7 @@ def _network(job: _Writing) -> None:
         job.options["network_train_text_encoder_only"] = True
 
 
-def _rates(job: _Writing) -> None:
+def _rates(job: Writing) -> None:
     job.options["learning_rate"] = job.value("optimizer.learning_rate")
     text = job.value("optimizer.text_encoder_learning_rate")
     if text is not None and job.config.network.train_text_encoder:
@@ -189,7 +189,7 @@ def _rates(job: _Writing) -> None:
     job.options["optimizer_args"] = arguments
 
 
-def _schedule(job: _Writing) -> None:
+def _schedule(job: Writing) -> None:
     scheduler, warmup = job.value("schedule.scheduler"), job.value("schedule.warmup")
     word = foreign_choice("schedule.scheduler", DIALECT, scheduler)
     if scheduler == "constant" and warmup:
@@ -209,7 +209,7 @@ def _schedule(job: _Writing) -> None:
         job.lose("schedule.epochs", "It cannot hold both: only the step limit is written, and it ends the run.")
 
 
-def _memory_and_saving(job: _Writing) -> None:
+def _memory_and_saving(job: Writing) -> None:
     job.options["mixed_precision"] = PRECISIONS[job.value("memory.precision")]
     for name, key in (
         ("memory.cache_latents", "cache_latents"),
@@ -239,7 +239,7 @@ def _memory_and_saving(job: _Writing) -> None:
             job.lose("saving.state_every_epochs", "It saves a state whenever it saves a file, and at no other time.")
 
 
-def _sampling(job: _Writing, stem: str) -> str:
+def _sampling(job: Writing, stem: str) -> str:
     """The prompt file's text; empty without prompts, when no setting of sampling means anything."""
     names = [name for name in fields() if name.startswith("sampling.")]
     sampling = job.config.sampling
@@ -270,7 +270,7 @@ def _sampling(job: _Writing, stem: str) -> str:
     return "".join(f"{' '.join(prompt.split())}{tail}\n" for prompt in sampling.prompts)
 
 
-def _alike(job: _Writing) -> None:
+def _alike(job: Writing) -> None:
     """Every other parameter that differs from what sd-scripts does unasked, under the option that its entry names."""
     known = facts_of("sd_scripts")
     unasked = implied(Translation("", DIALECT, {}), None)

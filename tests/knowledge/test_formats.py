@@ -14,6 +14,9 @@ from pydantic import ValidationError
 from knowledge.answers import PlainError
 from knowledge.config import TrainingConfig, fields, value_of, with_values
 from knowledge.formats.export import WHERE, to_sd_scripts
+from knowledge.formats.export_diffusers import to_diffusers
+from knowledge.formats.export_gui import to_kohya_gui
+from knowledge.formats.export_onetrainer import to_onetrainer
 from knowledge.formats.reader import is_foreign, read_foreign
 from knowledge.formats.sd_scripts import ENDLESS, LISTS, translate
 from knowledge.formats.translation import TITLES, Imported, facts_of
@@ -573,3 +576,73 @@ def test_what_sd_scripts_cannot_express_is_said():
     lost = {entry.name: entry.why for entry in to_sd_scripts(config).lost}
     assert set(lost) >= {"dataset.trigger_word", "schedule.scheduler", "schedule.epochs", "base_model.family"}
     assert all(why.endswith(".") for why in lost.values())
+
+
+SHARED = {
+    "network.algorithm": st.sampled_from(["lora", "loha", "lokr"]),
+    "network.rank": st.integers(1, 1024),
+    "network.alpha": st.floats(0.01, 4096),
+    "network.train_text_encoder": st.booleans(),
+    "optimizer.name": st.sampled_from(["adamw", "adamw8bit", "lion", "adafactor", "prodigy"]),
+    "optimizer.learning_rate": st.floats(1e-8, 10),
+    "optimizer.weight_decay": st.floats(0, 10),
+    "schedule.epochs": st.integers(1, 1000),
+    "schedule.batch_size": st.integers(1, 1024),
+    "schedule.scheduler": st.sampled_from(["constant", "linear", "cosine"]),
+    "schedule.warmup": st.one_of(st.floats(0, 0.9), st.integers(2, 1000).map(float)),
+    "loss.minimum_snr_gamma": st.one_of(st.none(), st.floats(0.1, 100)),
+    "noise.offset": st.floats(0, 1),
+    "memory.precision": st.sampled_from(["fp32", "fp16", "bf16"]),
+    "memory.gradient_checkpointing": st.booleans(),
+    "memory.cache_latents": st.booleans(),
+    "saving.precision": st.sampled_from(["fp32", "fp16", "bf16"]),
+    "dataset.resolution": st.integers(32, 128).map(lambda n: n * 8),
+    "dataset.buckets": st.booleans(),
+    "dataset.shuffle_tags": st.booleans(),
+    "dataset.keep_tokens": st.integers(0, 255),
+    "base_model.prediction_type": st.sampled_from(["epsilon", "v_prediction"]),
+    "base_model.family": st.sampled_from(["sd15", "sdxl"]),
+}
+
+
+@pytest.mark.parametrize("kind", ["kohya_ss", "onetrainer"])
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(changes=st.fixed_dictionaries({}, optional=SHARED))
+def test_out_to_a_form_and_in_again_is_the_same_training(kind, changes, tmp_path_factory):
+    write = {"kohya_ss": to_kohya_gui, "onetrainer": to_onetrainer}[kind]
+    base = {
+        "base_model.path": "m.safetensors",
+        "base_model.family": "sd15",
+        "dataset.folders": ({"path": "a", "repeats": 3},),
+    }
+    try:
+        config = with_values(TrainingConfig(), base | changes)
+    except ValidationError:
+        assume(False)
+        raise
+    exported = write(config, "x")
+    folder = tmp_path_factory.mktemp("out")
+    for name, text in exported.files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    imported = read_foreign(folder / "x.json")
+    assert imported.problems == ()
+    assert imported.listed("unknown") == []
+    for name in {"dataset.folders", *base, *changes} - {entry.name for entry in exported.lost}:
+        theirs, ours = value_of(imported.config, name), value_of(config, name)
+        if isinstance(ours, float) and name == "schedule.warmup":
+            assert theirs == pytest.approx(ours, rel=1e-9)
+        else:
+            assert theirs == ours, name
+
+
+def test_diffusers_arguments_say_what_they_leave_out():
+    config = with_values(
+        TrainingConfig(),
+        {"network.algorithm": "dora", "network.alpha": 4.0, "base_model.family": "sdxl", "optimizer.name": "adamw8bit"},
+    )
+    exported = to_diffusers(config)
+    script = exported.files["diffusers.sh"]
+    assert "accelerate launch train_text_to_image_lora_sdxl.py" in script
+    assert "--rank=16" in script
+    assert "--use_8bit_adam" in script
+    assert {"network.algorithm", "network.alpha"} <= {entry.name for entry in exported.lost}

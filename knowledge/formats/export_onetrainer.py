@@ -1,0 +1,201 @@
+"""Our config as OneTrainer's JSON, which it lays over its own defaults."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from knowledge.config import TrainingConfig, fields, value_of
+from knowledge.formats.export import Exported, Writing
+from knowledge.formats.onetrainer import ALGORITHMS, DIALECT, PRECISIONS, SAMPLERS
+from knowledge.formats.sd_scripts import ENDLESS
+from knowledge.formats.translation import foreign_choice
+
+FAMILIES = {"sd15": "STABLE_DIFFUSION_15", "sdxl": "STABLE_DIFFUSION_XL_10_BASE"}
+NOT_A_SETTING = {
+    "dataset.goal",
+    "schedule.cycles",
+    "schedule.power",
+    "schedule.decay",
+    "loss.huber_threshold",
+    "loss.huber_schedule",
+}
+"""Parameters that do nothing by themselves: what they belong to is spoken of."""
+
+
+def to_onetrainer(config: TrainingConfig, stem: str = "onetrainer") -> Exported:
+    """One JSON file with the concepts inside it."""
+    job = Writing(config)
+    document = {"training_method": "LORA", **_model(job), **_network(job), **_optimizer(job), **_schedule(job)}
+    document |= {**_loss(job), **_dataset(job), **_output(job), **_samples(job)}
+    for name in fields():
+        if name in job.done | NOT_A_SETTING or name.startswith("dataset.folders."):
+            continue
+        if value_of(config, name) != fields()[name].default:
+            job.lose(name, "It has no such setting, or means something else by it.")
+    text = json.dumps(document, indent=4, ensure_ascii=False) + "\n"
+    how = f"In OneTrainer: copy {stem}.json into training_presets and choose it."
+    return Exported({f"{stem}.json": text}, document, {}, tuple(job.lost), how)
+
+
+def _model(job: Writing) -> dict[str, Any]:
+    family = job.value("base_model.family")
+    if family not in FAMILIES:
+        job.lose("base_model.family", "It knows no such model.")
+    document: dict[str, Any] = {
+        "model_type": FAMILIES.get(family, FAMILIES["sd15"]),
+        "base_model_name": job.value("base_model.path"),
+    }
+    if job.value("base_model.prediction_type") == "v_prediction":
+        document["force_v_prediction"] = True
+    if job.value("base_model.clip_skip") > 1:
+        document["text_encoder_layer_skip"] = job.config.base_model.clip_skip - 1
+    return document
+
+
+def _network(job: Writing) -> dict[str, Any]:
+    algorithm = job.value("network.algorithm")
+    kinds = {ours: theirs for theirs, ours in ALGORITHMS.items()}
+    document: dict[str, Any] = {
+        "peft_type": kinds.get(algorithm, "LORA"),
+        "lora_alpha": job.value("network.alpha"),
+        "layer_filter_preset": "full" if algorithm == "locon" else "attn-mlp",
+        "unet": {"train": job.value("network.train_unet")},
+        "text_encoder": {"train": job.value("network.train_text_encoder")},
+    }
+    document["text_encoder_2"] = {"train": job.config.network.train_text_encoder}
+    document["lokr_dim" if algorithm == "lokr" else "lora_rank"] = job.value("network.rank")
+    if algorithm == "dora":
+        document |= {"lora_decompose": True, "lora_decompose_output_axis": False}
+    if algorithm == "lokr":
+        document["lokr_decompose_factor"] = job.value("network.lokr_factor")
+    if algorithm == "locon":
+        settings = job.config.network
+        if (settings.conv_rank, settings.conv_alpha) != (settings.rank, settings.alpha):
+            job.lose("network.conv_rank", "It gives convolutions the rank and alpha of the other layers.")
+    job.done |= {"network.conv_rank", "network.conv_alpha", "network.lokr_factor"}
+    text = job.value("optimizer.text_encoder_learning_rate")
+    if text is not None and job.config.network.train_text_encoder:
+        document["text_encoder"]["learning_rate"] = text
+        document["text_encoder_2"]["learning_rate"] = text
+    return document
+
+
+def _optimizer(job: Writing) -> dict[str, Any]:
+    word = foreign_choice("optimizer.name", DIALECT, job.value("optimizer.name"))
+    if word is None:
+        job.lose("optimizer.name", "It does not have this optimizer; AdamW takes its place.")
+    return {
+        "optimizer": {"optimizer": word or "ADAMW", "weight_decay": job.value("optimizer.weight_decay")},
+        "learning_rate": job.value("optimizer.learning_rate"),
+        "clip_grad_norm": job.value("optimizer.maximum_gradient_norm"),
+    }
+
+
+def _schedule(job: Writing) -> dict[str, Any]:
+    name = job.value("schedule.scheduler")
+    word = foreign_choice("schedule.scheduler", DIALECT, name)
+    if word is None:
+        job.lose("schedule.scheduler", "It does not have this schedule; cosine takes its place.")
+    epochs, limit = job.value("schedule.epochs"), job.value("schedule.maximum_steps")
+    if limit is not None:
+        job.lose("schedule.maximum_steps", "It has no step limit; set epochs instead.")
+        epochs = min(epochs, ENDLESS)
+    return {
+        "learning_rate_scheduler": word or "COSINE",
+        "learning_rate_warmup_steps": job.value("schedule.warmup"),
+        **({"learning_rate_cycles": float(job.config.schedule.cycles)} if name == "cosine_with_restarts" else {}),
+        "epochs": epochs,
+        "batch_size": job.value("schedule.batch_size"),
+        "gradient_accumulation_steps": job.value("schedule.gradient_accumulation_steps"),
+    }
+
+
+def _loss(job: Writing) -> dict[str, Any]:
+    function, gamma = job.value("loss.function"), job.value("loss.minimum_snr_gamma")
+    if function not in ("l1", "l2"):
+        job.lose("loss.function", "Its Huber loss bends elsewhere; the squared error takes its place.")
+    document: dict[str, Any] = {"mse_strength": float(function != "l1"), "mae_strength": float(function == "l1")}
+    document["loss_weight_fn"] = "CONSTANT" if gamma is None else "MIN_SNR_GAMMA"
+    if gamma is not None:
+        document["loss_weight_strength"] = gamma
+    low, high = job.value("noise.minimum_timestep"), job.value("noise.maximum_timestep")
+    document |= {"min_noising_strength": low / 1000, "max_noising_strength": high / 1000}
+    document["offset_noise_weight"] = job.value("noise.offset")
+    return document
+
+
+def _dataset(job: Writing) -> dict[str, Any]:
+    dataset = job.config.dataset
+    image = {"enable_crop_jitter": job.value("dataset.random_crop"), "enable_random_flip": job.value("dataset.flip")}
+    text = {
+        "enable_tag_shuffling": job.value("dataset.shuffle_tags"),
+        "keep_tags_count": job.value("dataset.keep_tokens"),
+    }
+    concepts = [
+        {
+            "name": folder.path.rpartition("/")[2] or folder.path,
+            "path": folder.path,
+            "balancing": float(folder.repeats),
+            "balancing_strategy": "REPEATS",
+            "type": "PRIOR_PREDICTION" if folder.regularisation else "STANDARD",
+            "image": image,
+            "text": text,
+        }
+        for folder in dataset.folders
+    ]
+    if any(folder.regularisation for folder in dataset.folders):
+        job.lose("dataset.folders", "It preserves the prior in another way than regularisation pictures.")
+    job.done.add("dataset.folders")
+    return {
+        "concepts": concepts,
+        "resolution": str(job.value("dataset.resolution")),
+        "aspect_ratio_bucketing": job.value("dataset.buckets"),
+        "latent_caching": job.value("memory.cache_latents"),
+    }
+
+
+def _output(job: Writing) -> dict[str, Any]:
+    names = {ours: theirs for theirs, ours in PRECISIONS.items() if theirs != "TFLOAT_32"}
+    checkpointing = job.value("memory.gradient_checkpointing")
+    document: dict[str, Any] = {
+        "train_dtype": names[job.value("memory.precision")],
+        "output_dtype": names[job.value("saving.precision")],
+        "output_model_destination": f"models/{job.value('output.name')}.safetensors",
+        "gradient_checkpointing": "ON" if checkpointing else "OFF",
+    }
+    for key, ours in (
+        ("save_every", "saving.every"),
+        ("backup_after", "saving.state_every"),
+        ("sample_after", "sampling.every"),
+    ):
+        epochs = job.value(f"{ours}_epochs")
+        steps = job.value(f"{ours}_steps") if f"{ours}_steps" in fields() else None
+        number, unit = (epochs, "EPOCH") if epochs is not None else (steps, "STEP")
+        document |= {key: number or 0, f"{key}_unit": unit if number else "NEVER"}
+        if epochs is not None and steps is not None:
+            job.lose(f"{ours}_steps", "It has one interval only, that in epochs.")
+    return document
+
+
+def _samples(job: Writing) -> dict[str, Any]:
+    sampling = job.config.sampling
+    job.done |= {name for name in fields() if name.startswith("sampling.")}
+    if not sampling.prompts:
+        return {"samples": []}
+    samplers = {ours: theirs for theirs, ours in reversed(SAMPLERS.items())}
+    side = job.config.dataset.resolution
+    common = {
+        "enabled": True,
+        "negative_prompt": sampling.negative_prompt,
+        "width": sampling.width or side,
+        "height": sampling.height or side,
+        "seed": sampling.seed,
+        "diffusion_steps": sampling.steps,
+        "cfg_scale": sampling.guidance_scale,
+        "noise_scheduler": samplers.get(sampling.sampler, "DDIM"),
+    }
+    return {
+        "samples": [{"prompt": prompt, **common} for prompt in sampling.prompts],
+        "sample_skip_first": 0 if sampling.at_start else 1,
+    }

@@ -1,0 +1,103 @@
+"""`lora-wizard import` and `export` as they are typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from knowledge.answers import PlainError, read_answers
+from wizard.exchange import FORMATS, export, import_
+
+NETWORK = Path(__file__).parent.parent / "data" / "network_fp16.safetensors"
+OPTIONS = """
+[model]
+pretrained_model_name_or_path = "models/base.safetensors"
+[training]
+network_dim = 8
+network_alpha = 4
+learning_rate = 1e-4
+max_train_epochs = 5
+xformers = true
+full_bf16 = true
+max_grad_normm = 1.0
+train_data_dir = "pictures"
+resolution = "512,768"
+"""
+
+
+def run(command, *arguments: object) -> Result:
+    outcome = CliRunner().invoke(command, [str(argument) for argument in arguments], standalone_mode=False)
+    if outcome.exception is not None:
+        raise outcome.exception
+    return outcome
+
+
+@pytest.fixture
+def options(tmp_path) -> Path:
+    path = tmp_path / "kohya.toml"
+    path.write_text(OPTIONS, encoding="utf-8")
+    return path
+
+
+def test_import_shows_five_lists(options):
+    text = run(import_, options).stdout
+    for piece in (
+        "Taken over as it is",
+        "Taken over with a change",
+        "Without effect on the result",
+        "Not supported here",
+        "Unknown",
+        'Did you mean "max_grad_norm"?',
+    ):
+        assert piece in text
+
+
+def test_import_writes_answers_that_can_be_read(options, tmp_path):
+    run(import_, options, "--output", tmp_path / "mine.toml")
+    config = read_answers(tmp_path / "mine.toml")
+    assert (config.network.rank, config.schedule.epochs) == (8, 5)
+    with pytest.raises(PlainError, match="--overwrite"):
+        run(import_, options, "--output", tmp_path / "mine.toml")
+
+
+def test_import_as_json_lists_every_key_once(options):
+    document = json.loads(run(import_, options, "--json").stdout)
+    keys = [
+        note["key"] for part in ("mapped", "changed", "no_effect", "unsupported", "unknown") for note in document[part]
+    ]
+    assert sorted(keys) == sorted(set(keys))
+    assert len(keys) == 10
+    assert document["config"]["network"]["rank"] == 8
+
+
+def test_import_of_a_lora_makes_another_like_it(tmp_path):
+    run(import_, NETWORK, "--output", tmp_path / "again.toml")
+    assert read_answers(tmp_path / "again.toml").network.rank == 4
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_export_writes_files_and_says_what_gets_lost(kind, options, tmp_path):
+    run(import_, options, "--output", tmp_path / "mine.toml")
+    document = json.loads(run(export, kind, tmp_path / "mine.toml", "--folder", tmp_path / kind, "--json").stdout)
+    assert document["files"]
+    assert all(Path(file).stat().st_size for file in document["files"])
+    assert document["command"]
+    with pytest.raises(PlainError, match="--overwrite"):
+        run(export, kind, tmp_path / "mine.toml", "--folder", tmp_path / kind)
+
+
+def test_importing_never_loads_torch(options):
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; from wizard.cli import main\n"
+        f"try: main(['import', {str(options)!r}, '--json'])\n"
+        "except SystemExit as end: code = end.code\n"
+        "sys.exit('torch was imported' if 'torch' in sys.modules else code)"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
