@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -27,6 +29,7 @@ from wizard import views
 from wizard.autopsy import ENGINE_LOG, Machine, death, last_lines
 from wizard.follow import PLAN, Follower, find_run
 from wizard.narrator import Sentence
+from wizard.outcome import address
 from wizard.progress import View, choose_view
 
 if TYPE_CHECKING:
@@ -262,7 +265,7 @@ def attend(run: RunFolder, *, resume: bool = False, as_json: bool = False, debug
     before = Machine.now()
     with Interrupts() as interrupts:
         process = start_engine(run, resume=resume)
-        with view:
+        with view, _training_goes_on(run, process):
             interrupted = follow_process(process, follower, view, interrupts)
             if follower.ended is None and not interrupted:
                 _tell_death(run, follower, view, process.returncode, before)
@@ -275,6 +278,22 @@ def attend(run: RunFolder, *, resume: bool = False, as_json: bool = False, debug
     if interrupted:
         return 130
     return 0 if isinstance(ended, RunFinished) else 1
+
+
+@contextmanager
+def _training_goes_on(run: RunFolder, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A fault of ours in showing a run does not end it, and the user should know that."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if process.poll() is not None:
+            raise
+        raise PlainError(
+            f"The run can no longer be shown ({type(error).__name__}: {error}), but the training goes on.\n"
+            f"Try to see it again: lora-wizard watch {address(run)}\nTo end it: lora-wizard stop {address(run)}"
+        ) from error
 
 
 def follow_process(process: subprocess.Popen[bytes], follower: Follower, view: View, interrupts: Interrupts) -> bool:

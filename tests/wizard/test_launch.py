@@ -20,7 +20,7 @@ from knowledge.rules import Finding
 from wizard import autopsy, launch
 from wizard.autopsy import Machine, death, lower_memory
 from wizard.launch import anchored, assigned, attend, ready_to_resume
-from wizard.progress import Progress
+from wizard.progress import JsonView, Progress
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 
@@ -147,6 +147,19 @@ def test_advice_on_memory_names_only_what_can_still_be_done():
         {"memory.gradient_checkpointing": True, "memory.precision": "bf16", "schedule.batch_size": 4},
     )
     assert lower_memory(config) == "Lower schedule.batch_size from 4 to 1 or close other programs."
+
+
+def test_a_fault_in_showing_leaves_the_training_alone_and_says_so(run, engine, monkeypatch):
+    class Broken(JsonView):
+        def tell(self, event, line):
+            raise RuntimeError("no more paint")
+
+    engine(steps=300, pause=0.01)
+    monkeypatch.setattr(launch, "choose_view", lambda *_, **__: Broken())
+    with pytest.raises(PlainError, match=r"no more paint.*training goes on"):
+        attend(run)
+    assert run.process() is not None
+    os.kill(run.process(), signal.SIGKILL)
 
 
 # Ctrl-C, in a real terminal
