@@ -81,9 +81,10 @@ def config_text(config: TrainingConfig) -> str:
     """The config as JSON in which every path is cut down to its last part."""
     document = config.model_dump(mode="json")
     document["base_model"]["path"] = _name(config.base_model.path)
+    document["base_model"]["vae"] = _name(config.base_model.vae)
     document["output"]["folder"] = _name(config.output.folder)
     for folder in document["dataset"]["folders"]:
-        folder["path"] = _name(folder["path"])
+        folder["path"], folder["masks"] = _name(folder["path"]), _name(folder["masks"])
     return json.dumps(document, ensure_ascii=False)
 
 
@@ -149,16 +150,16 @@ def _run(
         "huber_c": loss.huber_threshold,
         "huber_scale": 1.0,
         "min_snr_gamma": loss.minimum_snr_gamma,
-        "debiased_estimation": False,
+        "debiased_estimation": loss.debiased,
         "prior_loss_weight": loss.prior_weight,
         "noise_offset": noise.offset or None,
-        "noise_offset_random_strength": False,
-        "adaptive_noise_scale": None,
+        "noise_offset_random_strength": noise.offset_random,
+        "adaptive_noise_scale": noise.offset_adaptive or None,
         "multires_noise_iterations": noise.multires_iterations or None,
         "multires_noise_discount": noise.multires_discount,
-        "ip_noise_gamma": None,
+        "ip_noise_gamma": noise.input_perturbation or None,
         "ip_noise_gamma_random_strength": False,
-        "scale_weight_norms": None,
+        "scale_weight_norms": network.maximum_norm,
         "validation_seed": None,
         "validation_split": 0.0,
         "validate_every_n_epochs": None,
@@ -175,6 +176,12 @@ def _network(config: TrainingConfig) -> dict[str, Any]:
         arguments = {"conv_dim": str(network.conv_rank), "conv_alpha": f"{network.conv_alpha:g}"}
     if network.algorithm == "lokr":
         arguments = {**arguments, "factor": str(network.lokr_factor)}
+    changed = {
+        "rank_dropout": network.rank_dropout,
+        "module_dropout": network.module_dropout,
+        "loraplus_lr_ratio": config.optimizer.lora_plus_ratio if config.optimizer.lora_plus_ratio > 1 else 0,
+    }
+    arguments = arguments | {name: f"{value:g}" for name, value in changed.items() if value}
     return {
         "network_module": module,
         "network_dim": network.rank,
@@ -191,15 +198,24 @@ def _base_model(config: TrainingConfig) -> dict[str, Any]:
         "base_model_version": BASE_MODEL_VERSIONS[base.family] + suffix,
         "v2": False,
         "clip_skip": base.clip_skip if base.clip_skip > 1 else None,
-        "max_token_length": None,
-        "zero_terminal_snr": False,
+        "max_token_length": base.maximum_tokens if base.maximum_tokens > 75 else None,
+        "zero_terminal_snr": base.zero_terminal_snr,
         "sd_model_name": _name(base.path),
     }
-    if path.is_file():
-        status = path.stat()
-        legacy, digest = _file_hashes(path, status.st_size, status.st_mtime_ns)
-        known |= {"sd_model_hash": legacy, "new_sd_model_hash": digest}
+    known |= _hashes_of(path, "sd_model_hash", "new_sd_model_hash")
+    if base.vae:
+        known |= {"vae_name": _name(base.vae)}
+        known |= _hashes_of(Path(base.vae).expanduser(), "vae_hash", "new_vae_hash")
     return known
+
+
+def _hashes_of(path: Path, legacy_name: str, name: str) -> dict[str, str]:
+    """A file's two hashes under these names; none for a folder."""
+    if not path.is_file():
+        return {}
+    status = path.stat()
+    legacy, digest = _file_hashes(path, status.st_size, status.st_mtime_ns)
+    return {legacy_name: legacy, name: digest}
 
 
 @lru_cache(maxsize=8)

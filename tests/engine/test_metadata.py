@@ -15,7 +15,9 @@ from engine.metadata import hashes, network_metadata
 from knowledge.config import (
     BaseModelSettings,
     DatasetSettings,
+    LossSettings,
     NetworkSettings,
+    NoiseSettings,
     OptimizerSettings,
     OutputSettings,
     ScheduleSettings,
@@ -116,11 +118,39 @@ def test_other_algorithms_name_the_module_that_makes_them():
     assert json.loads(known["ss_network_args"]) == {"conv_dim": "4", "conv_alpha": "1"}
 
 
+def test_settings_that_sd_scripts_knows_are_told_by_its_names():
+    known = metadata(
+        config(
+            base_model=BaseModelSettings(
+                path="m", family="sd15", prediction_type="v_prediction", zero_terminal_snr=True, maximum_tokens=150
+            ),
+            network=NetworkSettings(rank_dropout=0.25, maximum_norm=1.0),
+            loss=LossSettings(debiased=True, minimum_snr_gamma=5.0),
+            noise=NoiseSettings(offset=0.05, offset_random=True, input_perturbation=0.1, multires_iterations=6),
+        )
+    )
+    expected = {
+        "base_model_version": "sd_v1_v",
+        "zero_terminal_snr": "True",
+        "max_token_length": "150",
+        "network_args": '{"rank_dropout": "0.25"}',
+        "scale_weight_norms": "1.0",
+        "debiased_estimation": "True",
+        "min_snr_gamma": "5.0",
+        "noise_offset": "0.05",
+        "noise_offset_random_strength": "True",
+        "ip_noise_gamma": "0.1",
+        "multires_noise_iterations": "6",
+    }
+    assert {name: known[f"ss_{name}"] for name in expected} == expected
+    assert known["modelspec.prediction_type"] == "v"
+
+
 def test_a_single_file_is_known_by_its_hashes(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"x" * 0x120000)
-    known = metadata(config(base_model=BaseModelSettings(path=str(file), family="sdxl", clip_skip=2)))
+    known = metadata(config(base_model=BaseModelSettings(path=str(file), family="sd15", clip_skip=2)))
     assert known["ss_new_sd_model_hash"] == hashlib.sha256(b"x" * 0x120000).hexdigest()
     assert known["ss_sd_model_hash"] == hashlib.sha256(b"x" * 0x10000).hexdigest()[:8]
-    assert known["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert known["ss_base_model_version"] == "sd_v1"
     assert known["modelspec.encoder_layer"] == "2"

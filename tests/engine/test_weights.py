@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import CLIPTokenizer
 
+from engine.models.load import load
 from engine.models.weights import weighted_parts, weighted_tokens
 from engine.pocket import MODEL_FOLDER
+from knowledge.config import BaseModelSettings
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "data" / "weighted_token_ids.json").read_text())
 
@@ -48,3 +51,19 @@ def test_brackets_say_how_much_words_count(caption, parts):
     found = weighted_parts(caption)
     assert [text for text, _ in found] == [text for text, _ in parts]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in parts])
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("maximum_tokens", [75, 150])
+def test_weights_multiply_what_the_encoders_say_of_their_words(request, family, maximum_tokens):
+    folder = request.getfixturevalue(f"tiny_{family}")
+    model = load(BaseModelSettings(path=str(folder), family=family, maximum_tokens=maximum_tokens), torch.float32)
+    plain = model.encode_prompt(["a red hat"]).hidden_states
+    literal = model.encode_prompt(["a (red:1.5) hat"]).hidden_states
+    model.weighted_captions = True
+    weighted = model.encode_prompt(["a (red:1.5) hat"])
+    expected = plain.clone()
+    expected[:, 2] *= 1.5  # begin, a, red
+    assert torch.allclose(weighted.hidden_states, expected, atol=1e-6)
+    assert torch.allclose(model.encode_prompt(["a red hat"]).hidden_states, plain)
+    assert not torch.allclose(literal, weighted.hidden_states, atol=1e-3)
