@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from knowledge.answers import parse_assignment, plain_problems, read_answers
+from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
 from knowledge.config import POCKET_MODEL
+from wizard.exchange import import_document, show_import
 
 if TYPE_CHECKING:
     from knowledge.config import TrainingConfig
+    from knowledge.formats.translation import Imported
     from wizard.situation import Situation
 
 BLOCKED = 3
@@ -28,15 +30,31 @@ BLOCKED = 3
 def check(context: click.Context, file: Path, assignments: tuple[str, ...], as_json: bool) -> None:
     """The plan of an answers file, and what is wrong or risky in it, gravest first.
 
-    Ends with exit code 3 when training could not start.
+    Files of other trainers, and LoRA files, are read as lora-wizard import reads them: what becomes of every key, then
+    the plan of the same training here. Ends with exit code 3 when training could not start.
     """
-    situation = _situation(_changed(read_answers(file), assignments))
+    imported = _foreign(file)
+    if imported is not None and imported.config is None:
+        raise PlainError("\n".join([f"{file} cannot be trained as it is:", *(f"  {p}" for p in imported.problems)]), 2)
+    config = imported.config if imported is not None and imported.config is not None else read_answers(file)
+    situation = _situation(_changed(config, assignments))
     if as_json:
-        click.echo(json.dumps(document(situation), ensure_ascii=False))
+        extra = {"imported": import_document(imported)} if imported is not None else {}
+        click.echo(json.dumps(document(situation) | extra, ensure_ascii=False, default=str))
     else:
+        if imported is not None:
+            show_import(imported, file)
+            print()
         show(situation)
     if situation.blocked:
         context.exit(BLOCKED)
+
+
+def _foreign(file: Path) -> Imported | None:
+    """What a file of another trainer says; None for answers of ours, and for what is neither."""
+    from knowledge.formats.reader import is_foreign, read_foreign
+
+    return read_foreign(file) if is_foreign(file) else None
 
 
 def document(situation: Situation) -> dict[str, Any]:
@@ -79,7 +97,6 @@ def _situation(config: TrainingConfig) -> Situation:
 def _changed(config: TrainingConfig, assignments: tuple[str, ...]) -> TrainingConfig:
     from pydantic import ValidationError
 
-    from knowledge.answers import PlainError
     from knowledge.config import with_values
 
     if not assignments:

@@ -13,6 +13,8 @@ import click
 from knowledge.answers import PlainError, read_answers, write_answers, write_whole
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from knowledge.formats.export import Exported
     from knowledge.formats.translation import Imported, Note
 
@@ -77,6 +79,8 @@ def import_document(imported: Imported, output: Path | None = None) -> dict[str,
 
 def show_import(imported: Imported, file: Path, everything: bool = False) -> None:
     """Prints the five lists; `check` on a foreign file shows them too."""
+    from rich.console import Group
+
     from knowledge.formats.translation import TITLES
     from wizard import views, words
 
@@ -91,7 +95,8 @@ def show_import(imported: Imported, file: Path, everything: bool = False) -> Non
             console.print(f"  [quiet]{views.escape(', '.join(note.key for note in notes[:8]))}"
                           f"{' … (all of them: --all)' if len(notes) > 8 else ''}[/]")  # fmt: skip
             continue
-        console.print(views.indented(views.table(_columns(outcome), [_line(note) for note in notes])))
+        width = min(40, max(len(f"{note.key} = {_short(note.value)}") for note in notes))
+        console.print(views.indented(Group(*(_line(note, width) for note in notes))))
     if imported.implied and everything:
         console.print(f"\n[strong]What its defaults mean[/] [quiet]({len(imported.implied)})[/]")
         lines = [(name, _short(value)) for name, value in imported.implied.items()]
@@ -104,22 +109,23 @@ def show_import(imported: Imported, file: Path, everything: bool = False) -> Non
         console.print(views.finding("blocks", problem))
 
 
-def _columns(outcome: str) -> tuple[str, ...]:
-    return {
-        "mapped": ("theirs", "value", "ours", ""),
-        "changed": ("theirs", "value", "ours", "why"),
-    }.get(outcome, ("theirs", "value", "why"))
-
-
-def _line(note: Note) -> tuple[Any, ...]:
+def _line(note: Note, width: int) -> RenderableType:
+    """A key, its value, what it is here, and below it why; identifiers are never cut."""
+    from rich.console import Group
+    from rich.padding import Padding
     from rich.text import Text
 
-    first = (Text(note.key), Text(_short(note.value)))
-    if note.outcome in ("mapped", "changed"):
-        same = str(note.new) == str(note.value)
-        ours = f"{note.name}" if same else f"{note.name} = {_short(note.new)}"
-        return (*first, Text(ours if note.name else ""), Text(note.why, style="quiet"))
-    return (*first, Text(note.why, style="quiet"))
+    theirs = Text(note.key)
+    if note.value not in (None, ""):
+        theirs.append(f" = {_short(note.value)}", "quiet")
+    if note.name:
+        theirs.pad_right(max(0, width - theirs.cell_len))
+        theirs.append("  ").append(note.name, "accent")
+        if str(note.new) != str(note.value):
+            theirs.append(f" = {_short(note.new)}")
+    if not note.why:
+        return theirs
+    return Group(theirs, Padding(Text(note.why, style="quiet"), (0, 0, 0, 2)))
 
 
 def _short(value: Any) -> str:

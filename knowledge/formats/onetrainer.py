@@ -50,8 +50,6 @@ DEFAULTS: dict[str, Any] = {
     "network.algorithm": "locon",
     "network.rank": 16,
     "network.alpha": 1.0,
-    "network.conv_rank": 16,
-    "network.conv_alpha": 1.0,
     "network.train_text_encoder": True,
     "optimizer.learning_rate": 3e-6,
     "schedule.epochs": 100,
@@ -165,8 +163,9 @@ def _network(job: Translation, beside: Path) -> None:
             job.mapped("lokr_decompose_factor", "network.lokr_factor", job.source["lokr_decompose_factor"])
         else:
             job.no_effect("lokr_decompose_factor", "Only LoKr reads it.")
-    job.implied["network.conv_rank"] = job.values.get("network.rank", 16)
-    job.implied["network.conv_alpha"] = job.values.get("network.alpha", 1.0)
+    if ours in CONV_ALGORITHMS:
+        job.implied["network.conv_rank"] = job.values.get("network.rank", 16)
+        job.implied["network.conv_alpha"] = job.values.get("network.alpha", 1.0)
     if ours == "lokr":
         job.implied["network.lokr_factor"] = -1
     for key in list(job.source):

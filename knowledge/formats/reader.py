@@ -73,7 +73,19 @@ def _read_toml(text: str, path: Path) -> Imported:
 
 
 def _is_ours(document: dict[str, Any]) -> bool:
-    return "schema_version" in document or ("base_model" in document and isinstance(document["base_model"], dict))
+    """Answers of ours, or at least nothing that sd-scripts would know."""
+    from knowledge.config import fields
+    from knowledge.formats.kohya import flattened
+    from knowledge.formats.translation import facts_of
+
+    if "schema_version" in document:
+        return True
+    sections = {name: table for name, table in document.items() if isinstance(table, dict)}
+    if any(f"{section}.{key}" in fields() for section, table in sections.items() for key in table):
+        return True
+    known = facts_of("sd_scripts")
+    theirs = {*known["options"], *known["unset"], "datasets", "subsets", "general"}
+    return not theirs & ({*flattened(document), *document} - {"seed"})
 
 
 def _read_json(text: str, path: Path) -> Imported:

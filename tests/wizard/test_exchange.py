@@ -101,3 +101,13 @@ def test_importing_never_loads_torch(options):
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
+
+
+def test_check_explains_a_foreign_file_and_plans_the_same_training(options):
+    from wizard.check import check
+
+    outcome = CliRunner().invoke(check, [str(options)], standalone_mode=False)
+    assert "Taken over with a change" in outcome.stdout
+    document = json.loads(CliRunner().invoke(check, [str(options), "--json"], standalone_mode=False).stdout)
+    assert document["imported"]["format"] == "sd-scripts TOML"
+    assert "findings" in document
