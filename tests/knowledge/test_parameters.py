@@ -135,3 +135,31 @@ def test_the_reason_carries_the_users_own_numbers():
     advice = recommended("schedule.epochs", known)
     assert advice.value == 20  # 20 pictures × 100 views, 100 views an epoch
     assert "20 pictures" in advice.because
+
+
+def test_a_number_stands_once_and_changes_everywhere(monkeypatch):
+    from knowledge import parameters as module
+    from knowledge.rules import check
+
+    def everything():
+        for cached in (module._numbers, module._parameter):
+            cached.cache_clear()
+        known = facts(with_values(TrainingConfig(), {"base_model.family": "sdxl", "base_model.path": "x.safetensors"}))
+        burning = known | {"optimizer.learning_rate": 2e-3}
+        (told,) = [found.message for found in check(burning) if found.rule == "rate-likely-to-burn"]
+        said = parameters()["optimizer.learning_rate"].explanation
+        fix = next(found.fix for found in check(burning) if found.rule == "rate-likely-to-burn")
+        return recommended("optimizer.learning_rate", known).value, said, told, fix["optimizer.learning_rate"]
+
+    value, said, _, fix = everything()
+    assert (value, fix) == (1e-4, 1e-4)
+    assert "1e-4" in said
+    numbers = library.document("parameters/optimizer.toml")["learning_rate"]["numbers"]
+    monkeypatch.setitem(numbers, "usual", 3e-4)
+    monkeypatch.setitem(numbers, "burns", 1.5e-3)
+    value, said, told, fix = everything()
+    assert (value, fix) == (3e-4, 3e-4)
+    assert "3e-4" in said
+    assert "0.0015" in told
+    monkeypatch.undo()
+    everything()

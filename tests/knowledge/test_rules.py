@@ -174,3 +174,51 @@ def test_a_missing_fact_keeps_a_rule_silent_instead_of_failing():
     lookup = lookup_for(None, {})
     with pytest.raises(KeyError):
         lookup("plan.total_steps")
+
+
+# -- with the plan ----------------------------------------------------------------------------------------------------
+
+SITUATIONS = [
+    ({"base_model.family": "sdxl", "dataset.resolution": 1024, "dataset.bucket_maximum_side": 2048}, 20, 8, (8, 6)),
+    ({"base_model.family": "sdxl", "schedule.batch_size": 8, "memory.precision": "bf16"}, 50, 12, (8, 6)),
+    ({"base_model.family": "sdxl", "network.train_text_encoder": True, "memory.precision": "bf16"}, 8, 6, (8, 6)),
+    ({"base_model.family": "sd15", "schedule.epochs": 500, "saving.every_epochs": 1}, 12, 24, (8, 9)),
+    ({"base_model.family": "sd15", "schedule.gradient_accumulation_steps": 64, "schedule.epochs": 3}, 12, 8, (7, 5)),
+    ({"base_model.family": "sd15", "schedule.maximum_steps": 5, "schedule.warmup": 100.0}, 30, 4, (6, 1)),
+    ({"schedule.epochs": 1, "sampling.prompts": ("a",), "sampling.every_epochs": 1}, 12, 0, None),
+    ({"schedule.epochs": 3000, "sampling.prompts": ("a", "b"), "sampling.every_epochs": 1}, 3, 0, None),
+    ({"schedule.scheduler": "cosine_with_restarts", "schedule.cycles": 50, "schedule.batch_size": 64}, 40, 0, None),
+]
+
+
+@pytest.mark.parametrize(("changes", "images", "gigabytes", "capability"), SITUATIONS)
+def test_fixes_come_to_rest_when_every_fix_changes_the_plan(changes, images, gigabytes, capability):
+    from calculator.plan import plan
+
+    path = "x.safetensors" if "base_model.family" in changes else "pocket"
+    config_ = with_values(TrainingConfig(), {"base_model.path": path, **changes})
+    pictures = tuple(Picture(f"{i}.png", 640 + 64 * (i % 3), 640, "a cat") for i in range(images))
+    dataset = DatasetFacts((FolderFacts(pictures, 1),))
+    hardware = Hardware("a card", gigabytes * 2**30, 2**35, 2**37, capability)
+
+    def findings():
+        return check(facts(config_, dataset, hardware, plan(config_, dataset, hardware).facts()))
+
+    for _ in range(60):
+        offered = [finding for finding in findings() if finding.fix]
+        if not offered:
+            break
+        config_ = apply_fix(config_, offered[0])
+    left = findings()
+    assert not [finding.rule for finding in left if finding.fix], "fixes chase each other"
+    assert not [finding for finding in left if finding.severity == "blocks"]
+
+
+def test_rules_name_only_facts_that_a_plan_has():
+    from calculator.plan import plan
+
+    made = plan(TrainingConfig(), DatasetFacts((FolderFacts((Picture("a.png", 64, 64),)),)), Hardware("CPU"))
+    known = set(made.facts())
+    for rule in RULES:
+        read = {*names_in(rule.when), *placeholders(rule.message), *(n for v in rule.fix.values() for n in names_in(v))}
+        assert {name for name in read if name.startswith("plan.")} <= known, rule.id
