@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from knowledge.answers import PlainError
 from knowledge.config import POCKET_MODEL, DatasetFolder, TrainingConfig, with_values
 from knowledge.facts import facts
-from knowledge.parameters import parameters, recommended
+from knowledge.parameters import Parameter, parameters, recommended
 from wizard import pictures as found
 from wizard import questions, views, words
 from wizard.prompts import Move, Option, Page, show
@@ -87,6 +87,7 @@ def model_at(text: str) -> Values:
         "base_model.path": path,
         "base_model.family": model.family,
         "base_model.prediction_type": model.prediction_type,
+        "base_model.zero_terminal_snr": model.zero_terminal_snr,
     }
 
 
@@ -203,49 +204,33 @@ def _show_captions(session: Session, chosen: Values) -> None:
 
 def _edit_folder(session: Session, folders: list[dict[str, Any]], index: int, around: Values) -> list[dict[str, Any]]:
     """The folders after one of them was changed or taken out."""
-    folder = folders[index]
-    DatasetFolder.model_validate(folder)
-    repeats, role = parameters()["dataset.folders.repeats"], parameters()["dataset.folders.regularisation"]
+    folder, around = folders[index], {**around, "more": False, "back": "back"}
+    columns = [parameters()[f"dataset.folders.{key}"] for key in DatasetFolder.model_fields if key != "path"]
     answer = session.ask(
         Page(
             title=found.short(folder["path"], 70),
-            body=(views.rows([(repeats.title, repeats.meaning), (role.title, role.meaning)]),),
             options=(
-                Option("repeats", f"{repeats.title}: {folder['repeats']}"),
-                Option("role", f"{role.title}: {views.value(folder['regularisation'])}"),
+                *(Option(c.name, c.title, questions.display(c, _column(folder, c)), c.meaning) for c in columns),
                 Option("remove", "Leave this folder out"),
             ),
-            help=lambda _: questions.long_explanation(repeats, None),
-            **{**around, "more": False},
+            **around,
         )
     )
     if answer == "remove":
         return folders[:index] + folders[index + 1 :]
-    if answer == "role":
-        changed = {**folder, "regularisation": not folder["regularisation"]}
-    elif answer == "repeats":
-        times = session.ask(
-            Page(
-                title="How often shall each of its pictures be shown in an epoch?",
-                body=questions.explanation(repeats, None),
-                default=str(folder["repeats"]),
-                help=lambda _: questions.long_explanation(repeats, None),
-                check=_repeats,
-                **{**around, "more": False},
-            )
-        )
-        if isinstance(times, Move):
-            return folders
-        changed = {**folder, "repeats": times}
-    else:
+    if isinstance(answer, Move):
         return folders
+    column = parameters()[answer]
+    value = session.ask(questions.plain_page(column, _column(folder, column), around))
+    if isinstance(value, Move):
+        return folders
+    changed = {**folder, answer.rpartition(".")[2]: value}
     return [*folders[:index], changed, *folders[index + 1 :]]
 
 
-def _repeats(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
-        raise PlainError(f'"{text}" cannot be used; give a whole number from 1 to 10,000.', 2)
-    return int(text)
+def _column(folder: Values, column: Parameter) -> Any:
+    """What a folder has in the column that this parameter describes."""
+    return folder.get(column.name.rpartition(".")[2], column.default)
 
 
 # --- base model -------------------------------------------------------------------------------------------------------

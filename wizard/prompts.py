@@ -103,7 +103,7 @@ class _Screen:
 
         width, height = _terminal_size()
         lines, tail = self._above(width), self._tail(width)
-        room = max(height - self.rows_asked - len(self._below(width)) - 1, 2)
+        room = max(height - self.rows_asked - len(self._below(width)) - 1, 3)
         if len(lines) + len(tail) > room:
             tail = _closer(tail, max(room - len(lines), room // 3))
             lines = _closer(lines, room - len(tail))
@@ -111,7 +111,7 @@ class _Screen:
             rest = views.ansi_lines(views.indented("[quiet]… the rest does not fit here; ? shows it[/]"), width)
             if tail:
                 tail = [*tail[: max(room - len(lines), room // 3) - 2], *rest, ""]
-            lines = lines[: room - len(tail)] if tail else [*lines[: room - 2], *rest, ""]
+            lines = lines[: room - len(tail)] if tail else [*lines[1 if room < 5 else 0 :][: room - 2], *rest, ""]
         return ANSI("\n".join([*lines, *tail]))
 
     def below(self) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import ValidationError
 
 from knowledge.answers import PlainError, plain_problems
-from knowledge.config import choices, fields, sections, value_of
+from knowledge.config import DatasetFolder, TrainingConfig, choices, fields, sections, value_of
 from knowledge.parameters import Choice, Parameter, Recommendation, parameters
 from wizard import estimate, pictures, views
 from wizard.prompts import Option, Page
@@ -48,11 +48,11 @@ def allowed(name: str, value: Any) -> Any:
     """The value if its field accepts it. Raises PlainError that says what the field would accept."""
     section, _, key = name.rpartition(".")
     try:
-        if section in sections():
+        if section == "dataset.folders":
+            DatasetFolder.model_validate({"path": ".", key: value})
+        elif section in sections():
             sections()[section].model_validate({key: value})
         else:
-            from knowledge.config import TrainingConfig
-
             TrainingConfig.model_validate({name: value})
     except ValidationError as error:
         if name in PATTERNS and value:
@@ -116,6 +116,20 @@ def page(
         check=lambda text: parse(name, text),
         preview=preview(bench, chosen, name),
         error=error,
+        **around,
+    )
+
+
+def plain_page(entry: Parameter, current: Any, around: Mapping[str, Any]) -> Page:
+    """The page that asks for a value on which no estimate hangs: a column of a picture folder."""
+    options = _choices(entry, None)
+    return Page(
+        title=entry.title,
+        body=explanation(entry, None),
+        options=options,
+        default=current if options else _as_typed(current),
+        help=lambda value: long_explanation(entry, None, value),
+        check=lambda text: parse(entry.name, text),
         **around,
     )
 

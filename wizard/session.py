@@ -79,7 +79,8 @@ class Session:
 
     def move(self, draft: Draft) -> None:
         self.draft = draft
-        self.keep(draft)
+        if draft.values:
+            self.keep(draft)
 
     def wording(self, name: str) -> str:
         """The question in words."""

@@ -14,10 +14,12 @@ from PIL import Image
 from prompt_toolkit.input import PipeInput
 
 from knowledge.answers import PlainError, read_answers
+from knowledge.parameters import LEVELS, parameters
 from wizard import drafts
 from wizard.cli import main
 from wizard.prompts import ask_on_screen
 from wizard.session import Session
+from wizard.settings import names_in
 from wizard.steps import REVIEW, Draft
 
 pytestmark = pytest.mark.usefixtures("own_home")
@@ -64,6 +66,7 @@ def test_enter_all_the_way_leads_to_a_config_of_recommendations(session: Session
         "base_model.path",
         "base_model.family",
         "base_model.prediction_type",
+        "base_model.zero_terminal_snr",
         "sampling.prompts",
         "output.name",
     }  # everything else follows the recommendations
@@ -123,6 +126,44 @@ def test_values_that_do_not_go_together_are_refused_where_they_are_asked(session
     with pytest.raises(ValidationError):
         session.answer({"network.train_text_encoder": True})
     assert "network.train_text_encoder" not in session.draft.values
+
+
+def test_what_a_folder_is_for_can_be_changed(session: Session, keyboard: PipeInput, photos: Path):
+    session.draft = Draft({"dataset.goal": "object"}, "dataset.folders")
+    to_the_folder = str(photos) + ENTER + UP + ENTER  # the last line of the list
+    to_repeats = ENTER + "\x15" + "7" + ENTER
+    keyboard.send_text(to_the_folder + to_repeats + ENTER + CTRL_C)
+    with pytest.raises(KeyboardInterrupt):
+        session.run()
+    (folder,) = session.draft.values["dataset.folders"]
+    assert folder["repeats"] == 7
+
+
+def test_any_setting_can_be_found_by_any_name_and_changed_from_the_review(
+    session: Session, keyboard: PipeInput, photos: Path
+):
+    from wizard.forms import folders_in
+
+    session.draft = Draft({"dataset.goal": "object", **folders_in(str(photos))}, REVIEW)
+    settings_from_the_end = UP * 3 + ENTER
+    find = ENTER + "noise_offset" + ENTER + "\x15" + "0.05" + ENTER
+    keyboard.send_text("1" + settings_from_the_end + find + LEFT + "1" + SAVE)
+    assert session.run() == "save"
+    assert session.situation().config.noise.offset == 0.05
+
+
+def test_more_settings_open_level_by_level_down_to_the_expert_ones(session: Session, keyboard: PipeInput):
+    entries = [parameters()[name] for name in names_in("network")]
+    listed = [entry.name for level in LEVELS for entry in entries if entry.level == level]
+    assert parameters()["network.lokr_factor"].level == "expert"
+    session.draft = Draft({"dataset.goal": "object"}, "network.algorithm")
+    network_section = "m" + ENTER
+    show_more = UP + ENTER  # from the first line up to the last, twice: advanced, then expert
+    to_the_factor = "1" + DOWN * listed.index("network.lokr_factor") + ENTER
+    keyboard.send_text(network_section + show_more + "1" + show_more + to_the_factor + "\x15" + "4" + ENTER + CTRL_C)
+    with pytest.raises(KeyboardInterrupt):
+        session.run()
+    assert session.draft.values["network.lokr_factor"] == 4
 
 
 # Without a terminal
