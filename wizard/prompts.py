@@ -120,9 +120,11 @@ class _Screen:
         return ANSI("\n".join(self._below(_terminal_size()[0])))
 
     def _above(self, width: int) -> list[str]:
+        from rich.text import Text
+
         page = self.page
         head = views.title_line(page.place, page.progress)
-        return [*views.ansi_lines(views.indented(views.page(head, f"[strong]{page.title}[/]", *page.body)), width), ""]
+        return [*views.ansi_lines(views.indented(views.page(head, Text(page.title, "strong"), *page.body)), width), ""]
 
     def _tail(self, width: int) -> list[str]:
         tail = self.page.tail
@@ -143,7 +145,7 @@ class _Screen:
         if option is None:
             option = next((o for o in self.page.options if o.value == self.current()), None)
         text = option.note if option else ""
-        return [*views.ansi_lines(views.indented(f"[quiet]{views.escape(text)}[/]", 4), width), ""] if text else []
+        return [*views.ansi_lines(views.indented(views.escape(text), 4), width), ""] if text else []
 
     def _note_height(self, width: int) -> int:
         """Lines of the longest note, so that nothing jumps while the cursor moves."""
@@ -387,9 +389,11 @@ def _read_on_screen(renderable: RenderableType) -> None:
 
 def ask_plainly(page: Page) -> Any:
     """Asks with numbered lines and nothing that moves: for NO_COLOR, TERM=dumb and screen readers."""
+    from rich.text import Text
+
     console = views.console()
     console.print()
-    console.print(views.page(f"{page.place}\n{page.title}", *page.body, *page.tail))
+    console.print(views.page(Text(f"{page.place}\n{page.title}"), *page.body, *page.tail))
     console.print()
     for number, option in enumerate(page.options, 1):
         console.print(f"  {number}  {option.label}{f'  ({option.hint})' if option.hint else ''}", markup=False)

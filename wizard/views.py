@@ -24,27 +24,22 @@ ACCENT = "magenta"
 STYLES = {
     "accent": f"bold {ACCENT}",
     "strong": "bold",
-    "quiet": "bright_black",
+    "quiet": "dim",
     "good": "green",
-    "note": "bright_black",
+    "note": "dim",
     "warning": "yellow",
     "high": "bold yellow",
     "blocks": "bold red",
     "error": "bold red",
 }
-"""Names of meanings, for rich markup: [accent]…[/]. Colours are the terminal's own, so they suit its background."""
+"""Names of meanings, for rich markup: [accent]…[/]. Colours are the terminal's own, so they suit its background.
+Quiet is dim and not bright black, which some colour schemes draw in the colour of the background."""
 
 PROMPT_STYLES = {
-    "accent": f"fg:ansi{ACCENT} bold",
     "pointer": f"fg:ansi{ACCENT} bold",
     "highlighted": "bold",
     "selected": "noinherit",
     "answer": "noinherit",
-    "question": "bold",
-    "quiet": "fg:ansibrightblack",
-    "disabled": "fg:ansibrightblack italic",
-    "separator": "fg:ansibrightblack",
-    "validation-toolbar": "noinherit fg:ansired",
 }
 """The same for prompt_toolkit, which draws the questions."""
 
