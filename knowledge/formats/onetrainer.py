@@ -82,11 +82,16 @@ def flattened(document: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with those of optimizer and model parts by dotted name."""
     flat: dict[str, Any] = {}
     for key, value in document.items():
-        if key in NESTED and isinstance(value, dict):
+        if key in NESTED and isinstance(value, dict) and value:
             flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
         else:
             flat[key] = value
     return flat
+
+
+def tables(value: Any) -> list[dict[str, Any]]:
+    """The tables in a list of them; nothing of anything else."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def _model(job: Translation, beside: Path) -> None:
@@ -342,7 +347,7 @@ def _dataset(job: Translation, beside: Path) -> None:
             )
     if concepts:
         key = "concepts" if job.get("concepts") is not None else "concept_file_name"
-        used = [concept for concept in concepts if concept.get("enabled", True)]
+        used = [concept for concept in tables(concepts) if concept.get("enabled", True)]
         job.changed(key, "dataset.folders", tuple(_folder(concept) for concept in used), "Each concept is a folder.")
         _concept_settings(job, used)
         if job.get("concepts") is not None and "concept_file_name" in job.source:
@@ -358,11 +363,11 @@ def _folder(concept: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _concept_settings(job: Translation, concepts: list[Mapping[str, Any]]) -> None:
+def _concept_settings(job: Translation, concepts: list[dict[str, Any]]) -> None:
     """Settings that ours has once for all folders: those of the first concept."""
     if not concepts:
         return
-    image, text = concepts[0].get("image") or {}, concepts[0].get("text") or {}
+    image, text = (held if isinstance(held := concepts[0].get(part), dict) else {} for part in ("image", "text"))
     for held, key, name in (
         (image, "enable_random_flip", "dataset.flip"),
         (text, "enable_tag_shuffling", "dataset.shuffle_tags"),
@@ -372,7 +377,7 @@ def _concept_settings(job: Translation, concepts: list[Mapping[str, Any]]) -> No
             job.values[name] = held[key]
     if any(concept.get("balancing_strategy") == "SAMPLES" for concept in concepts):
         job.warnings.append("A concept is balanced by a number of samples; here its number is read as repeats.")
-    if any((concept.get("image") or {}).get("enable_crop_jitter", True) for concept in concepts):
+    if image.get("enable_crop_jitter", True):
         job.warnings.append(
             "OneTrainer cuts pictures a little differently each time (crop jitter). Here the middle is kept."
         )
@@ -385,7 +390,7 @@ def _sampling(job: Translation, beside: Path) -> None:
         ("backup_after", "saving.state_every"),
     ):
         _interval(job, key, name)
-    samples = [sample for sample in job.get("samples") or [] if sample.get("enabled", True)]
+    samples = [sample for sample in tables(job.get("samples")) if sample.get("enabled", True)]
     if samples:
         first = samples[0]
         job.changed(

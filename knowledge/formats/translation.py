@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -223,13 +224,14 @@ def as_bool(value: Any) -> bool | None:
 
 
 def as_number(value: Any) -> float | None:
-    """A number as foreign files write it, as number or text; None when it is none."""
+    """A finite number as foreign files write it, as number or text; None when it is none."""
     if isinstance(value, bool) or value is None:
         return None
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def is_empty(value: Any) -> bool:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from knowledge.answers import PlainError
 from knowledge.config import TrainingConfig, fields, value_of, with_values
+from knowledge.formats import ai_toolkit, onetrainer
 from knowledge.formats.export import WHERE, to_sd_scripts
 from knowledge.formats.export_diffusers import to_diffusers
 from knowledge.formats.export_gui import to_kohya_gui
@@ -646,3 +647,61 @@ def test_diffusers_arguments_say_what_they_leave_out():
     assert "--rank=16" in script
     assert "--use_8bit_adam" in script
     assert {"network.algorithm", "network.alpha"} <= {entry.name for entry in exported.lost}
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 2000),
+    st.floats(),
+    st.sampled_from(
+        ["", "x", "1e-4", "0", "True", "none", "a b", "C:\\pics", "x\ny", [], {}, [1, 2], ["a=1", "b"], {"a": 1}]
+    ),
+)
+KEYS = {
+    kind: sorted({*facts_of(kind)["options"], *facts_of(kind)["unset"]})
+    for kind in ("sd_scripts", "onetrainer", "ai_toolkit")
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(given=st.dictionaries(st.sampled_from([*KEYS["sd_scripts"], "typo"]), ODD, max_size=25))
+def test_any_options_of_sd_scripts_end_in_one_list_each(given):
+    imported = translate(given, kind="test")
+    listed = [note.key for note in imported.notes]
+    assert len(listed) == len(set(listed))
+    assert all(key in listed or any(one.startswith(f"{key}.") for one in listed) for key in given)
+    assert (imported.config is None) == bool(imported.problems)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(given=st.dictionaries(st.sampled_from([*KEYS["onetrainer"], "typo"]), ODD, max_size=25))
+def test_any_settings_of_onetrainer_end_in_one_list_each(given):
+    nested: dict = {}
+    for key, value in given.items():
+        part, _, inner = key.rpartition(".")
+        if part:
+            nested.setdefault(part, {})[inner] = value
+        else:
+            nested[key] = value
+    imported = onetrainer.read_json(nested, Path("x.json"))
+    assert sorted(note.key for note in imported.notes) == sorted(onetrainer.flattened(nested))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(given=st.dictionaries(st.sampled_from([*KEYS["ai_toolkit"], "typo"]), ODD, max_size=25))
+def test_any_settings_of_ai_toolkit_end_in_one_list_each(given):
+    process: dict = {"type": "sd_trainer"}
+    dataset: dict = {"folder_path": "pics"}
+    for key, value in given.items():
+        section, _, inner = key.partition(".")
+        if section == "datasets":
+            dataset[inner] = value
+        elif inner:
+            process.setdefault(section, {})[inner] = value
+        elif key not in ("network", "save", "train", "model", "sample"):
+            process[key] = value
+    process["datasets"] = [dataset]
+    document = {"config": {"name": "x", "process": [process]}}
+    imported = ai_toolkit.read_yaml(json.dumps(document), Path("x.yaml"))
+    assert sorted(note.key for note in imported.notes) == sorted(ai_toolkit.flattened(document, process))
