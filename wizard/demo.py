@@ -102,12 +102,16 @@ def prepare(folder: Path | None) -> Path:
     row = config.dataset.folders[0]
     place = folder or Path(row.path).parent
     pictures, answers = place / "pictures", place / "demo.toml"
-    try:
-        shutil.copytree(DEMO_FOLDER, pictures, dirs_exist_ok=True)
-    except OSError as error:
-        raise PlainError(f"The demo cannot be put in {place}: {error}. Name another place with --folder.") from None
     placed: dict[str, Any] = {"dataset.folders": ({**row.model_dump(), "path": str(pictures)},)}
     if folder:
         placed["output.folder"] = str(place / "runs")
-    write_answers(with_values(config, placed), answers)
+    try:
+        pictures.mkdir(parents=True, exist_ok=True)
+        for file in sorted(DEMO_FOLDER.iterdir()):
+            shutil.copyfile(file, pictures / file.name)
+        write_answers(with_values(config, placed), answers)
+    except OSError as error:
+        raise PlainError(
+            f"The demo cannot be put in {place}: {error.strerror or error}. Name another place with --folder."
+        ) from None
     return answers

@@ -122,11 +122,15 @@ def train_situation(situation: Situation, *, as_json: bool = False, debug: bool 
             remedy = ["This would settle it:", " ".join(settled)] if settled else []
             views.complain("\n".join(["This cannot start as it is.", *remedy]))
         return 3
-    run = RunFolder.create(anchored(situation.config))
-    if situation.plan is not None:
-        document = situation.plan.as_dict(situation.findings)
-        with whole_file(run.path / PLAN) as file:
-            file.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
+    try:
+        run = RunFolder.create(anchored(situation.config))
+        if situation.plan is not None:
+            document = situation.plan.as_dict(situation.findings)
+            with whole_file(run.path / PLAN) as file:
+                file.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
+    except OSError as error:
+        folder = situation.config.output.folder
+        raise PlainError(f"The run cannot be begun in {folder}: {error.strerror or error}.") from None
     return attend(run, as_json=as_json, debug=debug)
 
 

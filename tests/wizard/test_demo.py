@@ -8,7 +8,7 @@ import pytest
 
 from engine.events import CheckpointSaved, RunFinished, RunStarted, SampleSaved, StepFinished
 from engine.run_folder import RunFolder
-from knowledge.answers import read_answers
+from knowledge.answers import PlainError, read_answers
 from wizard import views
 from wizard.demo import ANSWERS, _closing, prepare
 from wizard.launch import train_file
@@ -29,6 +29,12 @@ def test_the_demo_is_laid_out_where_one_can_look_at_it(tmp_path, monkeypatch):
     elsewhere = read_answers(prepare(tmp_path / "there"))
     assert elsewhere.output.folder == str(tmp_path / "there" / "runs")
     assert elsewhere.dataset.folders[0].path == str(tmp_path / "there" / "pictures")
+
+
+def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PlainError, match=r"^The demo cannot be put in .*there: .*\. Name another"):
+        prepare(tmp_path / "file" / "there")
 
 
 def test_every_drawing_has_a_caption_with_the_word(tmp_path):
