@@ -73,6 +73,8 @@ def _finding(rule: Rule, facts: Mapping[str, Any]) -> Finding | None:
         fix = {name: as_field_type(name, evaluate(value, lookup)) for name, value in rule.fix.items()}
     except UnknownFactError:
         fix = {}
+    if all(name in facts and facts[name] == value for name, value in fix.items()):
+        fix = {}  # already as it would be made: nothing is left to offer
     named = dict.fromkeys([*rule.fix, *rule.parameters, *(name for name in names_in(rule.when) if name in fields())])
     return Finding(rule.id, rule.severity, message, tuple(named), fix)
 

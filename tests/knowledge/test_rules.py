@@ -169,6 +169,13 @@ def test_applying_every_offered_fix_ends_without_a_blocking_finding(config_, dat
     assert not [finding for finding in left if finding.severity == "blocks"]
 
 
+def test_a_fix_that_is_made_already_is_not_offered_again():
+    known = facts(with_values(TrainingConfig(), {"saving.keep_last": 3}))
+    full = known | {"plan.disk_bytes": 2**40, "plan.saved_files": 3, "hardware.disk_free_bytes": 2**30}
+    (finding,) = [finding for finding in check(full) if finding.rule == "disk-too-full"]
+    assert not finding.fix
+
+
 def test_a_missing_fact_keeps_a_rule_silent_instead_of_failing():
     assert all("plan." not in finding.message for finding in check(facts(TrainingConfig())))
     lookup = lookup_for(None, {})
