@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from engine.dataset.caption_edits import Change
     from engine.dataset.inspect import Inspection
+    from knowledge.answers import PlainError
     from knowledge.config import DatasetSettings
 
 FILES_SHOWN = 4
@@ -401,7 +402,13 @@ def import_(sources: tuple[Path, ...], destination: Path | None, as_json: bool) 
 
 @dataset.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--tagger", default="wd-vit-v3", show_default=True, metavar="NAME|FOLDER", help="Which tagger.")
+@click.option(
+    "--tagger",
+    default="wd-vit-v3",
+    show_default=True,
+    metavar="NAME|FOLDER",
+    help="wd-vit-v3, wd-swinv2-v3, wd-eva02-large-v3, blip-base, blip-large … or a folder.",
+)
 @click.option("--threshold", type=click.FloatRange(0.01, 1), default=0.35, show_default=True, help="For general tags.")
 @click.option(
     "--character-threshold", type=click.FloatRange(0.01, 1), default=0.85, show_default=True, help="For names."
@@ -434,17 +441,16 @@ def tag(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Write captions for the pictures in FOLDER with a WD14 tagger.
+    """Write captions for the pictures in FOLDER: tags from a WD14 tagger, or a sentence from BLIP.
 
-    Good for drawings and anime; the tagger is downloaded once, or taken from a folder with model.onnx and
-    selected_tags.csv. What it wrote is taken back by: lora-wizard dataset captions FOLDER --undo
+    Tags are good for drawings and anime, sentences (--tagger blip-large) for photographs. Tagger and captioner are
+    downloaded once, or taken from a folder. To take back what they wrote: lora-wizard dataset captions FOLDER --undo
 
     \b
     Example: lora-wizard dataset tag pictures --threshold 0.4 --blacklist "simple background" --trigger sks
     """
     from engine.dataset import caption_edits as edits
     from engine.dataset.folders import folder_listing
-    from engine.tagging import Tagger, spoken, tag_pictures, tagger_folder
     from knowledge.answers import PlainError
 
     if not (dry_run or yes) and (as_json or not views.interactive()):
@@ -455,17 +461,15 @@ def tag(
     if not found.pictures or not wanted:
         why = "has no pictures" if not found.pictures else "has a caption for every picture; --append or --replace"
         raise PlainError(f"{folder} {why}.", 2)
-    loaded = Tagger(tagger_folder(tagger, lambda words: click.echo(words, err=True)))
-    told = _progress(f"Tagging on the {loaded.device}", quiet=as_json)
+    device, said = _words_for(wanted, tagger, threshold, character_threshold, rating, underscores, batch_size)
+    told = _progress(f"Tagging on the {device}", quiet=as_json)
     unwanted, changes, broken = edits.remove_tags(edits.split(blacklist)), [], []
-    for number, (picture, row) in enumerate(tag_pictures(loaded, wanted, batch_size), start=1):
+    for number, (picture, text) in enumerate(said, start=1):
         told(number, len(wanted))
-        if isinstance(row, PlainError):
-            broken.append(str(row))
+        if isinstance(text, PlainError):
+            broken.append(str(text))
             continue
-        names = [tag.name for tag in loaded.tags(row, threshold, character_threshold, rating=rating)]
-        text = unwanted(edits.join(name if underscores else spoken(name) for name in names))
-        before = old[picture]
+        text, before = unwanted(text), old[picture]
         if existing == "append" and before:
             text = edits.without_doubles(edits.join([*edits.split(before), *edits.split(text)]))
         if trigger:
@@ -486,3 +490,32 @@ def tag(
         print(json.dumps({"changes": rows, "broken": broken, "written": write}, ensure_ascii=False))
     elif write:
         views.console().print(f"[good]{count(len(changes), 'caption')} written.[/]")
+
+
+def _words_for(
+    pictures: Sequence[Path],
+    tagger: str,
+    threshold: float,
+    character_threshold: float,
+    rating: bool,
+    underscores: bool,
+    batch_size: int,
+) -> tuple[str, Iterator[tuple[Path, str | PlainError]]]:
+    """Where it computes, and what it says of each picture: tags from a tagger, a sentence from a captioner."""
+    from engine.captioning import Captioner, caption_pictures, is_captioner
+
+    if is_captioner(tagger):
+        captioner = Captioner(tagger)
+        return captioner.device, caption_pictures(captioner, pictures, batch_size)
+    from engine.dataset.caption_edits import join
+    from engine.tagging import Tagger, spoken, tag_pictures, tagger_folder
+
+    loaded = Tagger(tagger_folder(tagger, lambda words: click.echo(words, err=True)))
+
+    def text(row: Any) -> str | PlainError:
+        if not hasattr(row, "shape"):
+            return row  # type: ignore[no-any-return]
+        names = [tag.name for tag in loaded.tags(row, threshold, character_threshold, rating=rating)]
+        return join(name if underscores else spoken(name) for name in names)
+
+    return loaded.device, ((path, text(row)) for path, row in tag_pictures(loaded, pictures, batch_size))

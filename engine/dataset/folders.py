@@ -64,7 +64,8 @@ def scan(settings: DatasetSettings) -> DatasetFacts:
     """The pictures and captions of all dataset folders.
 
     Raises PlainError that tells the problems of all folders together: a folder that is missing or holds no pictures,
-    captions that are not UTF-8 text, captions under another extension than dataset.caption_extension.
+    captions that are not UTF-8 text, captions under another extension than dataset.caption_extension, masks that fit
+    no picture.
     """
     if not settings.folders:
         raise PlainError("dataset.folders is empty; there is nothing to train on. Name a folder of pictures.", 2)
@@ -75,6 +76,7 @@ def scan(settings: DatasetSettings) -> DatasetFacts:
         try:
             found = folder_listing(Path(folder.path).expanduser(), settings.caption_extension)
             pictures = tuple(_pictures(found, folder.caption, broken))
+            mask_files(folder)
         except PlainError as error:
             problems.append(str(error))
         else:
@@ -84,6 +86,24 @@ def scan(settings: DatasetSettings) -> DatasetFacts:
     if problems:
         raise PlainError("\n".join(problems))
     return DatasetFacts(tuple(folders), tuple(broken))
+
+
+def mask_files(folder: DatasetFolder) -> dict[Path, Path]:
+    """The mask of each picture that has one, by file name; none without dataset.folders.masks.
+
+    Raises PlainError for a mask folder that is missing or holds no mask for any picture of its folder.
+    """
+    if not folder.masks:
+        return {}
+    masks = {path.stem: path for path in folder_listing(Path(folder.masks).expanduser()).pictures}
+    pictures = folder_listing(Path(folder.path).expanduser()).pictures
+    found = {path: masks[path.stem] for path in pictures if path.stem in masks}
+    if not found:
+        raise PlainError(
+            f"dataset.folders.masks is {folder.masks}, but no file there is named like a picture in {folder.path}. "
+            "A mask for cat.jpg is called cat.png, or any other picture ending."
+        )
+    return found
 
 
 def suggest_folders(path: Path | str) -> tuple[DatasetFolder, ...]:

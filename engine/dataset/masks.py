@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.dataset.batches import Batch, Item
-from engine.dataset.folders import folder_listing
+from engine.dataset.folders import mask_files
 from engine.dataset.images import TURNS, UNREADABLE, Look, opened, orientation, placed
 from knowledge.answers import PlainError
 from knowledge.config import DatasetSettings
@@ -29,16 +29,7 @@ class Masks:
         self._files: dict[Path, Path] = {}
         self._read: dict[tuple[int, Look, int, int], Tensor] = {}
         for folder in settings.folders:
-            if folder.masks:
-                pictures = folder_listing(Path(folder.path).expanduser()).pictures
-                masks = {path.stem: path for path in folder_listing(Path(folder.masks).expanduser()).pictures}
-                found = {path: masks[path.stem] for path in pictures if path.stem in masks}
-                if not found:
-                    raise PlainError(
-                        f"dataset.folders.masks is {folder.masks}, but no file there is named like a picture in "
-                        f"{folder.path}. A mask for cat.jpg is called cat.png, or any other picture ending."
-                    )
-                self._files |= found
+            self._files |= mask_files(folder)
 
     def of(self, batch: Batch, height: int, width: int) -> Tensor:
         """The batch's masks [batch, 1, height, width] at the size of its latents, 0 to 1."""

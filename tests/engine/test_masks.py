@@ -77,7 +77,7 @@ def test_a_mask_folder_that_fits_no_picture_is_named(folder):
     with pytest.raises(PlainError, match=r"no file there is named like a picture"):
         Masks(settings(folder, str(folder / "masks")))
     with pytest.raises(PlainError, match=r"There is no folder"):
-        Masks(settings(folder, str(folder / "gone")))
+        scan(settings(folder, str(folder / "gone")))  # told before anything is loaded
 
 
 def test_a_broken_mask_is_named(folder):
