@@ -5,7 +5,7 @@ import re
 import pytest
 
 from knowledge.library import DATA, guides, sources
-from knowledge.parameters import find
+from knowledge.parameters import find, terms
 from wizard.cli import COMMANDS
 
 GUIDES = list(guides().values())
@@ -32,6 +32,12 @@ def test_a_guide_takes_its_numbers_from_the_entries(guide):
         r"\{[^}]*\}|^\d\. |SD 1\.5|GTX 16|[bf]p?f?\d\d", "", path.read_text("utf-8"), flags=re.M
     )
     assert not re.search(r"\d", without_placeholders)
+
+
+@pytest.mark.parametrize("term", terms().values(), ids=lambda term: term.name)
+def test_an_entry_names_only_commands_that_exist(term):
+    for call in re.findall(r"`lora-wizard ([a-z]+)", f"{term.meaning} {term.explanation} {term.here}"):
+        assert call in COMMANDS
 
 
 def test_the_guides_cover_what_a_beginner_asks():
