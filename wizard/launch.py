@@ -24,7 +24,7 @@ import click
 from engine.events import Failed, RunFinished
 from engine.run_folder import RunFolder, whole_file
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
-from knowledge.config import POCKET_MODEL, TrainingConfig, with_values
+from knowledge.config import POCKET_MODEL, TrainingConfig, value_of, with_values
 from wizard import views
 from wizard.autopsy import ENGINE_LOG, Machine, death, last_lines
 from wizard.follow import PLAN, Follower, find_run
@@ -135,16 +135,21 @@ def train_situation(situation: Situation, *, as_json: bool = False, debug: bool 
 
 
 def anchored(config: TrainingConfig) -> TrainingConfig:
-    """The config with its folders as absolute paths: a run can be gone on with from anywhere."""
+    """The config with absolute paths to what is on this disk: a run can be gone on with from anywhere."""
     folders = tuple(
-        {**folder.model_dump(), "path": str(Path(folder.path).expanduser().absolute())}
+        folder.model_dump() | {"path": _absolute(folder.path), "masks": folder.masks and _absolute(folder.masks)}
         for folder in config.dataset.folders
     )
     changes: dict[str, Any] = {"dataset.folders": folders}
-    model = Path(config.base_model.path).expanduser()
-    if config.base_model.path != POCKET_MODEL and model.exists():
-        changes["base_model.path"] = str(model.absolute())
+    for name in ("base_model.path", "base_model.vae"):
+        path = value_of(config, name)
+        if path and path != POCKET_MODEL and Path(path).expanduser().exists():  # it may be the name of a model in a hub
+            changes[name] = _absolute(path)
     return with_values(config, changes)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def ready_to_resume(run: RunFolder) -> None:

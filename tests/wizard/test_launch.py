@@ -270,10 +270,18 @@ def test_a_run_keeps_absolute_paths_so_that_it_can_go_on_from_anywhere(tmp_path,
     (tmp_path / "model").mkdir()
     config = with_values(
         TrainingConfig(),
-        {"dataset.folders": (DatasetFolder(path="pictures", repeats=3),), "base_model.path": "model"},
+        {
+            "dataset.folders": (DatasetFolder(path="pictures", repeats=3), DatasetFolder(path="more", masks="masks")),
+            "base_model.path": "model",
+            "base_model.vae": "somebody/vae",
+        },
     )
     kept = anchored(config)
-    assert kept.dataset.folders == (DatasetFolder(path=str(tmp_path / "pictures"), repeats=3),)
+    assert kept.dataset.folders == (
+        DatasetFolder(path=str(tmp_path / "pictures"), repeats=3),
+        DatasetFolder(path=str(tmp_path / "more"), masks=str(tmp_path / "masks")),
+    )
+    assert kept.base_model.vae == "somebody/vae"  # no file here: a name, left as it is
     assert kept.base_model.path == str(tmp_path / "model")
     assert anchored(with_values(config, {"base_model.path": "pocket"})).base_model.path == "pocket"
 
