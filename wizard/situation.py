@@ -16,19 +16,24 @@ from calculator.plan import Plan, plan
 from knowledge.answers import PlainError, plain_problems
 from knowledge.config import POCKET_MODEL, DatasetSettings, TrainingConfig, fields, value_of, with_values
 from knowledge.facts import DatasetFacts, Hardware, facts
-from knowledge.parameters import recommended_values
+from knowledge.parameters import Recommendation, recommended, recommended_values
 from knowledge.rules import Finding, check
 from wizard import suggestions
 
 
 @dataclass(frozen=True)
 class Situation:
-    """All that is known for one set of answers; `problem` says why the pictures cannot be read, when they cannot."""
+    """All that is known for one set of answers.
+
+    `problem` says why the pictures cannot be read, when they cannot. `settled` are the parameters whose recommendation
+    comes from a finding that was settled before anybody had to see it.
+    """
 
     config: TrainingConfig
     dataset: DatasetFacts | None
     hardware: Hardware
     problem: str = ""
+    settled: Mapping[str, Finding] = field(default_factory=dict)
 
     @cached_property
     def plan(self) -> Plan | None:
@@ -77,15 +82,37 @@ class Workbench:
         """
         key = repr(sorted(chosen.items()))
         if key not in self._situations:
-            settings = self._dataset_settings(chosen)
-            dataset, problem = self.pictures(settings)
-            advised: dict[str, Any] = {}
-            if self.recommend:
-                known = {**facts(self.base, dataset, self.hardware), **chosen}
-                advised = suggestions.proposed(known, settings, dataset)
-                advised |= recommended_values(known, chosen=chosen.keys())
-            self._situations[key] = Situation(self._agreed(advised, chosen), dataset, self.hardware, problem)
+            self._situations[key] = self._advised(chosen) if self.recommend else self._plain(chosen)
         return self._situations[key]
+
+    def _plain(self, chosen: Mapping[str, Any]) -> Situation:
+        dataset, problem = self.pictures(self._dataset_settings(chosen))
+        return Situation(self._agreed({}, chosen), dataset, self.hardware, problem)
+
+    def _advised(self, chosen: Mapping[str, Any]) -> Situation:
+        """The situation in which everything that nobody chose is recommended.
+
+        A remark on it whose fix touches nothing chosen is settled at once, since nobody should be warned of what was
+        recommended: recommendations know the facts, and only the rules know the plan that follows from them.
+        """
+        settings = self._dataset_settings(chosen)
+        dataset, problem = self.pictures(settings)
+        known = {**facts(self.base, dataset, self.hardware), **chosen}
+        proposed = suggestions.proposed(known, settings, dataset)
+        settled: dict[str, Finding] = {}
+        fixes: dict[str, Any] = {}
+        tried: set[str] = set()
+        while True:
+            advised = recommended_values({**known, **fixes}, chosen={*chosen, *fixes})
+            config = self._agreed({**proposed, **advised, **fixes}, chosen)
+            situation = Situation(config, dataset, self.hardware, problem, settled)
+            finding = next((f for f in situation.findings if _settles(f, chosen) and f.rule not in tried), None)
+            if finding is None:
+                return situation
+            tried.add(finding.rule)
+            disputed = finding.fix.keys() & fixes.keys()  # two rules that pull apart: neither outweighs the advice
+            fixes = {name: value for name, value in {**finding.fix, **fixes}.items() if name not in disputed}
+            settled = {name: settled.get(name, finding) for name in fixes}
 
     def _dataset_settings(self, chosen: Mapping[str, Any]) -> DatasetSettings:
         """The dataset section alone: what the pictures are does not hang on the other sections."""
@@ -113,12 +140,12 @@ class Workbench:
                     continue
             raise
 
-    def advice(self, chosen: Mapping[str, Any], name: str) -> Any:
+    def advice(self, chosen: Mapping[str, Any], name: str) -> Recommendation | None:
         """The Recommendation for one parameter when everything else stays as chosen; None where there is none."""
-        from knowledge.parameters import recommended
-
-        others = {other: value for other, value in chosen.items() if other != name}
-        return recommended(name, self.situation(others).facts)
+        situation = self.situation({other: value for other, value in chosen.items() if other != name})
+        if name in situation.settled:
+            return Recommendation(value_of(situation.config, name), situation.settled[name].message)
+        return recommended(name, situation.facts)
 
     def pictures(self, settings: DatasetSettings) -> tuple[DatasetFacts | None, str]:
         """What lies in the dataset folders, or why it cannot be read; both empty while no folder is named."""
@@ -139,6 +166,11 @@ class Workbench:
         """Looks at the folders again the next time: somebody may have put pictures there."""
         self._scans.clear()
         self._situations.clear()
+
+
+def _settles(finding: Finding, chosen: Mapping[str, Any]) -> bool:
+    """Whether a finding has a fix that changes nothing that somebody chose."""
+    return bool(finding.fix) and not finding.fix.keys() & chosen.keys()
 
 
 _architectures: dict[str, Any] = {}
