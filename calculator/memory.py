@@ -1,12 +1,14 @@
-"""VRAM of a run, by part and by phase."""
+"""VRAM of a run, by part and by phase: what lasts is counted, what a step needs comes from traces of our engine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from calculator.buckets import Size
-from calculator.network_size import BYTES, trainable_parameters
+from calculator.network_size import BYTES, NOT_TRAINED, Shape, network_layers
+from calculator.step_cost import activation_bytes, course_of, phase_bytes, sizes_of, traced
 from knowledge.architectures import Architecture
 from knowledge.config import OptimizerName, TrainingConfig
 from knowledge.facts import Hardware
@@ -16,7 +18,11 @@ MIB = 1024**2
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """VRAM in bytes: low, likely and high, the phase that makes the peak, and what it consists of."""
+    """Memory in bytes: low, likely and high, the phase that makes the peak, and what it consists of.
+
+    Low: everything that is allocated. Likely: and what the allocator cannot use between pieces. High: and workspaces of
+    the kernels, which differ between cards and drivers.
+    """
 
     low_bytes: int
     likely_bytes: int
@@ -26,88 +32,136 @@ class MemoryEstimate:
     basis: str
 
 
-# Bytes of state that an optimizer keeps per trained weight, its own temporaries not counted.
-OPTIMIZER_BYTES: Mapping[OptimizerName, float] = {
-    "adamw": 8,
-    "adamw8bit": 2.1,
-    "lion": 4,
-    "adafactor": 0.3,
-    "prodigy": 16,
+# -- the optimizer's state, bytes of one tensor --------------------------------------------------------------------
+
+
+def _adafactor(shape: Shape) -> float:
+    """One number for every row and every column of a matrix instead of one for every weight."""
+    if len(shape) < 2:
+        return 4.0 * prod(shape)
+    return 4.0 * (prod(shape[:-1]) + prod(shape[:-2]) * shape[-1])
+
+
+def _adamw8bit(shape: Shape) -> float:
+    """Two bytes a weight and two scales for every 256; bitsandbytes keeps small tensors in 32 bits."""
+    weights = prod(shape)
+    return 8.0 * weights if weights < 4096 else 2.0 * weights + 2 * 4 * -(-weights // 256)
+
+
+STATE_BYTES: Mapping[OptimizerName, Callable[[Shape], float]] = {
+    "adamw": lambda shape: 8.0 * prod(shape) + 4,
+    "adamw8bit": _adamw8bit,
+    "lion": lambda shape: 4.0 * prod(shape),
+    "adafactor": _adafactor,
+    "prodigy": lambda shape: 16.0 * prod(shape),
+    "paged_adamw8bit": _adamw8bit,
+    "lion8bit": lambda shape: _adamw8bit(shape) / 2,
+    "came": lambda shape: 4.0 * prod(shape) + 2 * _adafactor(shape),
+    "dadapt_adam": lambda shape: 12.0 * prod(shape),
+    "schedule_free_adamw": lambda shape: 8.0 * prod(shape),
+    "stable_adamw": lambda shape: 8.0 * prod(shape),
+    "adopt": lambda shape: 8.0 * prod(shape),
+    "sgd": lambda shape: 4.0 * prod(shape),
 }
 
+
+def optimizer_bytes(architecture: Architecture, config: TrainingConfig) -> int:
+    """What the optimizer keeps from step to step."""
+    state = STATE_BYTES[config.optimizer.name]
+    layers = network_layers(architecture, config.network)
+    return round(sum(state(shape) for layer in layers for name, shape in layer.tensors.items() if name != NOT_TRAINED))
+
+
+# -- the estimate --------------------------------------------------------------------------------------------------
+
 CUDA_CONTEXT = 460 * MIB
-# Bytes per latent pixel and picture, from traces of SD 1.5 at 512 and SDXL at 1024 in half precision.
-ACTIVATIONS = {"pocket": 60_000, "sd15": 312_000, "sdxl": 531_000}
-ACTIVATIONS_CHECKPOINTED = {"pocket": 20_000, "sd15": 55_000, "sdxl": 62_000}
-HEAVIER = {"lora": 1.0, "locon": 1.25, "dora": 1.5, "loha": 1.6, "lokr": 1.4}
-VAE_ENCODE_BYTES_PER_PIXEL = 2572
-VAE_DECODE_BYTES_PER_PIXEL = 3072
+"""What CUDA takes before the first tensor: 0.3 to 0.6 GiB, by card and driver."""
+PROGRAM = 900 * MIB
+"""What Python and the libraries take on a computer without a card, measured on the pocket model."""
+FRAGMENTED = {(False, False): 0.03, (True, False): 0.11, (False, True): 0.26, (True, True): 0.57}
+"""By (several shapes, checkpointing): what lies unused between pieces, as a share of all that comes and goes, from
+replays of a step's allocations through a model of CUDA's allocator. Of the weights it is a twentieth."""
+WORKSPACE_SHARE = 0.15
+"""Published figures lie up to this much above what is allocated and fragmented; kernels' workspaces are the suspect."""
 
 
 def estimate_memory(
-    config: TrainingConfig, architecture: Architecture, buckets: Iterable[Size], hardware: Hardware
+    config: TrainingConfig, architecture: Architecture, views: Mapping[Size, int], hardware: Hardware
 ) -> MemoryEstimate:
-    """The most VRAM that the run takes at any time."""
+    """The most memory that the run takes at any time: the card's, or the computer's where it has none.
+
+    `views` are the pictures of an epoch by bucket; a bucket with fewer than a batch never fills one.
+    """
     phases = {
-        "caching": _caching(config, architecture, buckets),
-        "training": _training(config, architecture, buckets),
+        "caching": _caching(config, architecture, views),
+        "training": _training(config, architecture, views),
         "sampling": _sampling(config, architecture),
     }
     phase = max(phases, key=lambda name: sum(phases[name].values()))
     parts = {name: size for name, size in phases[phase].items() if size}
     allocated = sum(parts.values())
-    cuda = hardware.name != "CPU"
-    weights = parts.get("base model", 0)
-    dynamic = allocated - weights
-    share = 0.26 if config.memory.gradient_checkpointing else 0.03
-    if len(set(buckets)) > 1:
-        share = 0.57 if config.memory.gradient_checkpointing else 0.11
-    fragmentation = round(0.05 * weights + share * dynamic) if cuda else 0
-    context = CUDA_CONTEXT if cuda else 0
-    likely = allocated + context + fragmentation
-    parts |= {"CUDA context": context, "fragmentation": fragmentation} if cuda else {}
+    how = "from a trace of" if traced(course_of(config)) else "put together from traces of"
+    basis = f"weights and optimizer counted, activations {how} the engine's own step"
+    if hardware.name == "CPU":
+        parts["program"] = PROGRAM
+        likely = allocated + PROGRAM
+        return MemoryEstimate(likely, likely, round(likely * (1 + WORKSPACE_SHARE)), phase, parts, basis)
+    fragmentation = round(_fragmentation(parts, len(views) > 1, config.memory.gradient_checkpointing))
+    likely = allocated + CUDA_CONTEXT + fragmentation
+    parts |= {"CUDA context": CUDA_CONTEXT, "fragmentation": fragmentation}
     return MemoryEstimate(
-        low_bytes=allocated + context,
+        low_bytes=allocated + CUDA_CONTEXT,
         likely_bytes=likely,
-        high_bytes=round(likely * 1.15),
+        high_bytes=round(likely * (1 + WORKSPACE_SHARE)),
         phase=phase,
         parts=parts,
-        basis="weights exact; activations scaled from traces of one step",
+        basis=basis,
     )
 
 
-def _weights(config: TrainingConfig, architecture: Architecture, parts: Iterable[str]) -> int:
-    size = BYTES[config.memory.precision]
-    return sum(architecture.weights[part] * (4 if part == "vae" else size) for part in parts)
+def _fragmentation(parts: Mapping[str, int], several_shapes: bool, checkpointing: bool) -> float:
+    """Bytes that the allocator holds and cannot use."""
+    weights = parts.get("base model", 0)
+    return 0.05 * weights + FRAGMENTED[several_shapes, checkpointing] * (sum(parts.values()) - weights)
 
 
-def _training(config: TrainingConfig, architecture: Architecture, buckets: Iterable[Size]) -> dict[str, int]:
-    trainable = trainable_parameters(architecture, config.network)
-    family, memory = architecture.family, config.memory
-    per_latent = (ACTIVATIONS_CHECKPOINTED if memory.gradient_checkpointing else ACTIVATIONS)[family]
-    area = max((width * height for width, height in buckets), default=0) / architecture.latent_factor**2
-    heavier = HEAVIER[config.network.algorithm] * (2 if memory.precision == "fp32" else 1)
-    activations = per_latent * heavier * area * config.schedule.batch_size
+def _training(config: TrainingConfig, architecture: Architecture, views: Mapping[Size, int]) -> dict[str, int]:
+    trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
+    memory = config.memory
     resident = ["unet"]
     resident += [] if memory.cache_text_encoder_outputs else architecture.text_encoders
     resident += [] if memory.cache_latents else ["vae"]
+    gradients = 4 * trainable
+    course = course_of(config)
+    step, encoding = 0.0, 0.0
+    for (width, height), count in views.items():
+        batch = min(count, config.schedule.batch_size)
+        area = width * height / architecture.latent_factor**2
+        step = max(step, activation_bytes(course, sizes_of(config, batch, area)))
+        if not memory.cache_latents:
+            encoding = max(encoding, batch * phase_bytes(architecture.family, course.half, "encode", area))
+    # The trace holds the gradients of one batch as they appear; those of earlier batches lie beside it.
+    accumulated = gradients if config.schedule.gradient_accumulation_steps > 1 else 0
+    most = max(step, encoding, gradients) + accumulated
     return {
         "base model": _weights(config, architecture, resident),
         "network": 4 * trainable,
-        "gradients": 4 * trainable,
-        "optimizer": round(OPTIMIZER_BYTES[config.optimizer.name] * trainable),
-        "activations": round(activations),
+        "optimizer": optimizer_bytes(architecture, config),
+        "gradients": gradients,
+        "activations": round(most) - gradients,
     }
 
 
-def _caching(config: TrainingConfig, architecture: Architecture, buckets: Iterable[Size]) -> dict[str, int]:
-    if not config.memory.cache_latents:
+def _caching(config: TrainingConfig, architecture: Architecture, views: Mapping[Size, int]) -> dict[str, int]:
+    if not config.memory.cache_latents or not views:
         return {}
-    pixels = max((width * height for width, height in buckets), default=0)
+    area = max(width * height for width, height in views) / architecture.latent_factor**2
+    trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
+    half = config.memory.precision != "fp32"
     return {
         "base model": _weights(config, architecture, architecture.configs),
-        "network": 4 * trainable_parameters(architecture, config.network),
-        "pictures": VAE_ENCODE_BYTES_PER_PIXEL * pixels,
+        "network": 4 * trainable,
+        "picture": round(phase_bytes(architecture.family, half, "encode", area)),
     }
 
 
@@ -116,10 +170,17 @@ def _sampling(config: TrainingConfig, architecture: Architecture) -> dict[str, i
         return {}
     width = config.sampling.width or config.dataset.resolution
     height = config.sampling.height or config.dataset.resolution
-    trainable = trainable_parameters(architecture, config.network)
+    area, half = width * height / architecture.latent_factor**2, config.memory.precision != "fp32"
+    trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
     return {
         "base model": _weights(config, architecture, architecture.configs),
         "network": 4 * trainable,
-        "optimizer": round(OPTIMIZER_BYTES[config.optimizer.name] * trainable),
-        "pictures": VAE_DECODE_BYTES_PER_PIXEL * width * height,
+        "optimizer": optimizer_bytes(architecture, config),
+        "picture": round(max(phase_bytes(architecture.family, half, name, area) for name in ("denoise", "decode"))),
     }
+
+
+def _weights(config: TrainingConfig, architecture: Architecture, parts: Iterable[str]) -> int:
+    """Bytes of the base model's weights on the device; the VAE always computes in fp32."""
+    size = BYTES[config.memory.precision]
+    return sum(architecture.weights[part] * (4 if part == "vae" else size) for part in parts)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from calculator.buckets import Size
 from calculator.duration import DurationEstimate, estimate_duration
-from calculator.memory import OPTIMIZER_BYTES, MemoryEstimate, estimate_memory
+from calculator.measurements import Measurement
+from calculator.memory import MemoryEstimate, estimate_memory, optimizer_bytes
 from calculator.network_size import file_bytes, trainable_parameters
 from calculator.schedule import learning_rate_multiplier
 from calculator.steps import (
@@ -102,18 +103,24 @@ class Plan:
 
 
 def plan(
-    config: TrainingConfig, dataset: DatasetFacts, hardware: Hardware, architecture: Architecture | None = None
+    config: TrainingConfig,
+    dataset: DatasetFacts,
+    hardware: Hardware,
+    architecture: Architecture | None = None,
+    measurements: Sequence[Measurement] = (),
 ) -> Plan:
-    """The plan of this config. `architecture` is that of the base model where it is not the family's usual one."""
-    return plan_of_views(config, views(dataset, config.dataset), dataset, hardware, architecture)
+    """The plan of this config. `architecture` is that of the base model where it is not the family's usual one;
+    `measurements` are timings that make the forecast of time sharper."""
+    return plan_of_views(config, views(dataset, config.dataset), dataset, hardware, architecture, measurements)
 
 
 def plan_of_views(
     config: TrainingConfig,
-    views_by_bucket: dict[Size, int],
+    views_by_bucket: Mapping[Size, int],
     dataset: DatasetFacts,
     hardware: Hardware,
     architecture: Architecture | None = None,
+    measurements: Sequence[Measurement] = (),
 ) -> Plan:
     """`plan` for a dataset whose views by bucket are known already."""
     known = architecture or usual_architecture(config.base_model.family)
@@ -145,7 +152,18 @@ def plan_of_views(
         sample_pictures=pictures,
         disk_bytes=_disk_bytes(config, known, dataset, run, size, trainable, pictures),
         vram=estimate_memory(config, known, views_by_bucket, hardware),
-        duration=estimate_duration(config, known, by_bucket, epochs, pictures, hardware),
+        duration=estimate_duration(
+            config,
+            known,
+            views_by_bucket,
+            by_bucket,
+            epochs,
+            samples=pictures,
+            saves=len(saves),
+            pictures=dataset.images + dataset.regularisation_images,
+            hardware=hardware,
+            measurements=measurements,
+        ),
         learning_rate=config.optimizer.learning_rate,
         schedule=config.schedule,
     )
@@ -170,7 +188,7 @@ def _disk_bytes(
         len(saving_steps(config.saving, run.updates_per_epoch, run.total_steps)), config.saving.keep_last
     )
     states = min(STATES_KEPT, len(state_steps(config.saving, run.updates_per_epoch, run.total_steps)))
-    state = round((4 + OPTIMIZER_BYTES[config.optimizer.name]) * trainable)
+    state = 4 * trainable + optimizer_bytes(architecture, config)
     width, height = (side or config.dataset.resolution for side in (config.sampling.width, config.sampling.height))
     samples = round(PNG_BYTES_PER_PIXEL * width * height * pictures)
     return (files + 1) * size + states * state + samples + _cache_bytes(config, architecture, dataset)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from calculator import fit
+from calculator.measurements import Measurement
 from calculator.plan import Plan, plan
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
 from knowledge.config import (
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 SUPPOSED_IMAGES = 20
 SUPPOSED_FAMILY: Family = "sd15"
+SUPPOSED_PATH = "your base model"
 NOT_ASKED = frozenset({"dataset.trigger_word", "dataset.goal", "sampling.prompts"})
 """What the calculator's options do not speak of; without an answers file, nobody is reminded of it here."""
 FLAGS = {
@@ -61,10 +66,15 @@ class Case:
     hardware: Hardware
     supposed: Mapping[str, Any]
     answered: bool = False
+    measurements: tuple[Measurement, ...] = ()
 
     @property
     def plan(self) -> Plan:
-        return plan(self.config, self.dataset, self.hardware)
+        return plan(self.config, self.dataset, self.hardware, measurements=self.measurements)
+
+    @property
+    def to_fit(self) -> fit.Case:
+        return fit.Case(self.config, self.dataset, self.hardware, measurements=self.measurements)
 
 
 def size_of(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -75,6 +85,29 @@ def size_of(context: click.Context, parameter: click.Parameter, value: str | Non
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise click.BadParameter(f'"{value}" is not a size; write it as 1024x768.')
     return int(width), int(height)
+
+
+def bytes_of(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Bytes out of "8GB" or "7.5": gigabytes as cards are sold, 1024³."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:gi?b?)?\s*", value.lower())
+    if not match or not float(match[1]):
+        raise click.BadParameter(f'"{value}" is not an amount of memory; write it as 8GB.')
+    return round(float(match[1]) * 2**30)
+
+
+def seconds_of(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """Seconds out of "2h", "90min" or "1h30m"."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*(?:(\d+(?:\.\d+)?)\s*h[a-z]*)?\s*(?:(\d+(?:\.\d+)?)\s*m[a-z]*)?\s*", value.lower())
+    total = (
+        sum(float(part or 0) * factor for part, factor in zip(match.groups(), (3600, 60), strict=True)) if match else 0
+    )
+    if not total:
+        raise click.BadParameter(f'"{value}" is not a length of time; write it as 2h or 90min.')
+    return total
 
 
 @click.command(epilog="Example: lora-wizard calc --images 24 --repeats 10 --family sdxl --gpu 'RTX 3060'")
@@ -96,26 +129,61 @@ def size_of(context: click.Context, parameter: click.Parameter, value: str | Non
 @click.option("--gpu", metavar="NAME", help="Another computer's card, as RTX 3060 or A100; cpu for none.")
 @click.option("--answers", type=click.Path(path_type=Path), help="A file of answers; other options change it.")
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Any other setting.")
+@click.option("--fit", "room", callback=bytes_of, metavar="8GB", help="What to change so that it fits this memory.")
+@click.option("--within", "time", callback=seconds_of, metavar="2h", help="What to change so that it ends in time.")
+@click.option("--steps", type=click.IntRange(1), help="What to change so that it makes this many steps.")
+@click.option("--table", is_flag=True, help="Memory and time by batch size, resolution and checkpointing.")
+@click.option("--measure", is_flag=True, help="Time a few real steps here first; every later forecast uses them.")
 @click.option("--price", type=click.FloatRange(min=0), help="What the computer costs per hour, in your money.")
 @click.option("--curve", is_flag=True, help="Also the learning rate over the run.")
 @click.option("--json", "as_json", is_flag=True, help="The plan as one JSON document.")
-def calc(as_json: bool, curve: bool, price: float | None, **options: Any) -> None:
+def calc(
+    as_json: bool,
+    curve: bool,
+    price: float | None,
+    room: int | None,
+    time: float | None,
+    steps: int | None,
+    table: bool,
+    measure: bool,
+    **options: Any,
+) -> None:
     """Steps, time, memory and file size of a run, before you start it."""
+    if sum(goal is not None for goal in (room, time, steps)) > 1:
+        raise PlainError("--fit, --within and --steps are three different goals; give one of them.", 2)
     case = gathered(**options)
+    if measure:
+        case = _measured(case, options["gpu"])
     found = case.plan
     findings = _findings(case, found)
+    proposal = _proposal(case, room, time, steps)
+    cells = list(fit.table(case.to_fit)) if table else []
     if as_json:
         document = found.as_dict(findings, learning_rate=curve)
         document |= {"supposed": dict(case.supposed), "hardware": _hardware(case.hardware)}
         if price is not None:
             document["cost"] = found.duration.likely_seconds / 3600 * price
+        if proposal is not None:
+            document["proposal"] = {
+                "reached": proposal.reached,
+                "changes": proposal.changes,
+                "effects": list(proposal.effects),
+                "plan": proposal.after.as_dict(),
+            }
+        if table:
+            document["table"] = [asdict(cell) for cell in cells]
         click.echo(json.dumps(document, ensure_ascii=False))
         return
     from wizard import views
 
     console = views.console()
+    parts = [page(case, found, findings, price, curve)]
+    if proposal is not None:
+        parts.append(proposed(case, proposal))
+    if table:
+        parts.append(_table(case, cells))
     console.print()
-    console.print(views.indented(page(case, found, findings, price, curve)))
+    console.print(views.indented(views.page(*parts)))
     console.print()
 
 
@@ -142,7 +210,7 @@ def gathered(
     if answers is None:
         chosen = {"base_model.family": SUPPOSED_FAMILY, **chosen}
         if chosen["base_model.family"] != POCKET_MODEL:
-            chosen = {"base_model.path": "your base model", **chosen}
+            chosen = {"base_model.path": SUPPOSED_PATH, **chosen}
     config = _with(base, chosen)
     if dataset is not None or (answers is not None and images is None and base.dataset.folders):
         from engine.dataset.folders import scan
@@ -165,7 +233,7 @@ def gathered(
         supposed = {"base_model.family": config.base_model.family, **supposed}
     if dataset is None and images is None and not (answers is not None and base.dataset.folders):
         supposed = {"images": SUPPOSED_IMAGES, **supposed}
-    return Case(config, counted, hardware, supposed, answered=answers is not None)
+    return Case(config, counted, hardware, supposed, answers is not None, _measurements())
 
 
 def _with(base: TrainingConfig, values: dict[str, Any]) -> TrainingConfig:
@@ -183,6 +251,13 @@ def _folders(dataset: Path, repeats: int | None) -> list[dict[str, Any]]:
     folders: tuple[DatasetFolder, ...] = suggest_folders(dataset)
     changed = {"repeats": repeats} if repeats else {}
     return [folder.model_dump() | (changed if not folder.regularisation else {}) for folder in folders]
+
+
+def _measurements() -> tuple[Measurement, ...]:
+    from calculator.measurements import read_measurements
+    from wizard.drafts import user_folder
+
+    return read_measurements(user_folder() / "measurements.jsonl")
 
 
 def _computer(name: str | None) -> Hardware:
@@ -206,6 +281,29 @@ def _findings(case: Case, found: Plan) -> list[Finding]:
 
 def _hardware(hardware: Hardware) -> dict[str, Any]:
     return {"name": hardware.name, "vram_bytes": hardware.vram_bytes, "ram_bytes": hardware.ram_bytes}
+
+
+def _measured(case: Case, gpu: str | None) -> Case:
+    """The case with a timing that was taken just now."""
+    if gpu is not None:
+        raise PlainError(
+            "--measure times steps on this computer; it cannot time another one's card. Leave --gpu out.", 2
+        )
+    if case.config.base_model.path == SUPPOSED_PATH:
+        raise PlainError("--measure needs a base model to run: name it with --set base_model.path=FOLDER_OR_FILE.", 2)
+    from wizard import measuring, views
+
+    views.say(f"[quiet]Timing {measuring.STEPS} steps …[/]", sys.stderr)
+    taken = measuring.measure(case.config, case.hardware)
+    return replace(case, measurements=(*case.measurements, taken))
+
+
+def _proposal(case: Case, room: int | None, time: float | None, steps: int | None) -> fit.Proposal | None:
+    if room is not None:
+        return fit.fit_memory(case.to_fit, room)
+    if time is not None:
+        return fit.fit_time(case.to_fit, time)
+    return fit.fit_steps(case.to_fit, steps) if steps is not None else None
 
 
 # -- the page ------------------------------------------------------------------------------------------------------
@@ -345,6 +443,73 @@ def _curve(found: Plan) -> RenderableType:
 def _supposed(supposed: Mapping[str, Any]) -> str:
     from wizard import views
 
-    return ", ".join(
-        f"{name.rsplit('.', 1)[-1].replace('_', ' ')} {views.value(value)}" for name, value in supposed.items()
-    )
+    return ", ".join(f"{_called(name)} {views.value(value)}" for name, value in supposed.items())
+
+
+def _called(name: str) -> str:
+    """A setting as one says it: "optimizer" for optimizer.name, "rank" for network.rank."""
+    section, _, last = name.rpartition(".")
+    return section if last == "name" else last.replace("_", " ")
+
+
+def proposed(case: Case, proposal: fit.Proposal) -> RenderableType:
+    """What would reach the goal: every change, what it does, and the figures after it."""
+    from rich.text import Text
+
+    from wizard import views
+    from wizard.words import duration
+
+    if not proposal.changes:
+        words = "Nothing has to change." if proposal.reached else "No change would reach that."
+        return Text(words, "good" if proposal.reached else "high")
+    title = "What to change" if proposal.reached else "As near as it comes"
+    lines = [
+        (_called(name), Text.assemble(views.value(value_of(case.config, name)), " → ", (views.value(value), "accent")))
+        for name, value in proposal.changes.items()
+    ]
+    before, after = proposal.before, proposal.after
+    figures = [
+        ("Memory", _change(views.memory(before.vram.likely_bytes), views.memory(after.vram.likely_bytes))),
+        ("Time", _change(duration(before.duration.likely_seconds), duration(after.duration.likely_seconds))),
+        ("Steps", _change(f"{before.total_steps:,}", f"{after.total_steps:,}")),
+    ]
+    effects = Text("\n".join(proposal.effects), "quiet")
+    changes = " ".join(f"--set {name}={_written(value)}" for name, value in proposal.changes.items())
+    return views.page(views.heading(title), views.rows(lines), effects, views.rows(figures), Text(changes, "quiet"))
+
+
+def _change(before: str, after: str) -> Text:
+    from rich.text import Text
+
+    return Text(before) if before == after else Text.assemble((f"{before} → ", "quiet"), (after, "accent"))
+
+
+def _written(value: Any) -> str:
+    return {None: "none", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, str) else value
+
+
+def _table(case: Case, cells: list[fit.Cell]) -> RenderableType:
+    """Memory and time by resolution, batch size and checkpointing; what does not fit the card is marked."""
+    from rich.text import Text
+
+    from wizard import views
+    from wizard.words import duration
+
+    room = case.hardware.vram_bytes
+
+    def memory(cell: fit.Cell) -> Text:
+        return Text(views.memory(cell.vram_bytes), "blocks" if room and cell.vram_bytes > room else "")
+
+    lines = [
+        (
+            str(plain.resolution),
+            str(plain.batch_size),
+            memory(plain),
+            Text(duration(plain.duration_seconds), "quiet"),
+            memory(checkpointed),
+            Text(duration(checkpointed.duration_seconds), "quiet"),
+        )
+        for plain, checkpointed in zip(cells[::2], cells[1::2], strict=True)
+    ]
+    columns = ("Pixels", "Batch", "Memory", "Time", "checkpointed", "takes")
+    return views.table(columns, lines, right=columns)

@@ -1,0 +1,298 @@
+"""Search: the changes that hurt least and make a run fit a card, an evening or a number of steps."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Any
+
+from calculator.measurements import Measurement
+from calculator.plan import Plan, plan
+from knowledge.architectures import Architecture
+from knowledge.config import CAPTION_CHANGES, PICTURE_CHANGES, TrainingConfig, value_of, with_values
+from knowledge.facts import DatasetFacts, Hardware
+
+Changes = dict[str, Any]
+STEPS_OF_RESOLUTION = 64
+MOST_TRIED = 400
+
+
+@dataclass(frozen=True)
+class Move:
+    """One way to need less. `hurt` orders the moves; `effect` says what becomes of the result."""
+
+    name: str
+    hurt: float
+    effect: str
+    changes: Callable[[TrainingConfig, Hardware], Changes]
+    """What to change, empty where the move is not possible or already made."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything that a plan is made of."""
+
+    config: TrainingConfig
+    dataset: DatasetFacts
+    hardware: Hardware
+    architecture: Architecture | None = None
+    measurements: Sequence[Measurement] = ()
+
+    @property
+    def plan(self) -> Plan:
+        return plan(self.config, self.dataset, self.hardware, self.architecture, self.measurements)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Changes that reach the goal, what each of them does to the result, and the plan after them."""
+
+    changes: Changes
+    effects: tuple[str, ...]
+    before: Plan
+    after: Plan
+    reached: bool = True
+
+
+# -- what can be given up ------------------------------------------------------------------------------------------
+
+
+def _cache_texts(config: TrainingConfig, hardware: Hardware) -> Changes:
+    changing = any(getattr(config.dataset, name) for name in CAPTION_CHANGES)
+    if config.memory.cache_text_encoder_outputs or config.network.train_text_encoder or changing:
+        return {}
+    return {"memory.cache_text_encoder_outputs": True}
+
+
+def _cache_latents(config: TrainingConfig, hardware: Hardware) -> Changes:
+    changing = any(getattr(config.dataset, name) for name in PICTURE_CHANGES)
+    return {} if config.memory.cache_latents or changing else {"memory.cache_latents": True}
+
+
+def _half_precision(config: TrainingConfig, hardware: Hardware) -> Changes:
+    if config.memory.precision != "fp32" or hardware.capability is None:
+        return {}
+    return {"memory.precision": "bf16" if hardware.capability >= (8, 0) else "fp16"}
+
+
+def _eight_bit(config: TrainingConfig, hardware: Hardware) -> Changes:
+    usable = config.optimizer.name == "adamw" and hardware.capability is not None
+    return {"optimizer.name": "adamw8bit"} if usable else {}
+
+
+def _checkpointing(config: TrainingConfig, hardware: Hardware) -> Changes:
+    return {} if config.memory.gradient_checkpointing else {"memory.gradient_checkpointing": True}
+
+
+def _smaller_batch(config: TrainingConfig, hardware: Hardware) -> Changes:
+    """Half the batch, added up over twice as many: the same pictures behind every step."""
+    schedule = config.schedule
+    if schedule.batch_size == 1:
+        return {}
+    smaller = schedule.batch_size // 2
+    added_up = schedule.gradient_accumulation_steps * schedule.batch_size // smaller
+    return {"schedule.batch_size": smaller, "schedule.gradient_accumulation_steps": added_up}
+
+
+def _no_text_encoder(config: TrainingConfig, hardware: Hardware) -> Changes:
+    network = config.network
+    if not (network.train_text_encoder and network.train_unet):
+        return {}
+    return {"network.train_text_encoder": False}
+
+
+def _smaller_rank(config: TrainingConfig, hardware: Hardware) -> Changes:
+    """Half the rank and half of alpha, so that the network pulls as strongly as before."""
+    network = config.network
+    if network.rank < 8:
+        return {}
+    return {"network.rank": network.rank // 2, "network.alpha": network.alpha * (network.rank // 2) / network.rank}
+
+
+def _plain_lora(config: TrainingConfig, hardware: Hardware) -> Changes:
+    return {} if config.network.algorithm == "lora" else {"network.algorithm": "lora"}
+
+
+def _smaller_pictures(config: TrainingConfig, hardware: Hardware) -> Changes:
+    dataset = config.dataset
+    smaller = dataset.resolution * 3 // 4 // STEPS_OF_RESOLUTION * STEPS_OF_RESOLUTION
+    if smaller < max(256, dataset.bucket_step):
+        return {}
+    return {
+        "dataset.resolution": smaller,
+        "dataset.bucket_minimum_side": min(dataset.bucket_minimum_side, smaller // 2),
+    }
+
+
+def _no_checkpointing(config: TrainingConfig, hardware: Hardware) -> Changes:
+    return {"memory.gradient_checkpointing": False} if config.memory.gradient_checkpointing else {}
+
+
+def _fewer_samples(config: TrainingConfig, hardware: Hardware) -> Changes:
+    sampling = config.sampling
+    if not sampling.prompts or (sampling.every_epochs is None and sampling.every_steps is None):
+        return {}
+    return {"sampling.every_epochs": None, "sampling.every_steps": None}
+
+
+FOR_MEMORY = (
+    Move("cache text", 0.1, "Captions are read once; the result is the same.", _cache_texts),
+    Move("cache pictures", 0.1, "Pictures are encoded once; the result is the same.", _cache_latents),
+    Move("half precision", 1.0, "Numbers are rounded more; the pictures look the same.", _half_precision),
+    Move("checkpointing", 2.0, "Each step takes longer; the result is the same.", _checkpointing),
+    Move("8-bit optimizer", 2.5, "The optimizer's memory is rounded; rarely visible.", _eight_bit),
+    Move("smaller batch", 3.0, "The same pictures stand behind each step; a little slower.", _smaller_batch),
+    Move("no text encoder", 5.0, "A new word is learned a little less firmly.", _no_text_encoder),
+    Move("plain LoRA", 6.0, "Another network, with less room for fine detail.", _plain_lora),
+    Move("smaller rank", 6.5, "Less room for detail; a smaller file.", _smaller_rank),
+    Move("smaller pictures", 9.0, "Fine detail is lost: the model sees smaller pictures.", _smaller_pictures),
+)
+FOR_TIME = (
+    Move("cache text", 0.1, "Captions are read once; the result is the same.", _cache_texts),
+    Move("cache pictures", 0.1, "Pictures are encoded once; the result is the same.", _cache_latents),
+    Move("no checkpointing", 0.2, "Needs more memory; the result is the same.", _no_checkpointing),
+    Move("half precision", 1.0, "Numbers are rounded more; the pictures look the same.", _half_precision),
+    Move("fewer samples", 2.0, "You see pictures at the start and the end only.", _fewer_samples),
+    Move("no text encoder", 5.0, "A new word is learned a little less firmly.", _no_text_encoder),
+    Move("plain LoRA", 6.0, "Another network, with less room for fine detail.", _plain_lora),
+    Move("smaller pictures", 12.0, "Fine detail is lost: the model sees smaller pictures.", _smaller_pictures),
+)
+
+
+# -- goals ---------------------------------------------------------------------------------------------------------
+
+
+def fit_memory(case: Case, vram_bytes: int) -> Proposal:
+    """The changes that hurt least and bring the likely need under this much memory."""
+    return _search(case, FOR_MEMORY, lambda found: found.vram.likely_bytes <= vram_bytes, lambda f: f.vram.likely_bytes)
+
+
+def fit_time(case: Case, limit_seconds: float) -> Proposal:
+    """The changes that hurt least and end the run in this time; fewer epochs where nothing gentler is enough.
+
+    Nothing is proposed that would not fit the card any more.
+    """
+    room = max(case.hardware.vram_bytes, case.plan.vram.likely_bytes)
+
+    def reached(found: Plan) -> bool:
+        return found.duration.likely_seconds <= limit_seconds and found.vram.likely_bytes <= room
+
+    gentle = tuple(move for move in FOR_TIME if move.hurt <= 2.0)
+    free = _search(case, gentle, reached, lambda found: found.duration.likely_seconds, room)
+    if free.reached:
+        return free
+    shorter = _fewer_epochs(replace(case, config=with_values(case.config, free.changes)), limit_seconds)
+    if shorter is not None:
+        changes, after = shorter
+        told = "Each picture is seen fewer times."
+        return Proposal({**free.changes, **changes}, (*free.effects, told), free.before, after)
+    return _search(case, FOR_TIME, reached, lambda found: found.duration.likely_seconds, room)
+
+
+def fit_steps(case: Case, steps: int) -> Proposal:
+    """Exactly this many steps: whole epochs, and a limit inside the last one where they do not divide."""
+    before = case.plan
+    if not before.updates_per_epoch:
+        return Proposal({}, (), before, before, reached=False)
+    epochs = ceil(steps / before.updates_per_epoch)
+    limit = None if epochs * before.updates_per_epoch == steps else steps
+    wanted = {"schedule.epochs": epochs, "schedule.maximum_steps": limit}
+    changes = {name: value for name, value in wanted.items() if value_of(case.config, name) != value}
+    after = replace(case, config=with_values(case.config, changes)).plan
+    ratio = after.views_per_image / before.views_per_image if before.views_per_image else 1.0
+    effect = "more often" if ratio > 1 else "less often"
+    told = (f"Each picture is seen {after.views_per_image:,.0f} times, {effect} than before.",) if changes else ()
+    return Proposal(changes, told, before, after)
+
+
+def _fewer_epochs(case: Case, limit_seconds: float) -> tuple[Changes, Plan] | None:
+    """The most epochs that end in time; None when one is too many."""
+    low, high = 0, case.config.schedule.epochs
+    found: tuple[Changes, Plan] | None = None
+    while high - low > 1:
+        middle = (low + high) // 2
+        changes: Changes = {"schedule.epochs": middle}
+        after = replace(case, config=with_values(case.config, changes)).plan
+        if after.duration.likely_seconds <= limit_seconds:
+            low, found = middle, (changes, after)
+        else:
+            high = middle
+    return found
+
+
+@dataclass(order=True)
+class _Path:
+    hurt: float
+    order: int
+    changes: Changes = field(compare=False)
+    effects: tuple[str, ...] = field(compare=False)
+    config: TrainingConfig = field(compare=False)
+    last: int = field(compare=False)
+
+
+def _search(
+    case: Case,
+    moves: Sequence[Move],
+    reached: Callable[[Plan], bool],
+    need: Callable[[Plan], float],
+    room: int | None = None,
+) -> Proposal:
+    """Sets of moves in the order of their hurt until one reaches the goal; without any, the one that needs least."""
+    before = case.plan
+    counter = itertools.count()
+    waiting = [_Path(0.0, next(counter), {}, (), case.config, 0)]
+    nearest = Proposal({}, (), before, before, reached=False)
+    for _ in range(MOST_TRIED):
+        if not waiting:
+            break
+        path = heapq.heappop(waiting)
+        after = replace(case, config=path.config).plan if path.changes else before
+        if reached(after):
+            return Proposal(_netted(case.config, path.changes), path.effects, before, after)
+        if need(after) < need(nearest.after) and (room is None or after.vram.likely_bytes <= room):
+            nearest = Proposal(_netted(case.config, path.changes), path.effects, before, after, reached=False)
+        for index in range(path.last, len(moves)):
+            move = moves[index]
+            changes = move.changes(path.config, case.hardware)
+            if changes:
+                made = {**path.changes, **changes}
+                effects = path.effects if move.effect in path.effects else (*path.effects, move.effect)
+                config = with_values(case.config, made)
+                heapq.heappush(waiting, _Path(path.hurt + move.hurt, next(counter), made, effects, config, index))
+    return nearest
+
+
+def _netted(config: TrainingConfig, changes: Mapping[str, Any]) -> Changes:
+    return {name: value for name, value in changes.items() if value_of(config, name) != value}
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table: what was asked and what it takes."""
+
+    batch_size: int
+    resolution: int
+    gradient_checkpointing: bool
+    vram_bytes: int
+    duration_seconds: float
+
+
+def table(
+    case: Case, batch_sizes: Sequence[int] = (1, 2, 4, 8), resolutions: Sequence[int] = (512, 768, 1024)
+) -> Iterator[Cell]:
+    """Memory and time for every batch size, resolution and either way of checkpointing."""
+    for resolution, batch_size, checkpointing in itertools.product(resolutions, batch_sizes, (False, True)):
+        changes: Changes = {
+            "dataset.resolution": resolution,
+            "schedule.batch_size": batch_size,
+            "memory.gradient_checkpointing": checkpointing,
+            "dataset.bucket_maximum_side": max(case.config.dataset.bucket_maximum_side, resolution),
+        }
+        found = replace(case, config=with_values(case.config, changes)).plan
+        yield Cell(batch_size, resolution, checkpointing, found.vram.likely_bytes, found.duration.likely_seconds)

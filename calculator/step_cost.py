@@ -1,0 +1,173 @@
+"""What one step allocates and computes, from traces of the engine's own step that ship as data.
+
+`python -m engine.tools.trace_memory` makes them without a GPU; here they are evaluated with the standard library alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from knowledge.config import CONV_ALGORITHMS, Algorithm, Family, TrainingConfig
+
+DATA = Path(__file__).parent.parent / "knowledge" / "data" / "memory"
+SMALL: Family = "pocket"
+"""The family of which every course is traced; where another's was not, its share over LoRA is taken from here."""
+LARGEST_TRACED_RANK = {"lokr": 32}
+"""LoKr's second factor becomes a whole matrix at high ranks, so from there on rank costs nothing more."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a step's cost grows with: pictures in the batch, latent pixels of each, ranks, tokens of a caption."""
+
+    batch: int
+    area: float
+    rank: int
+    conv_rank: int
+    tokens: int = 77
+
+    def memory_terms(self) -> tuple[float, ...]:
+        """As `Point.features` of the tracer has them."""
+        r, c, b, a, t = self.rank, self.conv_rank, self.batch, self.area, self.tokens
+        return (1, r, b, b * a, r * b, r * b * a, c, c * b, c * b * a, b * t)
+
+    def work_terms(self) -> tuple[float, ...]:
+        """As `Point.work_features` of the tracer has them."""
+        r, c, b, a, t = self.rank, self.conv_rank, self.batch, self.area, self.tokens
+        return (1, r, b, b * a, r * b, r * b * a, b * a * a, c, c * b, c * b * a, b * t, b * a * t)
+
+
+@dataclass(frozen=True)
+class Course:
+    """The course of a step: which layers are trained, how, and in which precision."""
+
+    family: Family
+    algorithm: Algorithm
+    text_encoder: bool
+    half: bool
+    checkpointing: bool
+
+    @property
+    def name(self) -> str:
+        """The course's name in the data, as `Case.name` of the tracer writes it."""
+        targets, precision = "unet+text" if self.text_encoder else "unet", "half" if self.half else "fp32"
+        return f"{self.algorithm}/{targets}/{precision}/{'checkpointed' if self.checkpointing else 'plain'}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step computes: floating-point operations, bytes moved by everything else, kernels started."""
+
+    flops: float
+    traffic: float
+    launches: float
+
+
+def course_of(config: TrainingConfig) -> Course:
+    """The course of a config's steps."""
+    return Course(
+        config.base_model.family,
+        config.network.algorithm,
+        config.network.train_text_encoder,
+        config.memory.precision != "fp32",
+        config.memory.gradient_checkpointing,
+    )
+
+
+def sizes_of(config: TrainingConfig, batch: int, area: float) -> Sizes:
+    """The sizes of a config's step on pictures of this many latent pixels."""
+    network = config.network
+    rank = min(network.rank, LARGEST_TRACED_RANK.get(network.algorithm, network.rank))
+    conv_rank = network.conv_rank if network.algorithm in CONV_ALGORITHMS else 0
+    return Sizes(batch, area, rank, conv_rank, config.base_model.maximum_tokens + 2)
+
+
+def activation_bytes(course: Course, sizes: Sizes) -> float:
+    """The most that a step allocates above what lasts: activations, temporary results and gradients."""
+    return _combined(course, sizes, _peak)
+
+
+def work(course: Course, sizes: Sizes) -> Work:
+    """What the forward and the backward pass of a step compute."""
+    return Work(*(_combined(course, sizes, measure) for measure in (_flops, _traffic, _launches)))
+
+
+def phase_bytes(family: Family, half: bool, phase: str, area: float) -> float:
+    """The most that one picture takes in a phase without training: "encode", "denoise" or "decode"."""
+    fixed, per_pixel = _document(family)["phases"]["half" if half else "fp32"][phase]["bytes"]
+    return float(fixed + per_pixel * area)
+
+
+def phase_flops(family: Family, half: bool, phase: str, area: float) -> float:
+    """Operations of such a phase; denoising is one step of a sample, with and without its prompt."""
+    fixed, per_pixel, squared = _document(family)["phases"]["half" if half else "fp32"][phase]["flops"]
+    return float(fixed + per_pixel * area + squared * area**2)
+
+
+def traced(course: Course) -> bool:
+    """Whether this very course was traced, and not put together from others."""
+    return course.name in _document(course.family)["cases"]
+
+
+def versions(family: Family) -> dict[str, str]:
+    """The libraries that the traces were made with."""
+    return dict(_document(family)["versions"])
+
+
+def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
+    """A figure of a course, put together where it was not traced itself.
+
+    Text encoders add to any algorithm what they add to LoRA, once for every 75 tokens; fp32 multiplies as there.
+    """
+    found: dict[str, Any] | None = _document(course.family)["cases"].get(course.name)
+    if found is not None and not (course.text_encoder and sizes.tokens > 77):
+        return float(measure(found, sizes))
+    cases = _document(course.family)["cases"]
+    short = replace(sizes, tokens=77)
+
+    def figure(algorithm: Algorithm, text_encoder: bool = False, half: bool = True, sizes: Sizes = sizes) -> float:
+        name = Course(course.family, algorithm, text_encoder, half, course.checkpointing).name
+        if name not in cases:  # as much more than LoRA as on the pocket model
+            small = _document(SMALL)["cases"]
+            plain = Course(course.family, "lora", False, True, course.checkpointing).name
+            return float(measure(small[name], sizes) / measure(small[plain], sizes) * measure(cases[plain], sizes))
+        return float(measure(cases[name], sizes))
+
+    value = figure(course.algorithm)
+    if course.text_encoder:
+        pieces = -(-(sizes.tokens - 2) // 75)
+        value += pieces * max(0.0, figure("lora", True, sizes=short) - figure("lora", sizes=short))
+    if not course.half:
+        value *= figure("lora", half=False) / figure("lora")
+    return value
+
+
+def _peak(case: dict[str, Any], sizes: Sizes) -> float:
+    return max(_dot(plane, sizes.memory_terms()) for plane in case["planes"])
+
+
+def _flops(case: dict[str, Any], sizes: Sizes) -> float:
+    return _dot(case["flops"], sizes.work_terms())
+
+
+def _traffic(case: dict[str, Any], sizes: Sizes) -> float:
+    return _dot(case["traffic"], sizes.memory_terms())
+
+
+def _launches(case: dict[str, Any], sizes: Sizes) -> float:
+    return float(case["launches"])
+
+
+def _dot(coefficients: Sequence[float], terms: Sequence[float]) -> float:
+    return sum(coefficient * term for coefficient, term in zip(coefficients, terms, strict=True))
+
+
+@lru_cache(maxsize=8)
+def _document(family: Family) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((DATA / f"{family}.json").read_text(encoding="utf-8"))
+    return document

@@ -1,0 +1,104 @@
+"""The solver's answer always reaches the goal it says it reaches, and by the gentlest way."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calculator.fit import FOR_MEMORY, FOR_TIME, Case, fit_memory, fit_steps, fit_time, table
+from knowledge.config import TrainingConfig, with_values
+from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture
+
+GIB = 1024**3
+DATASET = DatasetFacts((FolderFacts(tuple(Picture("", 512, 512, str(n)) for n in range(20)), repeats=5),))
+CARD = Hardware("RTX 3060", 12 * GIB, capability=(8, 6))
+
+
+def case_of(hardware=CARD, **changes):
+    values = {"base_model.family": "sd15", "base_model.path": "model", "schedule.batch_size": 4}
+    values |= {name.replace("__", "."): value for name, value in changes.items()}
+    return Case(with_values(TrainingConfig(), values), DATASET, hardware)
+
+
+def test_what_fits_already_is_left_alone():
+    found = fit_memory(case_of(memory__precision="bf16"), 24 * GIB)
+    assert found.reached
+    assert found.changes == {}
+
+
+def test_free_changes_come_before_those_that_cost_detail():
+    found = fit_memory(case_of(), 6 * GIB)
+    assert found.reached
+    assert {"memory.precision", "memory.gradient_checkpointing"} & found.changes.keys()
+    assert {"dataset.resolution", "network.rank", "optimizer.name"}.isdisjoint(found.changes)
+    assert found.after.vram.likely_bytes <= 6 * GIB < found.before.vram.likely_bytes
+
+
+def test_a_smaller_batch_keeps_the_pictures_behind_a_step():
+    found = fit_memory(case_of(memory__precision="bf16", memory__gradient_checkpointing=True), 3 * GIB)
+    if "schedule.batch_size" in found.changes:
+        product = found.changes["schedule.batch_size"] * found.changes["schedule.gradient_accumulation_steps"]
+        assert product == 4
+
+
+def test_a_goal_out_of_reach_is_not_claimed():
+    found = fit_memory(case_of(), GIB // 2)
+    assert not found.reached
+    assert found.after.vram.likely_bytes < found.before.vram.likely_bytes
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    limit=st.floats(2.5, 16),
+    batch=st.integers(1, 8),
+    rank=st.sampled_from([4, 32, 128]),
+    precision=st.sampled_from(["fp32", "bf16"]),
+    text_encoder=st.booleans(),
+    family=st.sampled_from(["pocket", "sd15"]),
+)
+def test_what_is_proposed_fits(limit, batch, rank, precision, text_encoder, family):
+    case = case_of(
+        base_model__family=family,
+        schedule__batch_size=batch,
+        network__rank=rank,
+        memory__precision=precision,
+        network__train_text_encoder=text_encoder,
+    )
+    found = fit_memory(case, round(limit * GIB))
+    config = with_values(case.config, found.changes)
+    again = Case(config, DATASET, CARD).plan
+    assert again == found.after
+    assert found.reached == (again.vram.likely_bytes <= round(limit * GIB))
+
+
+@settings(deadline=None, max_examples=15)
+@given(share=st.floats(0.2, 1.5))
+def test_a_run_in_time_is_in_time_and_fits_the_card(share):
+    case = case_of(memory__gradient_checkpointing=True, memory__precision="bf16")
+    limit = case.plan.duration.likely_seconds * share
+    found = fit_time(case, limit)
+    assert found.reached
+    assert found.after.duration.likely_seconds <= limit
+    assert found.after.vram.likely_bytes <= CARD.vram_bytes
+
+
+@pytest.mark.parametrize("steps", [1, 24, 25, 100, 1500])
+def test_the_steps_asked_for_are_the_steps_made(steps):
+    found = fit_steps(case_of(), steps)
+    assert found.reached
+    assert found.after.total_steps == steps
+    # 25 batches an epoch: whole epochs need no limit
+    assert (found.changes.get("schedule.maximum_steps") is None) == (steps % 25 == 0)
+
+
+def test_every_move_says_what_it_does_to_the_result():
+    for move in (*FOR_MEMORY, *FOR_TIME):
+        assert move.effect.endswith(".")
+        assert move.hurt > 0
+
+
+def test_the_table_has_every_combination():
+    cells = list(table(case_of(), (1, 4), (512, 768)))
+    assert len(cells) == 8
+    by_size = {(c.batch_size, c.resolution, c.gradient_checkpointing): c.vram_bytes for c in cells}
+    assert by_size[1, 512, False] < by_size[4, 512, False]
+    assert by_size[4, 768, True] < by_size[4, 768, False]
