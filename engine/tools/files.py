@@ -267,7 +267,8 @@ def write_stream(
         for done, ((name, (dtype, shape)), (given, tensor)) in enumerate(zip(layout.items(), tensors, strict=True), 1):
             assert (given, tuple(tensor.shape)) == (name, tuple(shape))
             data = _bytes_of(tensor.to(dtype))
-            digest.update(data)
+            if hashes:
+                digest.update(data)
             file.write(data)
             progress(done, len(layout))
         if hashes:

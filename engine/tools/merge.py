@@ -181,7 +181,7 @@ def merge_into(
         ]
         if not touching:
             return tensor
-        result = tensor.float().clone()
+        result = tensor.to(torch.float32, copy=True)
         for target, adapter, strength in touching:
             rows = slice(target.start, target.end)
             if place.bias:

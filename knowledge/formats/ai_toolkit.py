@@ -18,6 +18,7 @@ from knowledge.formats.translation import (
     as_bool,
     as_number,
     choice_of,
+    facts_of,
     is_empty,
     rest,
 )
@@ -362,14 +363,14 @@ def _sample(job: Translation) -> None:
 
 def _by_entry(job: Translation) -> None:
     """Settings that mean what the entry naming them says, by section and name or by name alone."""
-    same = alike(DIALECT)
+    same, unlike = alike(DIALECT), facts_of("ai_toolkit")["unlike"]
     sections = {
         "train": ("schedule", "optimizer", "noise", "network", "memory"),
         "sample": ("sampling",),
         "save": ("saving",),
     }
     for key, value in job.source.items():
-        if job.done(key) or is_empty(value):
+        if job.done(key) or is_empty(value) or key in unlike:
             continue
         section, _, word = key.partition(".")
         name = same.get(key) or same.get(word)

@@ -130,6 +130,9 @@ def read_options(
     if dataset is None:
         return translate(options, kind=kind, family=family, beside=beside)
     merged, notes, folders = from_dataset(dataset)
+    if not as_bool(options.get("masked_loss")):
+        for folder in folders:
+            folder.pop("masks", None)  # sd-scripts loads them and looks at them under masked_loss alone
     ignored = ("train_data_dir", "reg_data_dir", "dataset_config", "in_json")
     rest = {key: value for key, value in options.items() if key not in (*ignored, *merged)}
     imported = translate(rest | merged, kind=kind, family=family, beside=beside)

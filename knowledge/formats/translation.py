@@ -319,14 +319,16 @@ def rest(job: Translation, kind: str) -> None:
             job.no_effect(key, "It is what the other trainer does anyway.")
         elif is_empty(value):
             job.no_effect(key, "It is not set.")
+        elif plain in known.get("harmless", {}):
+            job.no_effect(key, known["harmless"][plain])
+        elif plain in known.get("unlike", {}):
+            _unlike(job, key, value, known["unlike"][plain])
         elif key in same:
             _take_alike(job, key, same[key], value)
         elif last in same and key.split(".")[0] in ARGUMENT_SECTIONS.get(same[last].split(".")[0], ()):
             _take_alike(job, key, same[last], value)
         elif key.split(".")[0] in known and "." in key:
             _argument(job, key, value, known[key.split(".")[0]])
-        elif plain in known.get("harmless", {}):
-            job.no_effect(key, known["harmless"][plain])
         elif as_bool(value) is False and plain in known.get("missing", {}):
             job.no_effect(key, "It is switched off there.")
         elif plain in known.get("missing", {}):
@@ -350,9 +352,20 @@ def _argument(job: Translation, key: str, value: Any, known: Mapping[str, str]) 
         job.unsupported(key, known[word])
 
 
+def _unlike(job: Translation, key: str, value: Any, effect: str) -> None:
+    """A key that an entry of ours names, though it means something else."""
+    if as_bool(value) is False or as_number(value) == 0:
+        job.no_effect(key, "It is switched off there.")
+    else:
+        job.unsupported(key, effect)
+
+
 def _take_alike(job: Translation, key: str, name: str, value: Any) -> None:
+    if name in job.values:
+        job.no_effect(key, f"{name} is taken from another key of this file.")
+        return
     if name.startswith("dataset.folders."):
-        job.unsupported(key, f"Here it belongs to each folder; set {name}.")
+        _unlike(job, key, value, f"Here it belongs to each folder; set {name}.")
         return
     if as_number(value) == 0 and refusal(name, fitted(name, value)) and not refusal(name, None):
         job.no_effect(key, "0 means not set.")

@@ -705,3 +705,18 @@ def test_any_settings_of_ai_toolkit_end_in_one_list_each(given):
     document = {"config": {"name": "x", "process": [process]}}
     imported = ai_toolkit.read_yaml(json.dumps(document), Path("x.yaml"))
     assert sorted(note.key for note in imported.notes) == sorted(ai_toolkit.flattened(document, process))
+
+
+def test_mask_folders_count_under_masked_loss_alone(tmp_path):
+    subsets = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "a"\nconditioning_data_dir = "m"\n'
+    (tmp_path / "data.toml").write_text(subsets, encoding="utf-8")
+    with_masks = read(tmp_path, "x.toml", 'dataset_config = "data.toml"\nmasked_loss = true\n')
+    without = read(tmp_path, "y.toml", 'dataset_config = "data.toml"\nnetwork_dim = 4\n')
+    assert with_masks.config.dataset.folders[0].masks == "m"
+    assert without.config.dataset.folders[0].masks == ""
+
+
+def test_a_log_folder_is_not_the_output_folder():
+    imported = options(output_dir="out", logging_dir="logs")
+    assert imported.config.output.folder == "out"
+    assert outcome(imported, "logging_dir") == "no_effect"
