@@ -1,0 +1,7 @@
+"""The pocket model: a tiny base model and the pictures of one creature, so that the whole program runs anywhere."""
+
+from pathlib import Path
+
+MODEL_FOLDER = Path(__file__).parent / "model"
+DEMO_FOLDER = Path(__file__).parent / "demo"
+HELD_OUT_FOLDER = Path(__file__).parent / "heldout"
