@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from calculator import fit
 from calculator.measurements import Measurement
 from calculator.plan import Plan, plan
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+    from calculator import fit
     from knowledge.rules import Finding
 
 SUPPOSED_IMAGES = 20
@@ -74,6 +74,8 @@ class Case:
 
     @property
     def to_fit(self) -> fit.Case:
+        from calculator import fit
+
         return fit.Case(self.config, self.dataset, self.hardware, measurements=self.measurements)
 
 
@@ -156,8 +158,8 @@ def calc(
         case = _measured(case, options["gpu"])
     found = case.plan
     findings = _findings(case, found)
-    proposal = _proposal(case, room, time, steps)
-    cells = list(fit.table(case.to_fit)) if table else []
+    proposal = _proposal(case, room, time, steps) if room or time or steps else None
+    cells = _cells(case) if table else []
     if as_json:
         document = found.as_dict(findings, learning_rate=curve)
         document |= {"supposed": dict(case.supposed), "hardware": _hardware(case.hardware)}
@@ -299,11 +301,19 @@ def _measured(case: Case, gpu: str | None) -> Case:
 
 
 def _proposal(case: Case, room: int | None, time: float | None, steps: int | None) -> fit.Proposal | None:
+    from calculator import fit
+
     if room is not None:
         return fit.fit_memory(case.to_fit, room)
     if time is not None:
         return fit.fit_time(case.to_fit, time)
     return fit.fit_steps(case.to_fit, steps) if steps is not None else None
+
+
+def _cells(case: Case) -> list[fit.Cell]:
+    from calculator import fit
+
+    return list(fit.table(case.to_fit))
 
 
 # -- the page ------------------------------------------------------------------------------------------------------
