@@ -1,1 +1,1 @@
-"""What trains: the loop and its parts. Tells through events, never prints; torch is imported by the modules that need it."""
+"""What trains: the loop and its parts. Tells through events, never prints; only modules that need torch import it."""

@@ -1,4 +1,4 @@
-"""Everything that a run tells, one JSON object a line: the live view, `watch`, the report and the tests read only this."""
+"""Everything that a run tells, one JSON object a line. Live view, `watch`, report and tests read nothing else."""
 
 from __future__ import annotations
 
