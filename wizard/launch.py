@@ -257,6 +257,7 @@ class Interrupts:
 
 def attend(run: RunFolder, *, resume: bool = False, as_json: bool = False, debug: bool = False) -> int:
     """Start the engine in this folder, show its run and tell at the end what there is; returns the exit code."""
+    from wizard import measuring
     from wizard.hardware import this_computer
     from wizard.outcome import make_keepsakes, show_outcome
 
@@ -280,6 +281,8 @@ def attend(run: RunFolder, *, resume: bool = False, as_json: bool = False, debug
                 _tell_death(run, follower, view, process.returncode, before)
         kept = make_keepsakes(run, list(run.events()))
     ended = follower.ended
+    if isinstance(ended, RunFinished):
+        measuring.remember(run.config(), list(run.events()), hardware)
     if not as_json:
         show_outcome(run, follower.progress, kept)
     if debug and isinstance(ended, Failed):

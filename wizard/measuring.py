@@ -59,9 +59,9 @@ def measure(config: TrainingConfig, hardware: Hardware) -> Measurement:
     return found
 
 
-def remember(config: TrainingConfig, events: Sequence[Event], hardware: Hardware, known_as: Architecture) -> None:
+def remember(config: TrainingConfig, events: Sequence[Event], hardware: Hardware) -> None:
     """Keeps the timing of a finished run; a run too short to say anything, or a full disk, keeps nothing."""
-    found = timing(config, events, hardware, known_as)
+    found = timing(config, events, hardware, architecture(config.base_model.family))
     if found is not None:
         try:
             add_measurement(measurements_file(), found)

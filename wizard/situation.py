@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from calculator.measurements import Measurement, read_measurements
 from calculator.plan import Plan, plan
 from knowledge.answers import PlainError, plain_problems
 from knowledge.config import POCKET_MODEL, DatasetSettings, TrainingConfig, fields, value_of, with_values
@@ -19,6 +20,7 @@ from knowledge.facts import DatasetFacts, Hardware, facts
 from knowledge.parameters import Recommendation, recommended, recommended_values
 from knowledge.rules import Finding, check
 from wizard import suggestions
+from wizard.drafts import user_folder
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Situation:
     @cached_property
     def plan(self) -> Plan | None:
         """What the run would do; None while the pictures are unknown."""
-        return None if self.dataset is None else plan(self.config, self.dataset, self.hardware, self.architecture)
+        if self.dataset is None:
+            return None
+        return plan(self.config, self.dataset, self.hardware, self.architecture, measurements_here())
 
     @cached_property
     def architecture(self) -> Any:
@@ -171,6 +175,12 @@ class Workbench:
 def _settles(finding: Finding, chosen: Mapping[str, Any]) -> bool:
     """Whether a finding has a fix that changes nothing that somebody chose."""
     return bool(finding.fix) and not finding.fix.keys() & chosen.keys()
+
+
+@lru_cache(maxsize=1)
+def measurements_here() -> tuple[Measurement, ...]:
+    """The timings of this computer, read once."""
+    return read_measurements(user_folder() / "measurements.jsonl")
 
 
 _architectures: dict[str, Any] = {}
