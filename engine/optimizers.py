@@ -26,12 +26,20 @@ class OptimizerRecipe:
 OPTIMIZERS: dict[OptimizerName, OptimizerRecipe] = {
     "adamw": OptimizerRecipe("torch.optim:AdamW", {"fused": True}),
     "adamw8bit": OptimizerRecipe("bitsandbytes.optim:AdamW8bit"),
+    "paged_adamw8bit": OptimizerRecipe("bitsandbytes.optim:PagedAdamW8bit"),
     "lion": OptimizerRecipe("pytorch_optimizer:Lion", {"betas": (0.9, 0.99)}),
+    "lion8bit": OptimizerRecipe("bitsandbytes.optim:Lion8bit", {"betas": (0.9, 0.99)}),
     # With the rate that the user chose; its own relative rate would make the schedule a dead letter.
     "adafactor": OptimizerRecipe(
         "transformers.optimization:Adafactor", {"scale_parameter": False, "relative_step": False, "warmup_init": False}
     ),
+    "came": OptimizerRecipe("pytorch_optimizer:CAME"),
     "prodigy": OptimizerRecipe("pytorch_optimizer:Prodigy", {"bias_correction": True, "safeguard_warmup": True}),
+    "dadapt_adam": OptimizerRecipe("pytorch_optimizer:DAdaptAdam", {"weight_decouple": True}),
+    "schedule_free_adamw": OptimizerRecipe("pytorch_optimizer:ScheduleFreeAdamW"),
+    "stable_adamw": OptimizerRecipe("pytorch_optimizer:StableAdamW"),
+    "adopt": OptimizerRecipe("pytorch_optimizer:ADOPT", {"weight_decouple": True}),
+    "sgd": OptimizerRecipe("torch.optim:SGD", {"momentum": 0.9, "nesterov": True}),
 }
 
 

@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -115,6 +116,9 @@ def train(
     step = load_newest_state(bench) if resume else 0
     yield run_started(bench, first_epoch, step)
     network.attach()
+    network.train()
+    if hasattr(optimizer.optimizer, "train"):  # of a schedule-free optimizer
+        optimizer.optimizer.train()
     if step == 0 and 0 in sample_after:
         yield from draw_samples(bench, step)
 
@@ -133,7 +137,6 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = full_rates[group["name"]] * multiplier
 
-            network.train()
             losses = []
             for number, batch in own(update, accelerator):
                 loss = loss_per_image(bench, batch, epoch, number).mean()
@@ -291,19 +294,19 @@ def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
     away = [part for part in (model.vae, *model.text_encoders.values()) if part.device != device]
     for part in away:
         part.to(device)
-    bench.network.eval()
-    pictures = render(model, bench.prompts, bench.config.sampling.sampler, bench.run.samples, step)
-    for _ in bench.prompts:
-        with bench.accelerator.autocast():
-            index, prompt, path = next(pictures)
-        yield SampleSaved(
-            step=step,
-            epoch=bench.epoch_of(step),
-            index=index,
-            prompt=prompt.prompt,
-            seed=prompt.seed,
-            path=path.relative_to(bench.run.path).as_posix(),
-        )
+    with bench.at_rest():
+        pictures = render(model, bench.prompts, bench.config.sampling.sampler, bench.run.samples, step)
+        for _ in bench.prompts:
+            with bench.accelerator.autocast():
+                index, prompt, path = next(pictures)
+            yield SampleSaved(
+                step=step,
+                epoch=bench.epoch_of(step),
+                index=index,
+                prompt=prompt.prompt,
+                seed=prompt.seed,
+                path=path.relative_to(bench.run.path).as_posix(),
+            )
     for part in away:
         part.to("cpu")
 
@@ -314,7 +317,8 @@ def save(bench: Bench, step: int) -> Iterator[Event]:
         return
     yield PhaseStarted(phase="saving")
     config, path = bench.config, network_file(bench, step)
-    tensors = network_tensors(bench.network, config.saving.precision)
+    with bench.at_rest():
+        tensors = network_tensors(bench.network, config.saving.precision)
     metadata = network_metadata(
         config,
         bench.dataset,
@@ -412,6 +416,24 @@ class Bench:
     def epoch_of(self, step: int) -> int:
         """The epoch that this update, counted from 1, belongs to; 0 before the first."""
         return math.ceil(step / self.length.updates_per_epoch)
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """The network as it is used: without dropout, and with the averaged weights of a schedule-free optimizer."""
+        averaging = hasattr(self.optimizer.optimizer, "eval")
+        learning = [weights.detach().clone() for weights in self.network.parameters()] if averaging else []
+        self.network.eval()
+        if averaging:
+            self.optimizer.optimizer.eval()
+        try:
+            yield
+        finally:
+            if averaging:
+                self.optimizer.optimizer.train()
+                # There and back again rounds; the run goes on from the very weights that it left.
+                for weights, was in zip(self.network.parameters(), learning, strict=True):
+                    weights.data.copy_(was)
+            self.network.train()
 
     def remembering(self) -> dict[str, AcceleratedOptimizer | torch.amp.GradScaler | None]:
         """What carries a memory from update to update, beside the weights themselves."""

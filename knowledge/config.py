@@ -8,12 +8,12 @@ would regret is a rule in data/rules/.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 POCKET_MODEL = "pocket"
 """The value of base_model.path that means the tiny base model shipped with the program."""
 
@@ -21,7 +21,21 @@ Family = Literal["pocket", "sd15", "sdxl"]
 PredictionType = Literal["epsilon", "v_prediction"]
 Goal = Literal["character", "style", "object", "concept"]
 Algorithm = Literal["lora", "locon", "dora", "loha", "lokr"]
-OptimizerName = Literal["adamw", "adamw8bit", "lion", "adafactor", "prodigy"]
+OptimizerName = Literal[
+    "adamw",
+    "adamw8bit",
+    "paged_adamw8bit",
+    "lion",
+    "lion8bit",
+    "adafactor",
+    "came",
+    "prodigy",
+    "dadapt_adam",
+    "schedule_free_adamw",
+    "stable_adamw",
+    "adopt",
+    "sgd",
+]
 Scheduler = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex", "warmup_stable_decay"]
 LossFunction = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
@@ -281,12 +295,12 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
         )
     if config.optimizer.lora_plus_ratio > 1 and network.algorithm not in UP_ALGORITHMS:
         yield (
-            f"optimizer.lora_plus_ratio is {config.optimizer.lora_plus_ratio:g}, but {network.algorithm} has no pair of "
-            "matrices to tell apart. Set it to 1, or network.algorithm to lora, locon or dora."
+            f"optimizer.lora_plus_ratio is {config.optimizer.lora_plus_ratio:g}, but {network.algorithm} has no pair "
+            "of matrices to tell apart. Set it to 1, or network.algorithm to lora, locon or dora."
         )
     if config.base_model.clip_skip > 1 and config.base_model.family == "sdxl":
         yield (
-            f"base_model.clip_skip is {config.base_model.clip_skip}, but SDXL always listens to the last layer but one. "
+            f"base_model.clip_skip is {config.base_model.clip_skip}, but SDXL always reads the last layer but one. "
             "Set it to 1."
         )
     if noise.minimum_timestep >= noise.maximum_timestep:
