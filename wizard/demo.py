@@ -29,7 +29,8 @@ LOOK = (
     ),
     (
         "the same picture",
-        "Look at the prompt without the word, “{other}”, too: a good LoRA leaves it nearly as it was.",
+        "Look at the prompt without the word, “{other}”, too: it is nearly as it was. The pictures in the folder known "
+        "saw to that: they are practised beside the creature, so that nothing is forgotten.",
     ),
     (
         "loss.png",
@@ -95,20 +96,23 @@ def _closing(trigger: str, other: str, answers: str) -> RenderableType:
 
 
 def prepare(folder: Path | None) -> Path:
-    """Lay out the demo's pictures and its answers file, which names them; the path of the file."""
-    from engine.pocket import DEMO_FOLDER
+    """Lay out the demo's pictures and its answers file, which names their folders; the path of the file."""
+    from engine.pocket import DEMO_FOLDER, KNOWN_FOLDER
 
     config = read_answers(ANSWERS)
-    row = config.dataset.folders[0]
-    place = folder or Path(row.path).parent
-    pictures, answers = place / "pictures", place / "demo.toml"
-    placed: dict[str, Any] = {"dataset.folders": ({**row.model_dump(), "path": str(pictures)},)}
+    rows = config.dataset.folders
+    place = folder or Path(rows[0].path).parent
+    places = [place / Path(row.path).name for row in rows]
+    answers = place / "demo.toml"
+    moved = [{**row.model_dump(), "path": str(path)} for row, path in zip(rows, places, strict=True)]
+    placed: dict[str, Any] = {"dataset.folders": moved}
     if folder:
         placed["output.folder"] = str(place / "runs")
     try:
-        pictures.mkdir(parents=True, exist_ok=True)
-        for file in sorted(DEMO_FOLDER.iterdir()):
-            shutil.copyfile(file, pictures / file.name)
+        for path, shipped in zip(places, (DEMO_FOLDER, KNOWN_FOLDER), strict=True):
+            path.mkdir(parents=True, exist_ok=True)
+            for file in sorted(shipped.iterdir()):
+                shutil.copyfile(file, path / file.name)
         write_answers(with_values(config, placed), answers)
     except OSError as error:
         raise PlainError(

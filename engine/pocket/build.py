@@ -1,6 +1,6 @@
 """Makes everything the pocket ships: `python -m engine.pocket.build --merges bpe_simple_vocab_16e6.txt.gz`.
 
-Draws the scenes, trains the VAE, then UNet and text encoder, writes model/, demo/, heldout/, grid.png and
+Draws the scenes, trains the VAE, then UNet and text encoder, writes model/, demo/, heldout/, known/, grid.png and
 model/quality.json. It takes a few hours on two cores, keeps its state under --work and goes on from there when
 interrupted. The same library versions, processor type and thread count give the same files; others give a sibling.
 """
@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 from transformers import CLIPTokenizer
 
-from engine.pocket import DEMO_FOLDER, HELD_OUT_FOLDER, MODEL_FOLDER
+from engine.pocket import DEMO_FOLDER, HELD_OUT_FOLDER, KNOWN_FOLDER, MODEL_FOLDER
 from engine.pocket.measure import denoising_loss, token_ids
 from engine.pocket.scenes import Scene, captioned_creature, captioned_scene
 from engine.pocket.tokenizer import write_tokenizer
@@ -38,6 +39,7 @@ THREADS = 1  # on shared cores two threads wait for each other
 VALIDATION_SEEDS = range(20_000_000, 20_000_064)
 DEMO_SEEDS = range(12)
 HELD_OUT_SEEDS = range(101, 107)
+KNOWN_SEEDS = range(5_000_000, 5_000_024)
 GUIDANCE_SCALE = 5.0
 SAMPLING_STEPS = 20
 CROWDED = "two three small left right"  # words of the scenes that the text encoder meets last
@@ -158,11 +160,11 @@ def captioned_grid(pictures: list[Image.Image], captions: list[str], columns: in
     return sheet
 
 
-def draw_creatures(folder: Path, seeds: range) -> None:
+def draw_folder(folder: Path, draw: Callable[[int], tuple[Image.Image, str]], seeds: range) -> None:
     """One PNG and one caption file for each seed."""
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     for number, seed in enumerate(seeds, start=1):
-        picture, caption = captioned_creature(seed)
+        picture, caption = draw(seed)
         picture.save(part / f"{number:02}.png", optimize=True)
         (part / f"{number:02}.txt").write_text(caption + "\n")
     replace_folder(part, folder)
@@ -232,8 +234,9 @@ def main() -> None:
         log,
     )
     write_model(pipeline_of(denoiser, vae, tokenizer), options.work / "tokenizer", MODEL_FOLDER)
-    draw_creatures(DEMO_FOLDER, DEMO_SEEDS)
-    draw_creatures(HELD_OUT_FOLDER, HELD_OUT_SEEDS)
+    draw_folder(DEMO_FOLDER, captioned_creature, DEMO_SEEDS)
+    draw_folder(HELD_OUT_FOLDER, captioned_creature, HELD_OUT_SEEDS)
+    draw_folder(KNOWN_FOLDER, captioned_scene, KNOWN_SEEDS)
     captions = [scene.caption() for scene in GRID]
     captioned_grid(sample(load_pipeline(MODEL_FOLDER), captions), captions).save(Path(__file__).parent / "grid.png")
 

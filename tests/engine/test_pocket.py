@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.pocket import DEMO_FOLDER, HELD_OUT_FOLDER, MODEL_FOLDER
+from engine.pocket import DEMO_FOLDER, HELD_OUT_FOLDER, KNOWN_FOLDER, MODEL_FOLDER
 from engine.pocket.scenes import TRIGGER_WORD, captioned_creature, captioned_scene, clutter
 
 QUALITY = json.loads((MODEL_FOLDER / "quality.json").read_text())
@@ -96,13 +96,17 @@ def test_the_trigger_word_is_in_every_creature_caption_and_in_no_scene_caption()
 def test_the_demo_folders_are_what_the_scenes_draw():
     from PIL import Image
 
-    from engine.pocket.build import DEMO_SEEDS, HELD_OUT_SEEDS
+    from engine.pocket.build import DEMO_SEEDS, HELD_OUT_SEEDS, KNOWN_SEEDS
 
-    for folder, seeds in ((DEMO_FOLDER, DEMO_SEEDS), (HELD_OUT_FOLDER, HELD_OUT_SEEDS)):
+    for folder, draw, seeds in (
+        (DEMO_FOLDER, captioned_creature, DEMO_SEEDS),
+        (HELD_OUT_FOLDER, captioned_creature, HELD_OUT_SEEDS),
+        (KNOWN_FOLDER, captioned_scene, KNOWN_SEEDS),
+    ):
         pictures = sorted(folder.glob("*.png"))
         assert len(pictures) == len(list(folder.glob("*.txt"))) == len(seeds)
         for path, seed in zip(pictures, seeds, strict=True):
-            picture, caption = captioned_creature(seed)
+            picture, caption = draw(seed)
             assert Image.open(path).tobytes() == picture.tobytes()
             assert path.with_suffix(".txt").read_text().strip() == caption
 

@@ -52,12 +52,12 @@ def test_the_last_page_names_files_and_commands_in_full():
     assert "lora-wizard train lora-wizard-demo/demo.toml --set network.rank=1\n" in text.replace(" \n", "\n")
 
 
-SHORT = ("schedule.epochs=1", "sampling.every_epochs=1", "sampling.steps=2")
+SHORT = ("schedule.epochs=3", "sampling.every_epochs=3", "sampling.steps=2")
 
 
 @pytest.fixture(scope="module")
 def short_demo(tmp_path_factory):
-    """The demo with one epoch instead of all: the real plan, engine and network."""
+    """The demo with three epochs instead of all: the real plan, engine and network."""
     place = tmp_path_factory.mktemp("demo")
     code = train_file(prepare(place), SHORT, as_json=True)
     return code, RunFolder.open(place / "runs" / "demo")
@@ -71,6 +71,36 @@ def test_the_demo_ends_with_a_file_charts_and_pairs(short_demo):
     last = list(run.events())[-1]
     assert isinstance(last, RunFinished)
     assert (run.path / last.network).is_file()
+
+
+def loss_of(pipeline, folder, draws):
+    """Denoising loss with fixed noise on a folder's pictures under their captions."""
+    from PIL import Image
+
+    from engine.pocket.measure import denoising_loss
+
+    files = sorted(folder.glob("*.png"))
+    pictures = [Image.open(file).convert("RGB") for file in files]
+    captions = [file.with_suffix(".txt").read_text(encoding="utf-8").strip() for file in files]
+    parts = (pipeline.unet, pipeline.text_encoder, pipeline.vae, pipeline.tokenizer)
+    return denoising_loss(*parts, pictures, captions, draws)
+
+
+def test_in_diffusers_the_file_knows_the_creature_and_forgets_nothing(short_demo):
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from engine.pocket import HELD_OUT_FOLDER, KNOWN_FOLDER, MODEL_FOLDER
+
+    _, run = short_demo
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        MODEL_FOLDER, safety_checker=None, torch_dtype=torch.float32, local_files_only=True
+    )
+    creature, known = loss_of(pipeline, HELD_OUT_FOLDER, 8), loss_of(pipeline, KNOWN_FOLDER, 2)
+    pipeline.load_lora_weights(run.path / "checkpoints" / "demo.safetensors")
+    # Pictures of the creature that were not trained on; the whole demo brings 0.21 down to 0.07.
+    assert loss_of(pipeline, HELD_OUT_FOLDER, 8) < 0.6 * creature
+    assert loss_of(pipeline, KNOWN_FOLDER, 2) < 1.25 * known
 
 
 def test_the_plan_shown_before_is_what_the_run_did(short_demo):
