@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import date
@@ -13,13 +11,15 @@ from statistics import median
 
 from calculator.duration import step_seconds
 from calculator.measurements import Measurement, add_measurement, measurement_of, read_measurements
-from engine.events import Event, Failed, StepFinished, from_line
+from engine.events import Event, Failed, StepFinished
 from engine.run_folder import RunFolder
 from knowledge.answers import PlainError
 from knowledge.architectures import Architecture, architecture
 from knowledge.config import TrainingConfig, with_values
 from knowledge.facts import Hardware
+from wizard.autopsy import ENGINE_LOG, last_lines
 from wizard.drafts import user_folder
+from wizard.launch import end_process, start_engine
 
 STEPS = 8
 FIRST_STEPS = 3
@@ -44,17 +44,20 @@ def measure(config: TrainingConfig, hardware: Hardware) -> Measurement:
         pictures = Path(folder) / "pictures"
         _noise_pictures(pictures, config)
         run = RunFolder.create(_short(config, pictures, folder))
-        process = subprocess.run(
-            _command(run), capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
-        )
-        events = [from_line(line) for line in process.stdout.splitlines() if line.startswith('{"event"')]
+        process = start_engine(run)
+        try:
+            process.wait()
+        except BaseException:
+            end_process(process)
+            raise
+        events = list(run.events())
+        last_words = last_lines(run.path / ENGINE_LOG, 1)
     for event in events:
         if isinstance(event, Failed):
             raise PlainError(f"Nothing could be measured: {event.cause} {event.remedy}")
     found = timing(config, events, hardware, architecture(config.base_model.family))
     if found is None:
-        last = (process.stderr.strip().splitlines() or ["the engine ended without a word"])[-1]
-        raise PlainError(f"Nothing could be measured: {last}")
+        raise PlainError(f"Nothing could be measured: {last_words or 'the engine ended without a word'}")
     add_measurement(measurements_file(), found)
     return found
 
@@ -109,7 +112,3 @@ def _noise_pictures(folder: Path, config: TrainingConfig) -> None:
     side, chance = config.dataset.resolution, random.Random(0)
     for number in range(config.schedule.batch_size * config.schedule.gradient_accumulation_steps):
         Image.frombytes("RGB", (side, side), chance.randbytes(3 * side * side)).save(folder / f"{number}.png")
-
-
-def _command(run: RunFolder) -> list[str]:
-    return [sys.executable, "-m", "engine", str(run.path)]

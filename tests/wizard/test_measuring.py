@@ -5,6 +5,7 @@ import pytest
 from calculator.measurements import add_measurement, measurement_of, nearest, read_measurements
 from calculator.plan import plan
 from engine.events import StepFinished
+from knowledge.answers import PlainError
 from knowledge.config import TrainingConfig, with_values
 from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture
 from wizard import measuring
@@ -61,3 +62,21 @@ def _pocket():
     from knowledge.architectures import architecture
 
     return architecture("pocket")
+
+
+def test_steps_timed_on_purpose_are_real_and_remembered(tmp_path, monkeypatch, tiny_sd15):
+    monkeypatch.setenv("LORA_WIZARD_HOME", str(tmp_path))
+    config = with_values(
+        CONFIG, {"base_model.path": str(tiny_sd15), "base_model.family": "sd15", "dataset.bucket_step": 64}
+    )
+    found = measuring.measure(config, CPU)
+    assert found.seconds_per_step > 0
+    assert measuring.known() == (found,)
+
+
+def test_what_cannot_be_trained_cannot_be_timed(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_WIZARD_HOME", str(tmp_path))
+    config = with_values(CONFIG, {"base_model.path": str(tmp_path / "nowhere"), "base_model.family": "sd15"})
+    with pytest.raises(PlainError, match="Nothing could be measured"):
+        measuring.measure(config, CPU)
+    assert measuring.known() == ()
