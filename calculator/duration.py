@@ -38,7 +38,9 @@ class Machine:
 
 # Fitted to seven published steps of SD 1.5 and SDXL on RTX 3090, 3090 Ti and 4090; off by 13 % in the mean.
 REACHED_FLOPS, REACHED_BANDWIDTH, LAUNCH_SECONDS, OVERLAP = 0.65, 0.95, 13e-6, 1.5
-CPU_FLOPS_PER_CORE, CPU_BANDWIDTH, CPU_LAUNCH_SECONDS = 4.5e10, 1.2e10, 12e-6
+# Operations per core from sd-scripts' 4.9 to 5.7 CPU-seconds a step of SD 1.5 at 256 pixels in fp32; the start of a
+# kernel from the demo on the pocket model, whose step of many small ones took 0.24 to 0.30 s on two busy cores.
+CPU_FLOPS_PER_CORE, CPU_BANDWIDTH, CPU_LAUNCH_SECONDS = 4.5e10, 1.2e10, 60e-6
 UNKNOWN_CARD = Gpu("a middling card", 0, 360e9, 25e12, 12e12, (8, 6), "")
 SPREAD = {"card": 1.4, "unknown": 3.0, "cpu": 2.0, "measured here": 1.15}
 START_SECONDS: Mapping[Family, float] = {"pocket": 8.0, "sd15": 20.0, "sdxl": 40.0}

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from calculator.measurements import Measurement, read_measurements
 from calculator.plan import Plan, plan
 from knowledge.answers import PlainError, plain_problems
-from knowledge.config import POCKET_MODEL, DatasetSettings, TrainingConfig, fields, value_of, with_values
+from knowledge.config import POCKET_MODEL, DatasetSettings, Family, TrainingConfig, fields, value_of, with_values
 from knowledge.facts import DatasetFacts, Hardware, facts
 from knowledge.parameters import Recommendation, recommended, recommended_values
 from knowledge.rules import Finding, check
@@ -183,10 +183,10 @@ def measurements_here() -> tuple[Measurement, ...]:
     return read_measurements(user_folder() / "measurements.jsonl")
 
 
-_architectures: dict[str, Any] = {}
+_architectures: dict[tuple[str, Family], Any] = {}
 
 
-def _architecture(path: str, family: str) -> Any:
+def _architecture(path: str, family: Family) -> Any:
     """The shapes of the base model itself where its folder tells them; None for what the family's usual shapes fit."""
     from engine.pocket import MODEL_FOLDER
     from knowledge.architectures import read_architecture
@@ -194,9 +194,9 @@ def _architecture(path: str, family: str) -> Any:
     folder = MODEL_FOLDER if path == POCKET_MODEL else Path(path).expanduser()
     if not folder.is_dir():
         return None
-    key = os.fspath(folder)
+    key = (os.fspath(folder), family)
     if key not in _architectures:
-        _architectures[key] = read_architecture(folder)
+        _architectures[key] = read_architecture(folder, family)
     return _architectures[key]
 
 
