@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from engine.pocket import DEMO_FOLDER, HELD_OUT_FOLDER, KNOWN_FOLDER, MODEL_FOLDER
@@ -90,7 +91,8 @@ def encoded_scenes(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, cou
     if not file.exists():
         torch.save(encode_scenes(vae, tokenizer, count), file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)
-    return torch.load(file)
+    scenes: dict[str, Tensor] = torch.load(file)
+    return scenes
 
 
 def pipeline_of(denoiser: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
@@ -139,7 +141,8 @@ def sample(pipeline: StableDiffusionPipeline, captions: list[str], seed: int = 0
     """One picture per caption; the noise of a caption depends on its position and the seed alone."""
     generators = [torch.Generator().manual_seed(seed * 1000 + number) for number in range(len(captions))]
     result = pipeline(captions, num_inference_steps=SAMPLING_STEPS, guidance_scale=GUIDANCE_SCALE, generator=generators)
-    return result.images
+    pictures: list[Image.Image] = result.images
+    return pictures
 
 
 def captioned_grid(pictures: list[Image.Image], captions: list[str], columns: int = 6, size: int = 160) -> Image.Image:
@@ -180,10 +183,11 @@ def quality(pipeline: StableDiffusionPipeline) -> dict[str, float]:
     creatures = [captioned_creature(seed) for seed in HELD_OUT_SEEDS]
     parts = (pipeline.unet, pipeline.text_encoder, pipeline.vae, pipeline.tokenizer)
     scene_pictures, scene_captions = zip(*scenes, strict=True)
+    creature_pictures, creature_captions = zip(*creatures, strict=True)
     return {
         "scenes_loss": round(denoising_loss(*parts, scene_pictures, scene_captions), 4),
         "scenes_loss_without_captions": round(denoising_loss(*parts, scene_pictures, [""] * len(scenes)), 4),
-        "creature_loss": round(denoising_loss(*parts, *zip(*creatures, strict=True)), 4),
+        "creature_loss": round(denoising_loss(*parts, creature_pictures, creature_captions), 4),
     }
 
 

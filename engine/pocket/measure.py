@@ -30,7 +30,8 @@ def stable_diffusion_alphas_cumprod() -> Tensor:
 def token_ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:
     """[batch, 77]."""
     tokens = tokenizer(list(captions), padding="max_length", max_length=77, truncation=True, return_tensors="pt")
-    return tokens.input_ids
+    ids: Tensor = tokens.input_ids
+    return ids
 
 
 @torch.no_grad()

@@ -31,7 +31,8 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
         product = factor @ product
         gram = factor @ gram @ factor
     wide = product @ wide
-    return wide.mT if matrices.shape[-2] > matrices.shape[-1] else wide
+    orthogonal: Tensor = wide.mT if matrices.shape[-2] > matrices.shape[-1] else wide
+    return orthogonal
 
 
 class Muon(torch.optim.Optimizer):
@@ -39,7 +40,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # never asks for the loss again
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
             for parameter in group["params"]:

@@ -56,7 +56,9 @@ class Brush:
     def polygon(self, points: list[tuple[float, float]], colour: Colour) -> None:
         self.draw.polygon([self.place(x, y) for x, y in points], fill=colour)
 
-    def ellipse(self, x: float, y: float, width: float, height: float, colour: Colour, part: tuple = (0, 360)) -> None:
+    def ellipse(
+        self, x: float, y: float, width: float, height: float, colour: Colour, part: tuple[int, int] = (0, 360)
+    ) -> None:
         """Filled ellipse around (x, y); `width` and `height` are half axes, `part` is the arc drawn, in degrees."""
         start, end = math.radians(part[0]), math.radians(part[1])
         turns = [start + (end - start) * step / 48 for step in range(49)]

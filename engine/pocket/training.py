@@ -263,7 +263,8 @@ class Denoiser(nn.Module):
         self.text_encoder.set_attn_implementation("eager")  # fused, it took 6 % of a step
 
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
-        return self.unet(noisy_latents, timesteps, self.text_encoder(ids).last_hidden_state).sample
+        prediction: Tensor = self.unet(noisy_latents, timesteps, self.text_encoder(ids).last_hidden_state).sample
+        return prediction
 
 
 def train_denoiser(
@@ -293,10 +294,11 @@ def train_denoiser(
     later_weights = snr.clamp(min=recipe.min_snr_floor, max=recipe.min_snr_gamma) / snr
     batch = torch.arange(recipe.batch_size)
     single = (~torch.isin(scenes["token_ids"], several_ids).any(dim=1)).nonzero().flatten()
+    turns = [turn for turn, _ in recipe.rate_points], [rate for _, rate in recipe.rate_points]
     for step in range(first_step, recipe.steps):
         torch.manual_seed(recipe.seed * 1_000_000 + step)  # so that a resumed run draws the same noise
         for tuner, rate in zip(tuners, rates, strict=True):
-            tuner.param_groups[0]["lr"] = rate * float(np.interp(step, *zip(*recipe.rate_points, strict=True)))
+            tuner.param_groups[0]["lr"] = rate * float(np.interp(step, *turns))
         chosen = torch.randint(0, len(scenes["token_ids"]), (recipe.batch_size,))
         if recipe.text_encoder_from <= step < recipe.crowds_from:
             chosen = single[chosen % len(single)]

@@ -261,8 +261,8 @@ def meta_model(family: Family, dtype: torch.dtype) -> StableDiffusion:
 
     configs = architecture(family).configs
     with META:
-        unet: Any = UNet2DConditionModel.from_config(dict(configs["unet"]))  # type: ignore[no-untyped-call]
-        vae: Any = AutoencoderKL.from_config(dict(configs["vae"]))  # type: ignore[no-untyped-call]
+        unet: Any = UNet2DConditionModel.from_config(dict(configs["unet"]))
+        vae: Any = AutoencoderKL.from_config(dict(configs["vae"]))
         unet = unet.to(dtype)
         encoders: dict[str, Any] = {}
         for name in TEXT_ENCODERS[family]:
