@@ -97,18 +97,22 @@ def estimate_memory(
         "training": _training(config, architecture, views),
         "sampling": _sampling(config, architecture),
     }
-    phase = max(phases, key=lambda name: sum(phases[name].values()))
+    cuda = hardware.name != "CPU"
+    unused = {
+        name: round(_fragmentation(parts, len(views) > 1, config.memory.gradient_checkpointing and name == "training"))
+        for name, parts in phases.items()
+    }
+    phase = max(phases, key=lambda name: sum(phases[name].values()) + cuda * unused[name])
     parts = {name: size for name, size in phases[phase].items() if size}
     allocated = sum(parts.values())
     how = "from a trace of" if traced(course_of(config)) else "put together from traces of"
     basis = f"weights and optimizer counted, activations {how} the engine's own step"
-    if hardware.name == "CPU":
+    if not cuda:
         parts["program"] = PROGRAM
         likely = allocated + PROGRAM
         return MemoryEstimate(likely, likely, round(likely * (1 + WORKSPACE_SHARE)), phase, parts, basis)
-    fragmentation = round(_fragmentation(parts, len(views) > 1, config.memory.gradient_checkpointing))
-    likely = allocated + CUDA_CONTEXT + fragmentation
-    parts |= {"CUDA context": CUDA_CONTEXT, "fragmentation": fragmentation}
+    likely = allocated + CUDA_CONTEXT + unused[phase]
+    parts |= {"CUDA context": CUDA_CONTEXT, "fragmentation": unused[phase]}
     return MemoryEstimate(
         low_bytes=allocated + CUDA_CONTEXT,
         likely_bytes=likely,

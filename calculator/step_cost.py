@@ -89,7 +89,12 @@ def sizes_of(config: TrainingConfig, batch: int, area: float) -> Sizes:
 
 def activation_bytes(course: Course, sizes: Sizes) -> float:
     """The most that a step allocates above what lasts: activations, temporary results and gradients."""
-    return _combined(course, sizes, _peak)
+    peak = _combined(course, sizes, _peak)
+    if course.checkpointing:
+        # At high ranks on small pictures the traces count casts of the network's weights twice; computing activations
+        # again never holds more than keeping all of them does.
+        peak = min(peak, _combined(replace(course, checkpointing=False), sizes, _peak))
+    return peak
 
 
 def work(course: Course, sizes: Sizes) -> Work:
@@ -128,7 +133,7 @@ def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
     if found is not None and not (course.text_encoder and sizes.tokens > 77):
         return float(measure(found, sizes))
     cases = _document(course.family)["cases"]
-    short = replace(sizes, tokens=77)
+    words = replace(sizes, tokens=77, area=0.0)
 
     def figure(algorithm: Algorithm, text_encoder: bool = False, half: bool = True, sizes: Sizes = sizes) -> float:
         name = Course(course.family, algorithm, text_encoder, half, course.checkpointing).name
@@ -141,7 +146,7 @@ def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
     value = figure(course.algorithm)
     if course.text_encoder:
         pieces = -(-(sizes.tokens - 2) // 75)
-        value += pieces * max(0.0, figure("lora", True, sizes=short) - figure("lora", sizes=short))
+        value += pieces * max(0.0, figure("lora", True, sizes=words) - figure("lora", sizes=words))
     if not course.half:
         value *= figure("lora", half=False) / figure("lora")
     return value
