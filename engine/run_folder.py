@@ -18,6 +18,8 @@ from knowledge.config import TrainingConfig
 
 STATES_KEPT = 2
 """Two, so that one is whole even when the other was damaged."""
+CLOCK_SECONDS = 2.0
+"""How far two readings of one process's start may lie apart."""
 
 Request = Literal["stop", "save"]
 
@@ -164,7 +166,9 @@ class RunFolder:
         """The process that trains in this folder now; None where there is none, or where it was killed."""
         try:
             process, started = (self.path / "process").read_text().split()
-            return int(process) if psutil.Process(int(process)).create_time() == float(started) else None
+            # Start times are counted from the computer's start, whose own time moves when the clock is set.
+            same = abs(psutil.Process(int(process)).create_time() - float(started)) < CLOCK_SECONDS
+            return int(process) if same else None
         except (OSError, ValueError, psutil.Error):
             return None
 

@@ -144,6 +144,16 @@ def test_one_process_at_a_time_trains_in_a_folder(config):
     assert run.process() is None
 
 
+def test_a_clock_that_is_set_does_not_end_a_run(config):
+    run = RunFolder.create(config)
+    with run.claimed():
+        number, started = (run.path / "process").read_text().split()
+        (run.path / "process").write_text(f"{number} {float(started) + 1}")
+        assert run.process() == os.getpid()
+        (run.path / "process").write_text(f"{number} {float(started) + 60}")
+        assert run.process() is None
+
+
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     file = tmp_path / "network.bin"
     with whole_file(file) as partial:
