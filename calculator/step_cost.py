@@ -54,7 +54,7 @@ class Course:
 
     @property
     def name(self) -> str:
-        """The course's name in the data, as `Case.name` of the tracer writes it."""
+        """The course's name in the data that the tracer writes."""
         targets, precision = "unet+text" if self.text_encoder else "unet", "half" if self.half else "fp32"
         return f"{self.algorithm}/{targets}/{precision}/{'checkpointed' if self.checkpointing else 'plain'}"
 

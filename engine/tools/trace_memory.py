@@ -33,6 +33,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from calculator.step_cost import Course
 from engine.models.load import FAMILIES, TEXT_ENCODERS
 from engine.models.sd import Conditioning, StableDiffusion
 from engine.networks import Network, create_network
@@ -205,24 +206,6 @@ def _tensors(thing: Any) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True)
-class Case:
-    """What decides the course of a step: not its sizes, which the planes are over."""
-
-    family: Family
-    algorithm: Algorithm
-    text_encoder: bool
-    half: bool
-    checkpointing: bool
-
-    @property
-    def name(self) -> str:
-        """The case's name in the data."""
-        precision = "half" if self.half else "fp32"
-        targets = "unet+text" if self.text_encoder else "unet"
-        return f"{self.algorithm}/{targets}/{precision}/{'checkpointed' if self.checkpointing else 'plain'}"
-
-
-@dataclass(frozen=True)
 class Point:
     """The sizes of one step: rank, rank of convolutions (0 without), pictures, latent height and width, tokens."""
 
@@ -297,7 +280,7 @@ class CachedTexts:
         return Conditioning(torch.empty(count, self.tokens, self.width, dtype=self.dtype, device=META), pooled)
 
 
-def trace(case: Case, points: Sequence[Point]) -> list[Trace]:
+def trace(case: Course, points: Sequence[Point]) -> list[Trace]:
     """The engine's step at each of these sizes."""
     dtype = torch.bfloat16 if case.half else torch.float32
     model = meta_model(case.family, dtype)
@@ -321,7 +304,7 @@ def trace(case: Case, points: Sequence[Point]) -> list[Trace]:
     return traces
 
 
-def _trace_step(model: StableDiffusion, network: Network, config: TrainingConfig, case: Case, point: Point) -> Trace:
+def _trace_step(model: StableDiffusion, network: Network, config: TrainingConfig, case: Course, point: Point) -> Trace:
     dtype = torch.bfloat16 if case.half else torch.float32
     known = architecture(case.family)
     texts = None if case.text_encoder else CachedTexts(known, point.tokens, dtype)
@@ -361,7 +344,7 @@ def _trace_step(model: StableDiffusion, network: Network, config: TrainingConfig
 SIDES = {"pocket": 16, "sd15": 32, "sdxl": 32}
 
 
-def points(case: Case) -> list[Point]:
+def points(case: Course) -> list[Point]:
     """The sizes to trace, several pictures each, since one alone takes another course of the same size; for LoRA the
     last is held out of the fit, to see that nothing else is at work."""
     side = SIDES[case.family]
@@ -408,7 +391,7 @@ def envelope(planes: np.ndarray, domain: np.ndarray) -> np.ndarray:
         covered = np.maximum(covered, heights[kept[-1]])
 
 
-def domain(case: Case) -> list[Point]:
+def domain(case: Course) -> list[Point]:
     """Where the planes must hold: ranks 1 to 256, 1 to 16 pictures, a quarter to twice the usual area."""
     side = {"pocket": 16, "sd15": 64, "sdxl": 128}[case.family]
     ranks = (
@@ -419,7 +402,7 @@ def domain(case: Case) -> list[Point]:
     return [Point(r, c, b, side, round(side * share), tokens) for (r, c), b, share, tokens in sizes]
 
 
-def measured(case: Case) -> dict[str, Any]:
+def measured(case: Course) -> dict[str, Any]:
     """A case's planes and sums of work and, where sizes were held out, how far the planes are off there."""
     chosen = points(case)
     traces = trace(case, chosen)
@@ -483,19 +466,19 @@ def phases(family: Family, half: bool) -> dict[str, Any]:
     return found
 
 
-def cases(family: Family) -> Iterator[Case]:
+def cases(family: Family) -> Iterator[Course]:
     """What is traced: every algorithm on the UNet; for LoRA also text encoders in training, and fp32.
 
     The calculator adds and scales by what these two make of LoRA where another algorithm meets them.
     """
     others: tuple[Algorithm, ...] = ("loha", "lokr", "dora", "locon")
     for checkpointing in (True, False):
-        yield Case(family, "lora", False, True, checkpointing)
+        yield Course(family, "lora", False, True, checkpointing)
     for checkpointing in (True, False):
-        yield Case(family, "lora", True, True, checkpointing)
-        yield Case(family, "lora", False, False, checkpointing)
+        yield Course(family, "lora", True, True, checkpointing)
+        yield Course(family, "lora", False, False, checkpointing)
     for algorithm, checkpointing in itertools.product(others, (True, False)):
-        yield Case(family, algorithm, False, True, checkpointing)
+        yield Course(family, algorithm, False, True, checkpointing)
 
 
 def main(families: Sequence[str]) -> None:

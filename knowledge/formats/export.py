@@ -54,6 +54,17 @@ class Exported:
     how: str
 
 
+NOT_A_SETTING = {
+    "dataset.goal",
+    "schedule.cycles",
+    "schedule.power",
+    "schedule.decay",
+    "loss.huber_threshold",
+    "loss.huber_schedule",
+}
+"""Parameters that do nothing by themselves: what they belong to is spoken of."""
+
+
 class Writing:
     """The work of one export: options so far, and parameters that have been spoken of."""
 
@@ -70,6 +81,14 @@ class Writing:
     def lose(self, name: str, why: str) -> None:
         self.done.add(name)
         self.lost.append(Lost(name, value_of(self.config, name), why))
+
+    def lose_the_rest(self, why: str) -> None:
+        """Lose every parameter that differs from its default and has not been spoken of."""
+        for name, field in fields().items():
+            if name in self.done | NOT_A_SETTING or name.startswith("dataset.folders."):
+                continue
+            if value_of(self.config, name) != field.default:
+                self.lose(name, why)
 
 
 def to_sd_scripts(config: TrainingConfig, stem: str = "sd-scripts") -> Exported:

@@ -11,14 +11,6 @@ from knowledge.formats.export import Exported, Writing
 SCRIPTS = {"sd15": "train_text_to_image_lora.py", "sdxl": "train_text_to_image_lora_sdxl.py"}
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant")
 PRECISIONS = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
-NOT_A_SETTING = {
-    "dataset.goal",
-    "schedule.cycles",
-    "schedule.power",
-    "schedule.decay",
-    "loss.huber_threshold",
-    "loss.huber_schedule",
-}
 
 
 def to_diffusers(config: TrainingConfig, stem: str = "diffusers") -> Exported:
@@ -28,11 +20,7 @@ def to_diffusers(config: TrainingConfig, stem: str = "diffusers") -> Exported:
     script = SCRIPTS.get(job.value("base_model.family"), SCRIPTS["sd15"])
     if config.base_model.family not in SCRIPTS:
         job.lose("base_model.family", "It knows no such model.")
-    for name in fields():
-        if name in job.done | NOT_A_SETTING or name.startswith("dataset.folders."):
-            continue
-        if value_of(config, name) != fields()[name].default:
-            job.lose(name, "Its script has no such argument.")
+    job.lose_the_rest("Its script has no such argument.")
     words = [
         f"  --{key}" + ("" if value is True else f"={shlex.quote(str(value))}") for key, value in arguments.items()
     ]

@@ -5,22 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from knowledge.config import TrainingConfig, fields, value_of
+from knowledge.config import TrainingConfig, fields
 from knowledge.formats.export import Exported, Writing
 from knowledge.formats.onetrainer import ALGORITHMS, DIALECT, PRECISIONS, SAMPLERS
 from knowledge.formats.sd_scripts import ENDLESS
 from knowledge.formats.translation import foreign_choice
 
 FAMILIES = {"sd15": "STABLE_DIFFUSION_15", "sdxl": "STABLE_DIFFUSION_XL_10_BASE"}
-NOT_A_SETTING = {
-    "dataset.goal",
-    "schedule.cycles",
-    "schedule.power",
-    "schedule.decay",
-    "loss.huber_threshold",
-    "loss.huber_schedule",
-}
-"""Parameters that do nothing by themselves: what they belong to is spoken of."""
 
 
 def to_onetrainer(config: TrainingConfig, stem: str = "onetrainer") -> Exported:
@@ -28,11 +19,7 @@ def to_onetrainer(config: TrainingConfig, stem: str = "onetrainer") -> Exported:
     job = Writing(config)
     document = {"training_method": "LORA", **_model(job), **_network(job), **_optimizer(job), **_schedule(job)}
     document |= {**_loss(job), **_dataset(job), **_output(job), **_samples(job)}
-    for name in fields():
-        if name in job.done | NOT_A_SETTING or name.startswith("dataset.folders."):
-            continue
-        if value_of(config, name) != fields()[name].default:
-            job.lose(name, "It has no such setting, or means something else by it.")
+    job.lose_the_rest("It has no such setting, or means something else by it.")
     text = json.dumps(document, indent=4, ensure_ascii=False) + "\n"
     how = f"In OneTrainer: copy {stem}.json into training_presets and choose it."
     return Exported({f"{stem}.json": text}, document, {}, tuple(job.lost), how)

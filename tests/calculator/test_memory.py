@@ -34,7 +34,7 @@ def test_every_family_is_traced():
 def test_a_fresh_trace_of_the_engines_step_is_what_the_calculator_says(checkpointing):
     import engine.tools.trace_memory as tracer
 
-    case = tracer.Case("pocket", "lora", False, True, checkpointing)
+    case = tracer.Course("pocket", "lora", False, True, checkpointing)
     point = tracer.Point(8, 0, 4, 16, 24)
     (traced,) = tracer.trace(case, [point])
     course, sizes = Course("pocket", "lora", False, True, checkpointing), Sizes(4, 16 * 24, 8, 0)
