@@ -6,7 +6,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from knowledge.answers import PlainError
@@ -46,8 +46,11 @@ class Header:
     metadata: Mapping[str, str]
 
 
-def detect(path: str | Path) -> Detected:
-    """What the base model at this path is. Raises PlainError when it is not one that we train, saying what to do."""
+def detect(path: str | Path, called: str = "") -> Detected:
+    """What the base model at this path is. Raises PlainError when it is not one that we train, saying what to do.
+
+    `called` names it in that sentence where the path would tell nobody anything.
+    """
     if str(path) == POCKET_MODEL:
         from engine.pocket import MODEL_FOLDER
 
@@ -58,71 +61,105 @@ def detect(path: str | Path) -> Detected:
             f"base_model.path is {path}, and nothing is there. Give a diffusers folder or a .safetensors file, "
             f'or "{POCKET_MODEL}" for the model that comes with this program.'
         )
-    return _detect_folder(path) if path.is_dir() else _detect_file(path)
+    if path.is_dir():
+        return _detect_folder(path, called or str(path))
+    refuse_pickle(path)
+    return detect_header(read_header(path), path, called or str(path))
 
 
 def read_header(path: Path) -> Header:
     """The header of a safetensors file. Raises PlainError when the file is not one, or is cut short."""
-    size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= min(size - 8, LARGEST_HEADER_BYTES):
-            raise PlainError(
-                f"{path} is not a safetensors file: it does not begin with a safetensors header. "
-                "Perhaps the download broke off, or it is a web page saved under this name; download it again."
-            )
-        try:
-            document = json.loads(file.read(length))
-            metadata = document.pop("__metadata__", {}) or {}
-            shapes = {name: tuple(entry["shape"]) for name, entry in document.items()}
-            end = max((entry["data_offsets"][1] for entry in document.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise PlainError(
-                f"{path} is not a safetensors file: its header cannot be read. Download it again."
-            ) from None
-    if size < 8 + length + end:
-        missing = 8 + length + end - size
-        raise PlainError(f"{path} is cut short: {missing:,} bytes are missing at its end. Download it again.")
+        size = path.stat().st_size
+        length = header_length(file.read(8), size, str(path))
+        return parse_header(file.read(length), size, str(path))
+
+
+def header_length(beginning: bytes, size: int, called: str) -> int:
+    """Bytes of the header of a safetensors file of this size, from its first 8. Raises PlainError when it is none."""
+    length = struct.unpack("<Q", beginning[:8])[0] if len(beginning) >= 8 else 0
+    if not 2 <= length <= min(size - 8, LARGEST_HEADER_BYTES):
+        raise PlainError(
+            f"{called} is not a safetensors file: it does not begin with a safetensors header. "
+            "Perhaps the download broke off, or it is a web page saved under this name; download it again."
+        )
+    return int(length)
+
+
+def parse_header(text: bytes, size: int, called: str) -> Header:
+    """The header from its JSON. Raises PlainError when that cannot be read, or promises more than `size` bytes hold."""
+    try:
+        document = json.loads(text)
+        metadata = document.pop("__metadata__", {}) or {}
+        shapes = {name: tuple(entry["shape"]) for name, entry in document.items()}
+        end = max((entry["data_offsets"][1] for entry in document.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise PlainError(f"{called} is not a safetensors file: its header cannot be read. Download it again.") from None
+    if size < 8 + len(text) + end:
+        missing = 8 + len(text) + end - size
+        raise PlainError(f"{called} is cut short: {missing:,} bytes are missing at its end. Download it again.")
     return Header(shapes, metadata)
 
 
-def _detect_file(path: Path) -> Detected:
+def refuse_pickle(path: Path | PurePath) -> None:
+    """Raises PlainError for a file whose name says that it is a pickle."""
     if path.suffix.lower() in PICKLES:
         raise PlainError(
             f"{path} is a pickle checkpoint, which can run any program when it is opened, so it is never loaded. "
             "Download the .safetensors version of this model, or convert it with a tool that you trust."
         )
-    header = read_header(path)
+
+
+def is_vae(header: Header) -> bool:
+    """Whether the file is a VAE by itself, in either layout. Raises PlainError for one whose latents are not ours."""
+    bare = {name.removeprefix("first_stage_model."): shape for name, shape in header.shapes.items()}
+    entrance = bare.get("decoder.conv_in.weight")
+    if entrance is None or len(entrance) < 2 or any(name.startswith(UNET_PREFIX) for name in bare):
+        return False
+    refuse_other_latents(entrance[1])
+    return True
+
+
+def refuse_other_latents(channels: int) -> None:
+    """Raises PlainError unless a VAE makes latents of 4 channels, as SD 1.x, 2.x and SDXL do."""
+    if channels != 4:
+        raise PlainError(
+            f"This VAE makes latents of {channels} channels, as Stable Diffusion 3 and Flux do. The models that are "
+            "trained here need one with 4."
+        )
+
+
+def detect_header(header: Header, path: Path, called: str) -> Detected:
+    """What the base model is whose single file has this header; as `detect`."""
     names = header.shapes
     if any(name.endswith(ADAPTER_SUFFIXES) for name in names):
-        raise PlainError(f"{path} is a LoRA, not a base model. Choose the base model that it was trained on.")
+        raise PlainError(f"{called} is a LoRA, not a base model. Choose the base model that it was trained on.")
     bare = {name.removeprefix(UNET_PREFIX): shape for name, shape in names.items()}
     for fingerprint, what in STRANGERS:
         if fingerprint in bare:
-            raise PlainError(f"{path} is {what}. This program trains Stable Diffusion 1.x, 2.x and SDXL.")
-    _refuse_other_inputs(path, bare.get("input_blocks.0.0.weight"))
-    family = _family_of_file(path, names, bare)
+            raise PlainError(f"{called} is {what}. This program trains Stable Diffusion 1.x, 2.x and SDXL.")
+    _refuse_other_inputs(called, bare.get("input_blocks.0.0.weight"))
+    family = _family_of_file(called, names, bare)
     return Detected(path, family, _prediction_of_file(header), "single file", "ztsnr" in names)
 
 
-def _family_of_file(path: Path, names: Mapping[str, tuple[int, ...]], bare: Mapping[str, tuple[int, ...]]) -> Family:
+def _family_of_file(called: str, names: Mapping[str, tuple[int, ...]], bare: Mapping[str, tuple[int, ...]]) -> Family:
     if not any(name.startswith(UNET_PREFIX) for name in names):
         if "conv_in.weight" in names or "down_blocks.0.resnets.0.conv1.weight" in names:
             raise PlainError(
-                f"{path} is one part of a diffusers folder (a UNet alone). Choose the folder with model_index.json."
+                f"{called} is one part of a diffusers folder (a UNet alone). Choose the folder with model_index.json."
             )
         raise PlainError(
-            f"{path} is a safetensors file, but no Stable Diffusion checkpoint: it holds no UNet "
+            f"{called} is a safetensors file, but no Stable Diffusion checkpoint: it holds no UNet "
             f"({UNET_PREFIX}…). Perhaps it is a VAE or a text encoder."
         )
     if "label_emb.0.0.weight" in bare:
         context = bare.get(SDXL_CONTEXT, (0, 0))[-1]
         if context != 2048 and not any(name.startswith("conditioner.embedders.1.") for name in names):
-            raise PlainError(f"{path} is the SDXL refiner. LoRAs are trained on the SDXL base model.")
+            raise PlainError(f"{called} is the SDXL refiner. LoRAs are trained on the SDXL base model.")
         return "sdxl"
     context = bare.get(CONTEXT, bare.get("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", (0, 0)))[-1]
-    return _family_by_context(path, context)
+    return _family_by_context(called, context)
 
 
 def _prediction_of_file(header: Header) -> PredictionType:
@@ -132,7 +169,7 @@ def _prediction_of_file(header: Header) -> PredictionType:
     return "epsilon"
 
 
-def _detect_folder(path: Path) -> Detected:
+def _detect_folder(path: Path, called: str) -> Detected:
     index = path / "model_index.json"
     if not index.is_file():
         inner = sorted(folder for folder in path.glob("*/") if (folder / "model_index.json").is_file())
@@ -145,34 +182,34 @@ def _detect_folder(path: Path) -> Detected:
         raise PlainError(f"{path} is not a diffusers model folder: it has no model_index.json.{hint}")
     pipeline = str(_read_json(index).get("_class_name", ""))
     unet = _read_json(path / "unet" / "config.json")
-    _refuse_other_inputs(path, (0, int(unet.get("in_channels", 4))))
+    _refuse_other_inputs(called, (0, int(unet.get("in_channels", 4))))
     scheduler = _read_json(path / "scheduler" / "scheduler_config.json")
     prediction: PredictionType = "v_prediction" if scheduler.get("prediction_type") == "v_prediction" else "epsilon"
     family: Family
     if unet.get("addition_embed_type") == "text_time" and pipeline.startswith("StableDiffusionXL"):
         family = "sdxl"
     elif pipeline.startswith("StableDiffusion") and not pipeline.startswith("StableDiffusion3"):
-        family = _family_by_context(path, int(unet.get("cross_attention_dim") or 0))
+        family = _family_by_context(called, int(unet.get("cross_attention_dim") or 0))
     else:
-        raise PlainError(f"{path} holds a {pipeline}. This program trains Stable Diffusion 1.x, 2.x and SDXL.")
+        raise PlainError(f"{called} holds a {pipeline}. This program trains Stable Diffusion 1.x, 2.x and SDXL.")
     return Detected(path, family, prediction, "folder", bool(scheduler.get("rescale_betas_zero_snr")))
 
 
-def _family_by_context(path: Path, context: int) -> Family:
+def _family_by_context(called: str, context: int) -> Family:
     """The family by the width of the text that the UNet reads: 1024 in 2.x, 768 in 1.x, others in models for tests."""
     if context == 1024:
-        raise PlainError(f"{path} is a Stable Diffusion 2.x model, which this version cannot train yet.")
+        raise PlainError(f"{called} is a Stable Diffusion 2.x model, which this version cannot train yet.")
     if context == 0:
-        raise PlainError(f"{path} has a UNet that reads no text. It cannot be trained with captions.")
+        raise PlainError(f"{called} has a UNet that reads no text. It cannot be trained with captions.")
     return "sd15"
 
 
-def _refuse_other_inputs(path: Path, first_convolution: tuple[int, ...] | None) -> None:
+def _refuse_other_inputs(called: str, first_convolution: tuple[int, ...] | None) -> None:
     channels = first_convolution[1] if first_convolution else 4
     kind = {9: "an inpainting model", 8: "an instruction-editing (pix2pix) model"}.get(channels)
     if channels != 4:
         raise PlainError(
-            f"{path} is {kind or f'a model with {channels} input channels'}. "
+            f"{called} is {kind or f'a model with {channels} input channels'}. "
             "Train on the plain model of the same family instead."
         )
 

@@ -272,3 +272,37 @@ def test_pictures_go_through_the_vae_and_come_back_in_range(tiny_sd15: Path):
         pixels = model.decode_latents(torch.randn(1, 4, 8, 4, generator=torch.Generator().manual_seed(0)) * 10)
     assert pixels.shape == (1, 3, 64, 32)
     assert pixels.abs().max() <= 1
+
+
+def test_a_header_alone_tells_what_a_file_is(tmp_path):
+    """What a download is, is decided before it comes: from its first bytes."""
+    from hubs import safetensors
+
+    from engine.models.detect import detect_header, header_length, is_vae, parse_header
+
+    unet = "model.diffusion_model."
+    shapes = {
+        f"{unet}input_blocks.0.0.weight": (8, 4, 3, 3),
+        f"{unet}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (4, 2048),
+        f"{unet}label_emb.0.0.weight": (4, 2816),
+        "v_pred": (0,),
+        "ztsnr": (0,),
+    }
+    content = safetensors(shapes)
+    length = header_length(content[:8], len(content), "it")
+    header = parse_header(content[8 : 8 + length], len(content), "it")
+    found = detect_header(header, tmp_path / "noob.safetensors", "it")
+    assert (found.family, found.prediction_type, found.zero_terminal_snr) == ("sdxl", "v_prediction", True)
+    assert not is_vae(header)
+    with pytest.raises(PlainError, match="cut short"):
+        parse_header(content[8 : 8 + length], len(content) - 1, "it")
+
+
+def test_a_vae_is_told_by_its_entrance_and_another_kind_of_latents_is_refused():
+    from engine.models.detect import Header, is_vae
+
+    assert is_vae(Header({"decoder.conv_in.weight": (512, 4, 3, 3)}, {}))
+    assert is_vae(Header({"first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3)}, {}))
+    assert not is_vae(Header({"text_model.embeddings.position_embedding.weight": (77, 768)}, {}))
+    with pytest.raises(PlainError, match="16 channels"):
+        is_vae(Header({"decoder.conv_in.weight": (512, 16, 3, 3)}, {}))
