@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +12,14 @@ import click
 
 from knowledge.answers import PlainError
 from wizard import words
+from wizard.file_commands import FILE, as_json, may_write, overwrite, print_json, say, shown, watched
+from wizard.inspection import report_document, show_report, strength_chart
 
 if TYPE_CHECKING:
     from engine.tools.decompose import Keep
-    from engine.tools.files import Progress
-    from engine.tools.inspect import Report
     from engine.tools.resize import Resized, Weights
 
 PRECISION = click.Choice(["fp32", "fp16", "bf16"])
-FILE = click.Path(path_type=Path)
-BIG_FAMILIES = {"sd15": "SD 1.5", "sd2": "SD 2", "sdxl": "SDXL", "pocket": "pocket model"}
 
 
 @click.group()
@@ -36,9 +32,7 @@ def tools() -> None:
     """
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")
 output = click.option("-o", "--output", type=FILE, required=True, help="Where the result goes.")
-overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 precision = click.option("--precision", type=PRECISION, help="Number format of the result; the input's if not given.")
 base_option = click.option(
     "--base", type=FILE, help="The base model, for algorithms whose effect depends on it (DoRA …)."
@@ -92,11 +86,11 @@ def inspect(file: Path, base: Path | None, chart: Path | None, layers: bool, as_
     if chart is not None:
         strength_chart(report, chart)
     if as_json:
-        _print_json(_report_document(report) | ({"chart": str(chart)} if chart else {}))
+        print_json(report_document(report) | ({"chart": str(chart)} if chart else {}))
         return
-    _show_report(report, layers)
+    show_report(report, layers)
     if chart is not None:
-        _say(f"[quiet]Chart[/]  {chart}")
+        say(f"[quiet]Chart[/]  {chart}")
 
 
 @tools.command()
@@ -127,7 +121,7 @@ def resize(
 
     Example: lora-wizard tools resize big.safetensors --norm 0.99 --rank 32 -o small.safetensors
     """
-    _may_write(output, overwrite)
+    may_write(output, overwrite)
     from engine.tools.adapters import adapters
     from engine.tools.files import PRECISIONS, open_tensors, save_tensors
     from engine.tools.inspect import family_of
@@ -181,7 +175,7 @@ def convert(
 
     Example: lora-wizard tools convert old.pt --names sd-scripts --precision fp16 -o new.safetensors
     """
-    _may_write(output, overwrite)
+    may_write(output, overwrite)
     from engine.tools.adapters import adapters
     from engine.tools.convert import convert as converted
     from engine.tools.files import PRECISIONS, LoadedTensors, open_tensors, save_tensors
@@ -225,14 +219,14 @@ def convert(
         "kept_unknown_names": list(unknown),
     }
     if as_json:
-        _print_json(document)
+        print_json(document)
         return
-    _say(f"[good]✓[/] {_name(output)}   [quiet]{words.size(output.stat().st_size)}[/]")
+    say(f"[good]✓[/] {shown(output)}   [quiet]{words.size(output.stat().st_size)}[/]")
     if result is not None:
         low, high = result.ranks
-        _say(f"  plain LoRA, rank {low if low == high else f'{low} to {high}'}; error {result.error:.2%} of ‖ΔW‖")
+        say(f"  plain LoRA, rank {low if low == high else f'{low} to {high}'}; error {result.error:.2%} of ‖ΔW‖")
     if unknown:
-        _say(f"  [warning]![/] {words.count(len(unknown), 'layer')} of no Stable Diffusion model kept their names.")
+        say(f"  [warning]![/] {words.count(len(unknown), 'layer')} of no Stable Diffusion model kept their names.")
 
 
 def _cast(tensor: Any, dtype: Any) -> Any:
@@ -273,7 +267,7 @@ def merge(
     Examples: lora-wizard tools merge a.safetensors b.safetensors -w 0.8 -w 0.5 -o both.safetensors
               lora-wizard tools merge a.safetensors --into sdxl.safetensors -o sdxl-a.safetensors
     """
-    _may_write(output, overwrite)
+    may_write(output, overwrite)
     for name, given in (("--weight", weights), ("--text-weight", text_weights)):
         if given and len(given) != len(files):
             raise PlainError(
@@ -296,11 +290,11 @@ def merge(
         with watched(f"Merging into {into.name}", as_json) as progress:
             merged = merge_into(Checkpoint(into), networks, output, progress)
         if as_json:
-            _print_json({"output": str(output), "layers": merged.layers, "layers_without_place": list(merged.homeless)})
+            print_json({"output": str(output), "layers": merged.layers, "layers_without_place": list(merged.homeless)})
             return
-        _say(f"[good]✓[/] {_name(output)}   [quiet]{words.count(merged.layers, 'layer')} changed, exactly[/]")
+        say(f"[good]✓[/] {shown(output)}   [quiet]{words.count(merged.layers, 'layer')} changed, exactly[/]")
         if merged.homeless:
-            _say(
+            say(
                 f"  [warning]![/] {words.count(len(merged.homeless), 'layer')} found no place in it, first "
                 f"{merged.homeless[0]}"
             )
@@ -349,7 +343,7 @@ def extract(
 
     Example: lora-wizard tools extract sdxl.safetensors my-finetune.safetensors --rank 64 -o finetune-lora.safetensors
     """
-    _may_write(output, overwrite)
+    may_write(output, overwrite)
     from engine.tools.checkpoints import Checkpoint
     from engine.tools.files import PRECISIONS, save_tensors
     from engine.tools.merge import extract as extracted
@@ -363,10 +357,10 @@ def extract(
     save_tensors(output, result.network.tensors, _network_metadata(metadata, result.network, None))
     if as_json:
         document = _resized_document(result.network, output) | {"reach": result.reach, "kept_of_all": result.kept}
-        _print_json(document)
+        print_json(document)
         return
     _show_resized(result.network, None, output, False)
-    _say(
+    say(
         f"  It holds {result.kept:.1%} of the whole difference ‖tuned − base‖; {result.reach:.1%} lies in "
         "layers that a LoRA reaches."
     )
@@ -419,7 +413,7 @@ def metadata(
         raise PlainError("--everything goes with --strip.", 2)
     after = labels.edited(labels.stripped(before, everything) if strip else before, edits)
     if private_copy is not None:
-        _may_write(private_copy, overwrite)
+        may_write(private_copy, overwrite)
         from engine.tools.files import atomic
 
         with atomic(private_copy) as copy:
@@ -427,43 +421,20 @@ def metadata(
     if after != before or output is not None:
         target = output or file
         if output is not None:
-            _may_write(output, overwrite)
+            may_write(output, overwrite)
         labels.write_metadata(file, target, after)
         if not as_json:
-            _say(
-                f"[good]✓[/] {_name(target)}   "
+            say(
+                f"[good]✓[/] {shown(target)}   "
                 f"[quiet]{words.count(len(after), 'entry', 'entries')}, weights untouched[/]"
             )
     if as_json:
-        _print_json(after)
+        print_json(after)
     elif after == before and output is None:
         _show_metadata(after)
 
 
 # What the commands share
-
-
-@contextmanager
-def watched(what: str, quiet: bool) -> Iterator[Progress]:
-    """A progress bar on stderr for somebody who watches; nothing for a script."""
-    from engine.tools.files import no_progress
-
-    if quiet or not sys.stderr.isatty():
-        yield no_progress
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from wizard import views
-
-    columns = (TextColumn("[quiet]{task.description}[/]"), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=views.console(sys.stderr), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _may_write(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise PlainError(f"{path} exists already. Add --overwrite to replace it, or choose another --output.", 2)
 
 
 def _weights(base: Path | None) -> Weights:
@@ -502,196 +473,25 @@ def _resized_document(result: Resized, output: Path) -> dict[str, Any]:
 
 def _show_resized(result: Resized, before: Path | None, output: Path, as_json: bool) -> None:
     if as_json:
-        _print_json(_resized_document(result, output))
+        print_json(_resized_document(result, output))
         return
     low, high = result.ranks
     sizes = f"{words.size(before.stat().st_size)} → " if before else ""
-    _say(f"[good]✓[/] {_name(output)}   [quiet]{sizes}{words.size(output.stat().st_size)}[/]")
+    say(f"[good]✓[/] {shown(output)}   [quiet]{sizes}{words.size(output.stat().st_size)}[/]")
     rank = low if low == high else f"{low} to {high}"
     exact = result.error < 1e-6
     said = "nothing lost" if exact else f"keeps {result.kept:.2%} of ‖ΔW‖, error {result.error:.2%}"
-    _say(f"  {words.count(len(result.layers), 'layer')}, rank {rank}; {said}")
+    say(f"  {words.count(len(result.layers), 'layer')}, rank {rank}; {said}")
     if not exact:
         worst = min(result.layers, key=lambda layer: layer.kept)
-        _say(f"  [quiet]weakest: {worst.module} keeps {worst.kept:.1%}[/]")
-
-
-def _show_report(report: Report, every_layer: bool) -> None:
-    from rich.text import Text
-
-    from wizard import views
-
-    out = views.console()
-    path = Path(report.path)
-    kinds = ", ".join(report.algorithms)
-    families = " or ".join(BIG_FAMILIES.get(name, name) for name in report.families) or "unknown base"
-    out.print(
-        views.heading(path.name, f"{words.size(report.bytes)} · {kinds} · {families} · {', '.join(report.precisions)}")
-    )
-    out.print(f"{words.count(report.parameters, 'weight')} in {words.count(len(report.layers), 'layer')}\n")
-    strongest = max((block.mean_norm or 0.0 for block in report.blocks), default=0.0) or 1.0
-    lines = []
-    for block in report.blocks:
-        strength: Any = Text("depends on the base model", style="quiet")
-        if block.mean_norm is not None:
-            bar = views.bar(block.mean_norm / strongest, 24)
-            strength = Text.assemble(bar, f"  {words.number(block.mean_norm)}")
-        lines.append((block.name, str(block.layers), _span(block.ranks), _span(block.alphas), strength))
-    out.print(
-        views.table(
-            ("block", "layers", "rank", "alpha", "mean strength ‖ΔW‖"), lines, right=("layers", "rank", "alpha")
-        )
-    )
-    if every_layer:
-        rows = [
-            (layer.module, _span((layer.rank,)), _span((layer.alpha,)), _strength(layer)) for layer in report.layers
-        ]
-        out.print()
-        out.print(views.table(("layer", "rank", "alpha", "‖ΔW‖"), rows, right=("rank", "alpha", "‖ΔW‖")))
-    out.print()
-    out.print(views.rows(_facts(report)))
-    for message in _troubles(report):
-        out.print(views.finding("warning", message))
-
-
-def _strength(layer: Any) -> str:
-    return "broken" if not layer.finite else "–" if layer.norm is None else words.number(layer.norm)
-
-
-def _facts(report: Report) -> list[tuple[str, Any]]:
-    """Label and value of everything worth a line below the table."""
-    from rich.text import Text
-
-    marks = {"yes": ("✓", "good"), "partly": ("▲", "warning"), "no": ("✗", "error")}
-    facts: list[tuple[str, Any]] = []
-    facts += [(label, Text(text)) for label, text in recipe(report.metadata)]
-    if report.triggers:
-        facts.append(("trigger", Text(" · ".join(report.triggers), style="strong")))
-    if report.tags:
-        facts.append(("tags", Text(" · ".join(f"{tag} {count}" for tag, count in report.tags[:12]))))
-    for reading in report.readings:
-        mark, style = marks[reading.verdict]
-        line = Text.assemble((mark, style), f" {reading.read} of {reading.layers} layers")
-        for remark in reading.remarks[:3]:
-            line.append(f"\n  {remark}", "quiet")
-        facts.append((reading.application, line))
-    names = ("AutoV3", "AutoV2", "sshs_model_hash")
-    facts += [(name, Text(report.hashes[name], style="quiet")) for name in names if name in report.hashes]
-    return facts
-
-
-def recipe(metadata: dict[str, str]) -> list[tuple[str, str]]:
-    """How the file says it was made, in a few lines of words."""
-    known = {key: value for key, value in metadata.items() if value not in ("None", "", "{}")}
-    told: list[tuple[str, str]] = []
-
-    def line(label: str, *parts: tuple[str, str]) -> None:
-        said = [text.format(known[key]) for key, text in parts if key in known]
-        if said:
-            told.append((label, " · ".join(said)))
-
-    line("base model", ("ss_sd_model_name", "{}"), ("modelspec.prediction_type", "predicts {}"))
-    line(
-        "trained for",
-        ("ss_steps", "{} steps"),
-        ("ss_epoch", "epoch {}"),
-        ("ss_total_batch_size", "batch {}"),
-        ("ss_num_train_images", "{} views an epoch"),
-        ("ss_resolution", "at {}"),
-    )
-    line(
-        "with",
-        ("ss_optimizer", "{}"),
-        ("ss_unet_lr", "UNet {}"),
-        ("ss_text_encoder_lr", "text encoder {}"),
-        ("ss_lr_scheduler", "{}"),
-        ("ss_min_snr_gamma", "min-SNR {}"),
-        ("ss_noise_offset", "noise offset {}"),
-    )
-    line("author", ("modelspec.author", "{}"), ("modelspec.license", "licence {}"))
-    return told
-
-
-def _troubles(report: Report) -> Iterator[str]:
-    if report.broken:
-        yield (
-            f"{words.count(len(report.broken), 'layer')} with numbers that are not finite: training went "
-            f"off the rails, and this file draws noise or black pictures. First: {report.broken[0]}"
-        )
-    if report.dead:
-        yield f"{words.count(len(report.dead), 'layer')} that change nothing at all. First: {report.dead[0]}"
-    if report.hash_as_stated is False:
-        yield (
-            "Its own sshs_model_hash does not fit its weights: another program changed them and kept the old hash, or "
-            "wrote the file through LyCORIS, which counts that hash in another way. Nothing is wrong with the weights."
-        )
-
-
-def _span(numbers: tuple[float | int | None, ...]) -> str:
-    given = [number for number in numbers if number is not None]
-    if not given:
-        return "–"
-    low, high = min(given), max(given)
-    return f"{low:g}" if low == high else f"{low:g}–{high:g}"
-
-
-def _report_document(report: Report) -> dict[str, Any]:
-    document = asdict(report)
-    document["blocks"] = [asdict(block) for block in report.blocks]
-    document |= {"dead": report.dead, "broken": report.broken}
-    document["readings"] = [asdict(reading) | {"verdict": reading.verdict} for reading in report.readings]
-    return document
+        say(f"  [quiet]weakest: {worst.module} keeps {worst.kept:.1%}[/]")
 
 
 def _show_metadata(metadata: dict[str, str]) -> None:
     from wizard import views
 
     if not metadata:
-        _say("[quiet]The file says nothing of itself.[/]")
+        say("[quiet]The file says nothing of itself.[/]")
         return
     shown = [(key, value if len(value) <= 300 else value[:300] + " …") for key, value in sorted(metadata.items())]
     views.console().print(views.rows([(key, views.escape(value)) for key, value in shown]))
-
-
-def strength_chart(report: Report, path: Path) -> None:
-    """A PNG with ‖ΔW‖ of every layer as a dot, by block, and the mean of each block as a line."""
-    from matplotlib.figure import Figure
-
-    from engine.tools.files import atomic
-    from wizard.charts import ACCENT, CHART_DPI, CHART_INCHES, HAIR, INK, QUIET
-
-    figure = Figure(figsize=CHART_INCHES, dpi=CHART_DPI, layout="constrained")
-    axes = figure.add_subplot()
-    blocks = report.blocks
-    for place, block in enumerate(blocks):
-        norms = [layer.norm for layer in report.layers if layer.block == block.name and layer.norm is not None]
-        spread = [place + (index / max(1, len(norms) - 1) - 0.5) * 0.6 for index in range(len(norms))]
-        axes.scatter(spread, norms, s=9, color=ACCENT, alpha=0.55, linewidths=0)
-        if block.mean_norm is not None:
-            axes.hlines(block.mean_norm, place - 0.38, place + 0.38, color=INK, linewidth=1.6)
-    axes.set_xticks(range(len(blocks)), [block.name for block in blocks], rotation=30, ha="right", color=INK)
-    axes.set_ylabel("‖ΔW‖ of each layer", color=INK)
-    axes.set_ylim(bottom=0)
-    axes.set_title(f"What {Path(report.path).name} changes, block by block", loc="left", color=INK)
-    axes.grid(axis="y", color=HAIR)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=QUIET)
-    axes.spines[["top", "right"]].set_visible(False)
-    with atomic(path) as file:
-        figure.savefig(file, format="png")
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, ensure_ascii=False, default=str))
-
-
-def _name(path: Path) -> str:
-    from wizard import views
-
-    return f"[strong]{views.escape(str(path))}[/]"
-
-
-def _say(message: str) -> None:
-    from wizard import views
-
-    views.say(message)
