@@ -1,0 +1,457 @@
+"""One file from the network, whole and checked or not at all.
+
+A download that was cut goes on where it stopped, in this process or a later one. huggingface_hub's own downloads do
+not: since its version 1 a part belongs to one process, and seven gigabytes begin anew after every broken evening. A
+token goes to the host it is for and to no other. What is told of an address is its host, since signed addresses are
+secrets as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import unquote, urljoin, urlsplit
+
+import requests
+from requests.exceptions import Timeout
+from urllib3.exceptions import MaxRetryError, ReadTimeoutError
+
+from knowledge.answers import PlainError
+
+CHUNK = 64 * 1024
+"""Bytes at a time; what a cut connection may cost."""
+
+MOST_REDIRECTS = 8
+SPARE_BYTES = 500 * 10**6
+"""What stays free on the disk beside a download."""
+
+AGENT = "lora-wizard"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a file lies and what is known of it: its size, its SHA-256 or its name in git, where somebody says so.
+
+    `token` is sent to the host of `url` only.
+    """
+
+    url: str
+    size_bytes: int | None = None
+    sha256: str = ""
+    git_blob: str = ""
+    token: str = field(default="", repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or self.url
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the network may be unwell. `attempts` counts tries in a row that brought nothing.
+
+    Who has nothing yet is better told soon; who has half of it would rather wait for a minute.
+    """
+
+    attempts: int = 8
+    attempts_at_first: int = 4
+    first_wait_seconds: float = 0.5
+    longest_wait_seconds: float = 120.0
+    connect_seconds: float = 15.0
+    read_seconds: float = 60.0
+
+
+PATIENCE = Patience()
+
+
+class RefusalError(Exception):
+    """A server that said no: its status, its own code and words, and how long it asks to wait.
+
+    Whoever knows that server puts it in a sentence.
+    """
+
+    def __init__(
+        self, status: int, host: str, code: str = "", said: str = "", wait_seconds: float | None = None
+    ) -> None:
+        super().__init__(f"{host} answers with status {status}")
+        self.status, self.host, self.code, self.said, self.wait_seconds = status, host, code, said, wait_seconds
+
+
+class NetworkError(PlainError):
+    """The network, and not the request, was at fault."""
+
+
+class DiskError(PlainError):
+    """The disk, and neither the network nor the file, was at fault."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file that has arrived and was checked."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
+
+
+Read = TypeVar("Read")
+
+Progress = Callable[[int], None]
+"""Told how many bytes of the file are there."""
+
+Notice = Callable[[str], None]
+"""Told in a sentence what somebody who waits should know."""
+
+
+def silent(_: object) -> None:
+    """The progress and the notice of who does not want to hear of it."""
+
+
+def json_document(source: Source, patience: Patience | None = None, notice: Notice = silent) -> Any:
+    """The JSON document at an address. Raises RefusalError, or PlainError where the host cannot be reached."""
+
+    def read() -> Any:
+        with _opened(source, {}, patience or PATIENCE) as response:
+            return response.json()
+
+    try:
+        return patiently(source.host, read, patience or PATIENCE, notice)
+    except requests.exceptions.JSONDecodeError:
+        raise PlainError(
+            f"{source.host} did not answer in JSON. Perhaps it is under repair; try again later."
+        ) from None
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first bytes of a file, how large it is in all, and the name that its server gives it."""
+
+    content: bytes
+    size_bytes: int | None
+    name: str
+
+
+def beginning(source: Source, length: int, patience: Patience | None = None, notice: Notice = silent) -> Beginning:
+    """The first `length` bytes, without the rest. Raises as `json_document`."""
+
+    def read() -> Beginning:
+        with _opened(source, {"Range": f"bytes=0-{length - 1}"}, patience or PATIENCE) as response:
+            content = b""
+            for chunk in response.iter_content(64 * 1024):
+                content += chunk
+                if len(content) >= length:  # a server that knows no ranges would send all of it
+                    break
+            return Beginning(content[:length], _whole_size(response) or source.size_bytes, _file_name(response))
+
+    return patiently(source.host, read, patience or PATIENCE, notice)
+
+
+def download(
+    source: Source,
+    target: Path,
+    progress: Progress = silent,
+    notice: Notice = silent,
+    patience: Patience | None = None,
+) -> Fetched:
+    """The file at `target`, which appears only when all of it is there and its hash is right.
+
+    Until then it grows as NAME.part beside it, and a later call goes on from there when it is still the same file.
+    Raises PlainError where it cannot be had (what has come is kept, unless it is wrong), and RefusalError.
+    """
+    patience = patience or PATIENCE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = _Part(target, source)
+    part.take_up(progress)
+    if source.size_bytes is not None:
+        require_space(target.parent, source.size_bytes - part.size)
+
+    def read() -> None:
+        headers = {"Range": f"bytes={part.size}-"} if part.size else {}
+        if part.size and not source.sha256 and part.etag:
+            headers["If-Range"] = part.etag  # with a hash the hash decides, whichever server sends the rest
+        with _opened(source, headers, patience) as response:
+            part.receive(response, progress)
+
+    try:
+        if source.size_bytes is None or part.size < source.size_bytes:
+            patiently(source.host, read, patience, notice, gained=lambda: part.size)
+        return part.finish()
+    except RefusalError as refused:
+        if refused.status == 416:  # there is no such part any more: another file has taken its place
+            part.discard()
+            raise PlainError(f"The file on {source.host} has changed. Start the download again.") from None
+        raise
+    except OSError as error:
+        if isinstance(error, requests.RequestException):
+            raise
+        raise DiskError(
+            f"{target.name} cannot be written to {target.parent}: {error.strerror or error}. "
+            "What has come so far is kept; the same command goes on from there."
+        ) from None
+
+
+class _Part:
+    """A file on its way: NAME.part, and NAME.part.json, which says of what it is a part."""
+
+    def __init__(self, target: Path, source: Source) -> None:
+        self.target, self.source = target, source
+        self.path = target.with_name(target.name + ".part")
+        self.note = target.with_name(target.name + ".part.json")
+        self.size, self.etag = 0, ""
+        self.digest = hashlib.sha256()
+
+    def take_up(self, progress: Progress) -> None:
+        """Goes on with what an earlier call left, where that is a part of the same file; else begins anew."""
+        try:
+            said = json.loads(self.note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            said = {}
+        self.etag = str(said.get("etag", ""))
+        same = said.get("sha256") == self.source.sha256 and said.get("git_blob") == self.source.git_blob
+        known = bool(self.source.sha256 or self.source.git_blob or self.etag)
+        if not (same and known and self.path.is_file()):
+            self.discard()
+            return
+        with self.path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                self.digest.update(chunk)
+                self.size += len(chunk)
+                progress(self.size)
+        if self.source.size_bytes is not None and self.size > self.source.size_bytes:
+            self.discard()
+
+    def receive(self, response: requests.Response, progress: Progress) -> None:
+        """Writes what comes behind what is there; from the start where the server sends the whole file again."""
+        begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        if response.status_code != 206 or begins is None or int(begins[1]) != self.size:
+            self.discard()
+        self.etag = response.headers.get("ETag", "")
+        if self.etag.startswith("W/"):
+            self.etag = ""  # a weak tag does not promise the same bytes
+        self._write_note()
+        if not self.size and self.source.size_bytes is None and (size := _whole_size(response)) is not None:
+            require_space(self.target.parent, size)
+        with self.path.open("ab") as file:
+            for chunk in response.iter_content(CHUNK):
+                file.write(chunk)
+                self.digest.update(chunk)
+                self.size += len(chunk)
+                progress(self.size)
+                if self.source.size_bytes is not None and self.size > self.source.size_bytes:
+                    break
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write_note(self) -> None:
+        note = {"etag": self.etag, "sha256": self.source.sha256, "git_blob": self.source.git_blob}
+        self.note.write_text(json.dumps(note), encoding="utf-8")
+
+    def finish(self) -> Fetched:
+        """Checks size and hash and gives the file its name. Raises PlainError when one is wrong, and leaves nothing."""
+        source, found = self.source, self.digest.hexdigest()
+        if source.size_bytes is not None and self.size != source.size_bytes:
+            self.discard()
+            raise PlainError(
+                f"{self.target.name} should have {source.size_bytes:,} bytes, and {source.host} sent {self.size:,}. "
+                "It was thrown away; try again later."
+            )
+        right = source.sha256.lower() == found if source.sha256 else True
+        if source.git_blob and not source.sha256:
+            right = _git_blob(self.path) == source.git_blob
+        if not right:
+            self.discard()
+            raise PlainError(
+                f"{self.target.name} is not the file that {source.host} promised: its hash is another. It was thrown "
+                "away. Try again; if that does not help, the file was damaged or exchanged there."
+            )
+        self.path.replace(self.target)
+        self.note.unlink(missing_ok=True)
+        return Fetched(self.target, self.size, found)
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+        self.size, self.digest = 0, hashlib.sha256()
+
+
+def patiently(
+    host: str,
+    read: Callable[[], Read],
+    patience: Patience,
+    notice: Notice = silent,
+    gained: Callable[[], int] = lambda: 0,
+) -> Read:
+    """What `read` returns, tried again where the network or a busy server was at fault.
+
+    Waits as long as the server asks for; begins to count anew when something was gained. Raises RefusalError for
+    answers that stay the same, and NetworkError after the last attempt.
+    """
+    failures, before = 0, gained()
+    while True:
+        try:
+            return read()
+        except requests.exceptions.JSONDecodeError:
+            raise
+        except requests.exceptions.SSLError:
+            raise NetworkError(
+                "The connection is not trustworthy: the certificate cannot be verified. A proxy or a wrong clock "
+                "may be the reason; REQUESTS_CA_BUNDLE names the certificates of a proxy."
+            ) from None
+        except RefusalError as refused:
+            if refused.status not in BUSY:
+                raise
+            why = f"{refused.host} is busy (status {refused.status})"
+            asked: float | None = refused.wait_seconds
+        except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError, Timeout) as error:
+            why, asked = f"{host} {_trouble(error)}", None
+        now = gained()
+        failures, before = (1 if now > before else failures + 1), now
+        wait = asked if asked is not None else patience.first_wait_seconds * 2 ** (failures - 1)
+        attempts = patience.attempts if now else min(patience.attempts_at_first, patience.attempts)
+        if failures >= attempts or wait > patience.longest_wait_seconds:
+            when = f"It asks to wait {wait:.0f} s." if asked is not None else "Try again later."
+            kept = " What has come so far is kept; the same command goes on from there." if now else ""
+            raise NetworkError(f"{why}. {when}{kept}") from None
+        notice(f"{why}; trying again in {max(wait, 1):.0f} s")
+        time.sleep(wait)
+
+
+BUSY = frozenset({429, 500, 502, 503, 504})
+
+
+def require_space(folder: Path, size_bytes: int) -> None:
+    """Raises DiskError where a file of this size would fill the disk."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if size_bytes + SPARE_BYTES > free:
+        raise DiskError(
+            f"There is not room enough in {folder}: {size_bytes / 1e9:.1f} GB are still to come, and "
+            f"{free / 1e9:.1f} GB are free. Make room, or name another folder with --to."
+        )
+
+
+def safe_name(name: str) -> str:
+    """The last part of a name that a stranger gave, without what some systems do not allow; it may come out empty."""
+    last = PurePosixPath(unquote(name).replace("\\", "/")).name
+    return re.sub(r'[<>:"|?*\x00-\x1f]', "_", last).strip(". ")
+
+
+@contextmanager
+def _opened(source: Source, headers: Mapping[str, str], patience: Patience) -> Iterator[requests.Response]:
+    """The answer to a GET, redirects followed; the token stays with the host that it is for. Raises RefusalError."""
+    url, token = source.url, source.token
+    with requests.Session() as session:
+        for _ in range(MOST_REDIRECTS):
+            response = session.get(
+                url,
+                headers={"User-Agent": AGENT, "Accept-Encoding": "identity", **source.headers, **headers},
+                auth=_Bearer(token),
+                stream=True,
+                allow_redirects=False,
+                timeout=(patience.connect_seconds, patience.read_seconds),
+            )
+            with response:
+                if response.is_redirect:
+                    onward = urljoin(url, response.headers["Location"])
+                    if _origin(onward)[0] != "https" and _origin(url)[0] == "https":
+                        raise PlainError(
+                            f"{source.host} sends on to an address without encryption. Nothing was loaded."
+                        )
+                    if _origin(onward) != _origin(url):
+                        token = ""
+                    url = onward
+                    continue
+                if not response.ok:
+                    raise _refusal(response)
+                yield response
+                return
+    raise PlainError(f"{source.host} sends on and on, {MOST_REDIRECTS} times. Nothing was loaded.")
+
+
+class _Bearer(requests.auth.AuthBase):
+    """The token as a header, and nothing from a netrc file in its place."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self.token:
+            request.headers["Authorization"] = f"Bearer {self.token}"
+        return request
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port
+
+
+def _refusal(response: requests.Response) -> RefusalError:
+    """What a refusing server said, no longer than a sentence."""
+    code, said = response.headers.get("X-Error-Code", ""), response.headers.get("X-Error-Message", "")
+    if not said:
+        try:
+            document = json.loads(next(response.iter_content(4096), b""))
+            said = str(document.get("message") or document.get("error") or "")
+        except (ValueError, AttributeError, requests.RequestException):
+            said = ""
+    wait = _retry_after(response.headers.get("Retry-After", ""))
+    return RefusalError(response.status_code, urlsplit(response.url).hostname or "", code, said[:200], wait)
+
+
+def _retry_after(said: str) -> float | None:
+    """Seconds to wait, from a number or a date."""
+    if re.fullmatch(r"\d+", said):
+        return float(said)
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def _trouble(error: requests.RequestException) -> str:
+    """What the network did, in words that name no address."""
+    cause = error.args[0] if error.args else None
+    if isinstance(error, Timeout) or isinstance(cause, ReadTimeoutError):
+        return "has stopped answering"
+    if isinstance(cause, MaxRetryError):
+        return "cannot be reached"
+    return "broke the connection off"
+
+
+def _whole_size(response: requests.Response) -> int | None:
+    """Bytes of the whole file, of which this may be a part."""
+    found = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
+    text = found[1] if found else response.headers.get("Content-Length", "") if response.status_code == 200 else ""
+    return int(text) if text.isdigit() else None
+
+
+def _file_name(response: requests.Response) -> str:
+    """The file name in Content-Disposition, as RFC 6266 has it; empty where there is none."""
+    said = response.headers.get("Content-Disposition", "")
+    extended = re.search(r"filename\*\s*=\s*(?:utf-8|iso-8859-1)'[^']*'([^;]+)", said, re.I)
+    if extended:
+        return safe_name(unquote(extended[1].strip()))
+    plain = re.search(r'filename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]+))', said, re.I)
+    return safe_name((plain[1] or plain[2] or "").strip()) if plain else ""
+
+
+def _git_blob(path: Path) -> str:
+    """Git's name for the content of a file: what the hub says of small files in place of a SHA-256."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
