@@ -80,6 +80,7 @@ def import_document(imported: Imported, output: Path | None = None) -> dict[str,
 def show_import(imported: Imported, file: Path, everything: bool = False) -> None:
     """Prints the five lists; `check` on a foreign file shows them too."""
     from rich.console import Group
+    from rich.text import Text
 
     from knowledge.formats.translation import TITLES
     from wizard import views, words
@@ -92,8 +93,9 @@ def show_import(imported: Imported, file: Path, everything: bool = False) -> Non
             continue
         console.print(f"\n[{STYLES[outcome]}]{MARKS[outcome]}[/] [strong]{title}[/] [quiet]({len(notes)})[/]")
         if outcome == "no_effect" and not everything:
-            console.print(f"  [quiet]{views.escape(', '.join(note.key for note in notes[:8]))}"
-                          f"{' … (all of them: --all)' if len(notes) > 8 else ''}[/]")  # fmt: skip
+            more = " … (all of them: --all)" if len(notes) > 8 else ""
+            keys = views.escape(", ".join(note.key for note in notes[:8]))
+            console.print(views.indented(Text.from_markup(f"[quiet]{keys}{more}[/]")))
             continue
         width = min(40, max(len(f"{note.key} = {_short(note.value)}") for note in notes))
         console.print(views.indented(Group(*(_line(note, width) for note in notes))))

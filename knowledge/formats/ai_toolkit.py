@@ -12,6 +12,7 @@ import yaml
 from knowledge.answers import PlainError
 from knowledge.formats.sd_scripts import ENDLESS
 from knowledge.formats.translation import (
+    NO_MODEL,
     Imported,
     Translation,
     alike,
@@ -39,7 +40,7 @@ SAMPLERS = {
 OTHER_MODELS = ("is_flux", "is_v3", "is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2", "is_ssd", "is_vega")
 DEFAULTS: dict[str, Any] = {
     "base_model.family": "sd15",
-    "base_model.path": "base-model",
+    "base_model.path": NO_MODEL,
     "network.rank": 4,
     "network.alpha": 1.0,
     "optimizer.learning_rate": 1e-6,
@@ -64,10 +65,15 @@ def read_yaml(text: str, path: Path) -> Imported:
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise PlainError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.", 2) from None
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        where = f", line {mark.line + 1}" if mark else ""
+        raise PlainError(f"{path} is not valid YAML: {str(error).splitlines()[0]}{where}.", 2) from None
     process = process_of(document)
     if process is None:
         raise PlainError(f"{path} is YAML, but no job of ai-toolkit: it has no config.process.", 2)
+    if not {"network", "train", "datasets"} & process.keys():
+        kind = process.get("type") or document.get("job")
+        raise PlainError(f'{path} is a job of ai-toolkit that trains nothing (its type is "{kind}").', 2)
     job = Translation("ai-toolkit YAML", DIALECT, flattened(document, process))
     job.implied |= DEFAULTS
     for rule in RULES:
@@ -128,16 +134,15 @@ def _model(job: Translation) -> None:
         if family:
             job.mapped("model.arch", "base_model.family", family)
         else:
-            why = (
-                f'It trains a model of the kind "{architecture}", which this program does not train. SD 1.5 is assumed.'
-            )
-            job.unsupported("model.arch", why)
+            job.unsupported("model.arch", "This program does not train it. SD 1.5 is assumed.")
+            job.other_kind = f'a model of the kind "{architecture}"'
     if "model.is_xl" in job.source:
         job.mapped("model.is_xl", "base_model.family", "sdxl" if as_bool(job.source["model.is_xl"]) else "sd15")
     for word in ("is_v2", *OTHER_MODELS):
         key = f"model.{word}"
         if as_bool(job.source.get(key)):
-            job.unsupported(key, "It trains a model that this program does not train. SD 1.5 is assumed.")
+            job.unsupported(key, "This program does not train it. SD 1.5 is assumed.")
+            job.other_kind = f'a model of the kind "{word.removeprefix("is_")}"'
         elif key in job.source:
             job.no_effect(key, "It is switched off there.")
     if "model.is_v_pred" in job.source:

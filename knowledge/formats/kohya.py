@@ -12,7 +12,7 @@ from typing import Any
 
 from knowledge.config import fields
 from knowledge.formats.sd_scripts import DIALECT, translate
-from knowledge.formats.translation import Imported, alike, as_bool, facts_of, is_empty
+from knowledge.formats.translation import Imported, alike, as_bool, facts_of, is_empty, of_another_kind
 from knowledge.formats.translation import Note as Said
 
 SUBSET_KEYS = ("image_dir", "num_repeats", "class_tokens", "is_reg", "conditioning_data_dir")
@@ -54,12 +54,11 @@ def read_command_line(text: str, beside: Path) -> Imported:
     words = command_words(text)
     script = next((word for word in words if word.endswith(".py")), "")
     start = words.index(script) + 1 if script else 0
-    family = SCRIPTS.get(Path(script.replace("\\", "/")).name)
+    script_name = Path(script.replace("\\", "/")).name
+    family = SCRIPTS.get(script_name)
     imported = read_options(options_of(words[start:]), "sd-scripts command line", beside, family=family)
     if script and family is None:
-        name = Path(script).name
-        warning = f"{name} trains something else than a LoRA for SD 1.5 or SDXL; it is read as if it did."
-        return _with(imported, warnings=(*imported.warnings, warning))
+        return of_another_kind(imported, f"what {script_name} is for")
     return imported
 
 

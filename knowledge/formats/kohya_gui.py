@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from knowledge.formats.kohya import options_of, read_options
-from knowledge.formats.translation import Imported, Note, as_bool, as_number, facts_of, is_empty
+from knowledge.formats.translation import Imported, Note, as_bool, as_number, facts_of, is_empty, of_another_kind
 
 KIND = "kohya_ss JSON"
 RENAMED = {
@@ -71,6 +71,10 @@ FAMILY_BOXES = {
 }  # fmt: skip
 
 
+OTHER_FORMS = {"train_dir": "fine-tuning", "init_word": "textual inversion", "": "DreamBooth"}
+"""A field that only one form has → what that form is called; the last is for files of none of these, nor of LoRA's."""
+
+
 def read_json(document: Mapping[str, Any], path: Path) -> Imported:
     """The config that this form would train, with a note under the form's own name for every field of it."""
     options, said, behind = options_from_form(document)
@@ -83,7 +87,9 @@ def read_json(document: Mapping[str, Any], path: Path) -> Imported:
     extra += [n for n in imported.notes if n.key not in listed and n.key.startswith(lists)]
     added = _additional(document)
     extra += [dataclasses.replace(n, key=f"additional_parameters.{n.key}") for n in imported.notes if n.key in added]
-    return dataclasses.replace(imported, notes=(*notes, *extra), warnings=(*imported.warnings, *_bites(document)))
+    imported = dataclasses.replace(imported, notes=(*notes, *extra), warnings=(*imported.warnings, *_bites(document)))
+    ticked = [kind for box, kind in FAMILY_BOXES.items() if as_bool(document.get(box))]
+    return of_another_kind(imported, f"a {ticked[0]} model") if ticked else imported
 
 
 def _additional(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,12 +199,12 @@ def _dead(key: str, value: Any, document: Mapping[str, Any]) -> Note | None:
         return Note(key, value, "mapped", "base_model.family", family)
     if key in FAMILY_BOXES:
         if as_bool(value):
-            return Note(
-                key, value, "unsupported", why=f"It trains a {FAMILY_BOXES[key]} model; SD 1.5 is assumed here."
-            )
+            return Note(key, value, "unsupported", why="This program does not train it. SD 1.5 is assumed.")
         return Note(key, value, "no_effect", why="It is switched off there.")
     if key in known["harmless"]:
         return Note(key, value, "no_effect", why=known["harmless"][key])
+    if key in known["other_forms"]["keys"]:
+        return Note(key, value, "no_effect", why="Only the forms for other kinds of training read it.")
     if key in known["missing"]:
         if is_empty(value) or as_bool(value) is False or as_number(value) == 0:
             return Note(key, value, "no_effect", why="It is not set.")
@@ -286,8 +292,14 @@ def _rates(document: Mapping[str, Any], options: dict[str, Any], said: dict[str,
 
 
 def _bites(document: Mapping[str, Any]) -> tuple[str, ...]:
-    """What bites only in kohya_ss."""
+    """What bites only in kohya_ss, after which of its forms this file comes from when that is not the one for LoRA."""
     warnings = []
+    if not {"LoRA_type", "network_dim"} & document.keys():
+        form = next(name for field, name in OTHER_FORMS.items() if field in document or not field)
+        warnings.append(
+            f"This file comes from kohya_ss' {form} form, which trains no LoRA. What the forms share is taken over; "
+            "judge the learning rate anew."
+        )
     if not as_number(document.get("max_train_epochs")) and not as_number(document.get("max_train_steps")):
         if is_empty(document.get("dataset_config")):
             warnings.append(

@@ -99,7 +99,8 @@ def _model(job: Translation, beside: Path) -> None:
     if kind is not None:
         family = choice_of("base_model.family", DIALECT, kind)
         if family is None:
-            job.unsupported("model_type", f"It trains {kind}, which this program does not train. SD 1.5 is assumed.")
+            job.unsupported("model_type", "This program does not train it. SD 1.5 is assumed.")
+            job.other_kind = f"a model of the kind {kind}"
         else:
             job.mapped("model_type", "base_model.family", family)
     method = job.get("training_method")

@@ -66,22 +66,30 @@ def _read_toml(text: str, path: Path) -> Imported:
     except tomllib.TOMLDecodeError as error:
         raise PlainError(f"{path} is not valid TOML: {error}.", 2) from None
     if _is_ours(document):
-        raise PlainError(f"{path} is an answers file of this program already; nothing needs to be imported.", 2)
+        if _known_sections(document):
+            raise PlainError(f"{path} is an answers file of this program already; nothing needs to be imported.", 2)
+        raise PlainError(f"{path} is TOML, but no config of a trainer that is known here.", 2)
     from knowledge.formats.kohya import read_toml
 
     return read_toml(document, path)
 
 
+def _known_sections(document: dict[str, Any]) -> bool:
+    """Does it carry our mark, or a setting of ours in its section?"""
+    from knowledge.config import fields
+
+    sections = {name: table for name, table in document.items() if isinstance(table, dict)}
+    return "schema_version" in document or any(
+        f"{section}.{key}" in fields() for section, table in sections.items() for key in table
+    )
+
+
 def _is_ours(document: dict[str, Any]) -> bool:
     """Answers of ours, or at least nothing that sd-scripts would know."""
-    from knowledge.config import fields
     from knowledge.formats.kohya import flattened
     from knowledge.formats.translation import facts_of
 
-    if "schema_version" in document:
-        return True
-    sections = {name: table for name, table in document.items() if isinstance(table, dict)}
-    if any(f"{section}.{key}" in fields() for section, table in sections.items() for key in table):
+    if _known_sections(document):
         return True
     known = facts_of("sd_scripts")
     theirs = {*known["options"], *known["unset"], "datasets", "subsets", "general"}
@@ -103,7 +111,9 @@ def _read_json(text: str, path: Path) -> Imported:
         from knowledge.formats import kohya_gui
 
         return kohya_gui.read_json(document, path)
-    if {"training_method", "model_type", "lora_rank", "base_model_name", "learning_rate_scheduler"} & document.keys():
+    # Model configs of the hub have a model_type too, as a word in small letters.
+    named = str(document.get("model_type", "")).isupper()
+    if named or {"training_method", "lora_rank", "base_model_name", "learning_rate_scheduler"} & document.keys():
         from knowledge.formats import onetrainer
 
         return onetrainer.read_json(document, path)

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -23,6 +23,9 @@ ARGUMENT_SECTIONS = {
     "schedule": ("lr_scheduler_args",),
 }
 """Lists of key=value whose keys an entry of this section may name."""
+
+NO_MODEL = "base-model"
+"""Stands where a base model is still to be chosen."""
 
 Outcome = Literal["mapped", "changed", "no_effect", "unsupported", "unknown"]
 TITLES: dict[Outcome, str] = {
@@ -78,6 +81,8 @@ class Translation:
         self.implied: dict[str, Any] = {}
         self.notes: dict[str, Note] = {}
         self.warnings: list[str] = []
+        self.other_kind = ""
+        """What it trains when that is nothing that we train, as "a FLUX_DEV_1 model"."""
 
     def get(self, key: str, default: Any = None) -> Any:
         value = self.source.get(key, default)
@@ -138,7 +143,8 @@ class Translation:
             problems = tuple(plain_problems(error))
         implied = {name: value for name, value in self.implied.items() if name not in self.values}
         notes = tuple(self.notes[key] for key in self.source if key in self.notes)
-        return Imported(self.format, config, merged, notes, implied, problems, tuple(self.warnings))
+        imported = Imported(self.format, config, merged, notes, implied, problems, tuple(self.warnings))
+        return of_another_kind(imported, self.other_kind) if self.other_kind else imported
 
     def _correct(self, name: str, value: Any, why: str) -> None:
         for key, note in self.notes.items():
@@ -155,6 +161,27 @@ class Repair:
     applies: Callable[[Mapping[str, Any]], bool]
     changes: dict[str, Any]
     why: str
+
+
+def of_another_kind(imported: Imported, what: str) -> Imported:
+    """The import of a config that trains something else than we do, named in `what`, as "a Flux.1 model".
+
+    Its base model is not taken over, and the first warning says how little such a recipe tells about ours.
+    """
+    notes = tuple(
+        replace(note, outcome="unsupported", name="", new=None, why="It is no base model of a kind trained here.")
+        if note.name == "base_model.path"
+        else note
+        for note in imported.notes
+    )
+    none = {"base_model.path": NO_MODEL}
+    config = None if imported.config is None else with_values(imported.config, none)
+    warning = (
+        f"It trains {what}, which this program does not. Pictures, captions and samples carry over; choose a base "
+        "model, then judge rate, rank and steps anew, since they were meant for something else."
+    )
+    warnings = (warning, *imported.warnings)
+    return replace(imported, config=config, values=imported.values | none, notes=notes, warnings=warnings)
 
 
 def _caption_changes(values: Mapping[str, Any]) -> bool:
@@ -208,7 +235,7 @@ REPAIRS = (
     ),
     Repair(
         lambda values: values.get("base_model.path") == "",
-        {"base_model.path": "base-model"},
+        {"base_model.path": NO_MODEL},
         "It names no base model. Set base_model.path.",
     ),
 )

@@ -720,3 +720,63 @@ def test_a_log_folder_is_not_the_output_folder():
     imported = options(output_dir="out", logging_dir="logs")
     assert imported.config.output.folder == "out"
     assert outcome(imported, "logging_dir") == "no_effect"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "flux.json",
+            '{"__version": 6, "training_method": "LORA", "model_type": "FLUX_DEV_1", "base_model_name": "a/b"}',
+        ),
+        ("flux.yaml", "config: {process: [{train: {lr: 1e-4}, model: {name_or_path: a/b, is_flux: true}}]}"),
+        ("qwen.yaml", "config: {process: [{train: {lr: 1e-4}, model: {name_or_path: a/b, arch: qwen_image}}]}"),
+        ("gui.json", '{"LoRA_type": "Flux1", "pretrained_model_name_or_path": "a/b", "flux1_checkbox": true}'),
+        ("run.sh", "python flux_train_network.py --pretrained_model_name_or_path a/b --network_dim 8"),
+    ],
+)
+def test_a_recipe_for_another_kind_of_model_says_so_first_and_brings_no_base_model(name, content, tmp_path):
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    imported = read_foreign(path)
+    assert "which this program does not" in imported.warnings[0]
+    assert imported.config is not None
+    assert imported.config.base_model.path == imported.values["base_model.path"] == "base-model"
+    assert any(note.value == "a/b" and note.outcome == "unsupported" for note in imported.notes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({"train_dir": "x", "image_folder": "y", "learning_rate_te": 5e-6}, "fine-tuning"),
+        ({"init_word": "cat", "num_vectors_per_token": 8, "template": "caption"}, "textual inversion"),
+        ({"learning_rate_te1": 5e-6, "fused_optimizer_groups": 0}, "DreamBooth"),
+    ],
+)
+def test_a_file_of_another_form_of_kohya_ss_says_which_and_knows_its_fields(fields, form, tmp_path):
+    path = tmp_path / "form.json"
+    path.write_text(json.dumps({"pretrained_model_name_or_path": "a/b"} | fields), encoding="utf-8")
+    imported = read_foreign(path)
+    assert f"kohya_ss' {form} form" in " ".join(imported.warnings)
+    assert not imported.listed("unknown")
+
+
+def test_a_model_config_of_the_hub_is_no_recipe(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "qwen3", "hidden_size": 1024}', encoding="utf-8")
+    with pytest.raises(PlainError, match="no trainer that is known"):
+        read_foreign(path)
+
+
+def test_toml_of_no_trainer_is_not_taken_for_answers_of_ours(tmp_path):
+    path = tmp_path / "prompts.toml"
+    path.write_text('[[prompts]]\ntarget = "cat"\n', encoding="utf-8")
+    with pytest.raises(PlainError, match="no config of a trainer"):
+        read_foreign(path)
+
+
+def test_a_job_of_ai_toolkit_that_trains_nothing_is_refused(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("job: generate\nconfig: {process: [{type: to_folder, output_folder: x}]}", encoding="utf-8")
+    with pytest.raises(PlainError, match="trains nothing"):
+        read_foreign(path)
