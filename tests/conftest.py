@@ -1,12 +1,14 @@
-"""Tiny base models for the whole suite, built from configurations with random weights, and one thread for torch."""
+"""Tiny base models with random weights, one thread for torch, and the servers that downloads come from."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hubs import Civitai, Hub
 
 TOKENIZER = Path(__file__).parent.parent / "engine" / "pocket" / "model" / "tokenizer"
 
@@ -29,6 +31,34 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def quick_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the tokens nor the settings of the person who runs the tests, and no long waits."""
+    from engine.acquire.transfer import Patience
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "CIVITAI_TOKEN", "CIVITAI_API_KEY", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    quick = Patience(attempts=3, attempts_at_first=3, first_wait_seconds=0.01, longest_wait_seconds=2, read_seconds=2)
+    monkeypatch.setattr("engine.acquire.transfer.PATIENCE", quick)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, quick_network: None) -> Iterator[Hub]:
+    """A Hugging Face hub on this machine, which HF_ENDPOINT names."""
+    with Hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        yield server
+
+
+@pytest.fixture
+def civ(monkeypatch: pytest.MonkeyPatch, quick_network: None) -> Iterator[Civitai]:
+    """A Civitai on this machine, which CIVITAI_ENDPOINT names."""
+    with Civitai() as server:
+        monkeypatch.setenv("CIVITAI_ENDPOINT", server.address)
+        yield server
 
 
 def build_tiny_sd15(folder: Path) -> Path:

@@ -22,6 +22,7 @@ COMMANDS = {
     "check": "wizard.check:check",
     "explain": "wizard.explain:explain",
     "dataset": "wizard.dataset:dataset",
+    "download": "wizard.download:download",
     "import": "wizard.exchange:import_",
     "export": "wizard.exchange:export",
     "tools": "wizard.tools:tools",
@@ -41,6 +42,7 @@ GROUPS = {
     },
     "Prepare": {
         "dataset": "Pictures and captions: import, inspect, tag, edit captions in bulk.",
+        "download": "A base model or a VAE from Hugging Face or Civitai.",
         "import": "Another trainer's config, or the recipe inside a LoRA, as answers of ours.",
         "export": "Answers as another trainer's config.",
     },

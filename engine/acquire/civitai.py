@@ -180,7 +180,7 @@ def explain(title: str, address: Address) -> Callable[[RefusalError], PlainError
         if refused.status == 401 and not token():
             return PlainError(
                 f"{title} can be downloaded only by who is logged in.\n"
-                f"1. Make an API key on {KEYS_PAGE} (at the bottom of that page)\n"
+                f"1. Make an API key on {KEYS_PAGE}\n"
                 "2. Set it as CIVITAI_TOKEN and start the download again."
             )
         if refused.status == 401:

@@ -8,15 +8,15 @@ import struct
 import threading
 
 import pytest
-from hubs import Civitai, Hub, Repository, Version, safetensors
+from hubs import Repository, Version, safetensors
 from servers import Fault
 
 from engine.acquire import civitai, huggingface
 from engine.acquire.models import MANIFEST, ModelsFolder, bring_in, models_folder, recognise, set_aside
-from engine.acquire.transfer import Patience
 from engine.models.detect import detect
 from knowledge.answers import PlainError
 
+pytestmark = pytest.mark.usefixtures("quick_network")
 UNET = "model.diffusion_model."
 SDXL = {
     f"{UNET}input_blocks.0.0.weight": (8, 4, 3, 3),
@@ -33,30 +33,6 @@ INPAINTING = {**SD15, f"{UNET}input_blocks.0.0.weight": (8, 9, 3, 3)}
 NOOB = {**SDXL, "v_pred": (0,), "ztsnr": (0,)}
 VAE = {"decoder.conv_in.weight": (8, 4, 3, 3), "decoder.up_blocks.0.resnets.0.conv1.weight": (8, 8)}
 LORA = {"lora_unet_x.lora_down.weight": (4, 8), "lora_unet_x.lora_up.weight": (8, 4)}
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch, tmp_path):
-    """Neither the tokens nor the mirrors of the person who runs the tests, and no long waits."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "CIVITAI_TOKEN", "CIVITAI_API_KEY", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    quick = Patience(attempts=3, attempts_at_first=3, first_wait_seconds=0.01, longest_wait_seconds=2, read_seconds=2)
-    monkeypatch.setattr("engine.acquire.transfer.PATIENCE", quick)
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with Hub() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
-        yield server
-
-
-@pytest.fixture
-def civ(monkeypatch):
-    with Civitai() as server:
-        monkeypatch.setenv("CIVITAI_ENDPOINT", server.address)
-        yield server
 
 
 @pytest.fixture
