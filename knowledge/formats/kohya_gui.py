@@ -71,8 +71,13 @@ FAMILY_BOXES = {
 }  # fmt: skip
 
 
-OTHER_FORMS = {"train_dir": "fine-tuning", "init_word": "textual inversion", "": "DreamBooth"}
-"""A field that only one form has → what that form is called; the last is for files of none of these, nor of LoRA's."""
+OTHER_FORMS = {
+    "train_dir": "fine-tuning",
+    "create_caption": "fine-tuning",
+    "generate_caption_database": "fine-tuning",
+    "init_word": "textual inversion",
+}
+"""A field that only one form has → what that form is called; a file with none of these, nor LoRA's, is DreamBooth's."""
 
 
 def read_json(document: Mapping[str, Any], path: Path) -> Imported:
@@ -295,7 +300,7 @@ def _bites(document: Mapping[str, Any]) -> tuple[str, ...]:
     """What bites only in kohya_ss, after which of its forms this file comes from when that is not the one for LoRA."""
     warnings = []
     if not {"LoRA_type", "network_dim"} & document.keys():
-        form = next(name for field, name in OTHER_FORMS.items() if field in document or not field)
+        form = next((name for field, name in OTHER_FORMS.items() if field in document), "DreamBooth")
         warnings.append(
             f"This file comes from kohya_ss' {form} form, which trains no LoRA. What the forms share is taken over; "
             "judge the learning rate anew."

@@ -749,6 +749,7 @@ def test_a_recipe_for_another_kind_of_model_says_so_first_and_brings_no_base_mod
     ("fields", "form"),
     [
         ({"train_dir": "x", "image_folder": "y", "learning_rate_te": 5e-6}, "fine-tuning"),
+        ({"create_caption": True, "full_path": True}, "fine-tuning"),
         ({"init_word": "cat", "num_vectors_per_token": 8, "template": "caption"}, "textual inversion"),
         ({"learning_rate_te1": 5e-6, "fused_optimizer_groups": 0}, "DreamBooth"),
     ],
