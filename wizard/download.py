@@ -90,7 +90,7 @@ def download(
         if not as_json:
             views.console().print(views.indented(views.page("", *offered(found, folder), "")))
         if dry_run or not (yes or click.confirm("Download it?", default=True)):
-            _set_aside(found, folder)
+            set_aside(found, folder)
             if as_json:
                 print(json.dumps(_as_offered(found), ensure_ascii=False))
             return
@@ -207,10 +207,11 @@ def _as_offered(found: Recognised) -> dict[str, Any]:
     }
 
 
-def _set_aside(found: Recognised, folder: ModelsFolder) -> None:
-    from engine.acquire.models import set_aside
+def set_aside(found: Recognised, folder: ModelsFolder) -> None:
+    """Clears away what looking at it has left."""
+    from engine.acquire import models
 
-    set_aside(found, folder)
+    models.set_aside(found, folder)
 
 
 # --- fetching ---------------------------------------------------------------------------------------------------------
@@ -248,6 +249,7 @@ def _bar(size: int, quiet: bool) -> Iterator[tuple[Tell, Notice]]:
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console, transient=True, expand=True) as progress:
+        progress.console.print("  [quiet]Ctrl-C interrupts; what has come by then is kept.[/]")
         task = progress.add_task("", total=size or None, file="")
 
         def tell(path: str, done: int) -> None:

@@ -1,18 +1,19 @@
-"""The three answers that are more than one value: the pictures, the base model, and the prompts for samples."""
+"""The answers that are more than one value: the pictures and the prompts for samples, and what a typed answer means."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knowledge.answers import PlainError
-from knowledge.config import POCKET_MODEL, DatasetFolder, TrainingConfig, with_values
+from knowledge.config import DatasetFolder, TrainingConfig, with_values
 from knowledge.facts import facts
 from knowledge.parameters import Parameter, parameters, recommended
 from wizard import pictures as found
 from wizard import questions, views, words
+from wizard.base_models import base_model, model_at
+from wizard.paths import typed_path
 from wizard.prompts import Move, Option, Page, show
 
 if TYPE_CHECKING:
@@ -21,18 +22,6 @@ if TYPE_CHECKING:
 Values = Mapping[str, Any]
 
 # --- what a flag or a typed line means --------------------------------------------------------------------------------
-
-
-def typed_path(text: str) -> str:
-    """A path as people type or drop it into a terminal: quotes and backslashes before spaces are taken away."""
-    text = text.strip()
-    if not text or Path(text).expanduser().exists():
-        return text
-    try:
-        parts = shlex.split(text)
-    except ValueError:
-        return text
-    return parts[0] if len(parts) == 1 else text
 
 
 def read_all(name: str, form: str, said: str | Sequence[str]) -> Values:
@@ -71,24 +60,6 @@ def _repeated(folders: Sequence[DatasetFolder], caption_extension: str) -> tuple
     advice = recommended("dataset.folders.repeats", facts(config, scan(config.dataset)))
     repeats = advice.value if advice is not None else 1
     return tuple(folder.model_copy(update={"repeats": repeats}) for folder in folders)
-
-
-def model_at(text: str) -> Values:
-    """The base model at a path and what it is. Raises PlainError when it cannot be trained."""
-    from engine.models.detect import detect
-
-    path = typed_path(text)
-    if not path:
-        raise PlainError("Name a .safetensors file or the folder of a diffusers model.", 2)
-    if path != POCKET_MODEL:
-        path = str(Path(path).expanduser().resolve())
-    model = detect(path)
-    return {
-        "base_model.path": path,
-        "base_model.family": model.family,
-        "base_model.prediction_type": model.prediction_type,
-        "base_model.zero_terminal_snr": model.zero_terminal_snr,
-    }
 
 
 def prompts_in(text: str) -> Values:
@@ -231,85 +202,6 @@ def _edit_folder(session: Session, folders: list[dict[str, Any]], index: int, ar
 def _column(folder: Values, column: Parameter) -> Any:
     """What a folder has in the column that this parameter describes."""
     return folder.get(column.name.rpartition(".")[2], column.default)
-
-
-# --- base model -------------------------------------------------------------------------------------------------------
-
-
-OWN_MODEL = "A Stable Diffusion 1.5 or SDXL model that you have downloaded, as one .safetensors file or as a folder."
-
-
-def base_model(session: Session, around: Values) -> Values | Move:
-    """Asks for the model to build on: the built-in one, one that lies on this computer, or a path."""
-    entry = parameters()["base_model.path"]
-    family = parameters()["base_model.family"]
-    current = session.draft.values.get("base_model.path")
-    models = dict(models_on_this_computer())
-    if current and current != POCKET_MODEL and current not in models:
-        models[current] = "in use so far"
-    while True:
-        answer = session.ask(
-            Page(
-                title=session.wording("base_model.path"),
-                body=questions.explanation(entry, None),
-                options=(
-                    Option("", "A model on this computer …", "type or paste its path", OWN_MODEL),
-                    *(Option(path, found.short(path, 34), what) for path, what in models.items()),
-                    Option(POCKET_MODEL, "The pocket model", "built in", family.choices["pocket"].meaning),
-                ),
-                default=current if current else "",
-                help=lambda _: questions.long_explanation(entry, None),
-                **around,
-            )
-        )
-        if answer == "":
-            answer = session.ask(
-                Page(
-                    title="Where is the model?",
-                    body=(
-                        "A single [strong].safetensors[/] file, or the folder of a diffusers model. "
-                        "What kind of model it is, is read from the file.",
-                    ),
-                    default="",
-                    help=lambda _: questions.long_explanation(entry, None),
-                    check=model_at,
-                    is_path=True,
-                    **{**around, "more": False, "back": "back"},
-                )
-            )
-            if answer is Move.BACK:
-                continue
-        if isinstance(answer, Move | Mapping):
-            return answer
-        try:
-            return model_at(answer)
-        except PlainError as problem:
-            around = {**around, "error": str(problem)}
-
-
-def models_on_this_computer() -> Iterator[tuple[str, str]]:
-    """Base models in the places where other programs keep them: (path, what it is); at most six."""
-    from engine.models.detect import detect
-
-    places = [Path.cwd(), Path.cwd() / "models", Path.home() / "models"]
-    for program in ("ComfyUI/models", "stable-diffusion-webui/models", "stable-diffusion-webui-forge/models"):
-        places += [Path.home() / program / kind for kind in ("checkpoints", "Stable-diffusion", "diffusers")]
-    candidates = [file for place in places if place.is_dir() for file in sorted(place.glob("*.safetensors"))]
-    candidates += [
-        index.parent for place in places if place.is_dir() for index in sorted(place.glob("*/model_index.json"))
-    ]
-    cache = Path.home() / ".cache" / "huggingface" / "hub"
-    candidates += [index.parent for index in sorted(cache.glob("models--*/snapshots/*/model_index.json"))]
-    shown = 0
-    for candidate in candidates:
-        try:
-            model = detect(candidate)
-        except PlainError:
-            continue
-        yield str(candidate), parameters()["base_model.family"].choices[model.family].title
-        shown += 1
-        if shown == 6:
-            return
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers, write_answers
 from knowledge.config import TrainingConfig, choices, fields, value_of
 from knowledge.parameters import parameters
-from wizard import drafts, forms, questions, settings, steps, views, words
+from wizard import base_models, drafts, forms, questions, settings, steps, views, words
 from wizard import situation as situations
 from wizard.prompts import Asker, Move, Option, Page, ask
 from wizard.review import answers_path, review, summary, told
@@ -321,7 +321,7 @@ def _take_answers(
     if not problems:
         try:
             if values.get("base_model.path") and "base_model.family" not in values:
-                values |= forms.model_at(values["base_model.path"])
+                values |= base_models.model_at(values["base_model.path"])
             session.bench.situation(values)
         except ValidationError as error:
             problems = plain_problems(error)

@@ -286,7 +286,7 @@ def test_kohya_names_keep_their_own_repeats(photos: Path):
 
 
 def test_a_dropped_path_loses_its_quotes(photos: Path):
-    from wizard.forms import typed_path
+    from wizard.paths import typed_path
 
     spaced = photos.rename(photos.parent / "my photos")
     assert typed_path(f"'{spaced}'") == str(spaced)

@@ -1,0 +1,239 @@
+"""The question for the base model: one that is here, one from the network, or the built-in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from knowledge.answers import PlainError
+from knowledge.config import POCKET_MODEL
+from knowledge.downloads import suggestions
+from knowledge.parameters import parameters
+from wizard import pictures as found
+from wizard import questions, words
+from wizard.paths import typed_path
+from wizard.prompts import Move, Option, Page
+
+if TYPE_CHECKING:
+    from engine.acquire.models import Model, ModelsFolder
+    from wizard.session import Session
+
+Values = Mapping[str, Any]
+
+OWN_MODEL = "A Stable Diffusion 1.5 or SDXL model that you have already, as one .safetensors file or as a folder."
+DOWNLOAD = object()
+"""The answer of who wants a model from the network."""
+
+MOST_FOUND = 6
+
+
+def model_at(text: str) -> Values:
+    """The base model at a path and what it is. Raises PlainError when it cannot be trained."""
+    from engine.models.detect import detect
+
+    path = typed_path(text)
+    if not path:
+        raise PlainError("Name a .safetensors file or the folder of a diffusers model.", 2)
+    if path != POCKET_MODEL:
+        path = str(Path(path).expanduser().resolve())
+    model = detect(path)
+    return {
+        "base_model.path": path,
+        "base_model.family": model.family,
+        "base_model.prediction_type": model.prediction_type,
+        "base_model.zero_terminal_snr": model.zero_terminal_snr,
+    }
+
+
+def base_model(session: Session, around: Values) -> Values | Move:
+    """Asks for the model to build on: one that lies on this computer, one to download, the built-in one, or a path."""
+    entry = parameters()["base_model.path"]
+    family = parameters()["base_model.family"]
+    current = session.draft.values.get("base_model.path")
+    at: Any = current or ""
+    while True:
+        models, problem = _known_models()
+        if current and current != POCKET_MODEL and current not in models:
+            models[current] = "in use so far"
+        answer = session.ask(
+            Page(
+                title=session.wording("base_model.path"),
+                body=questions.explanation(entry, None),
+                options=(
+                    Option("", "A model on this computer …", "type or paste its path", OWN_MODEL),
+                    *(Option(path, found.short(path, 34), what) for path, what in models.items()),
+                    Option(POCKET_MODEL, "The pocket model", "built in", family.choices["pocket"].meaning),
+                    Option(DOWNLOAD, "Download a model …", "2 to 7 GB", "From Hugging Face or Civitai, checked."),
+                ),
+                default=at,
+                help=lambda _: questions.long_explanation(entry, None),
+                **{**around, "error": around.get("error") or problem},
+            )
+        )
+        around = {**around, "error": ""}
+        if answer is DOWNLOAD:
+            at = DOWNLOAD
+            try:
+                answer = _downloaded(session, {**around, "more": False, "back": "back"})
+            except PlainError as problem_of_download:
+                around = {**around, "error": str(problem_of_download)}
+                continue
+            except KeyboardInterrupt:
+                around = {
+                    **around,
+                    "error": "The download was interrupted. Choose it again, and it goes on from there.",
+                }
+                continue
+            if answer is Move.BACK:
+                continue
+        elif answer == "":
+            answer = session.ask(
+                Page(
+                    title="Where is the model?",
+                    body=(
+                        "A single [strong].safetensors[/] file, or the folder of a diffusers model. "
+                        "What kind of model it is, is read from the file.",
+                    ),
+                    default="",
+                    help=lambda _: questions.long_explanation(entry, None),
+                    check=model_at,
+                    is_path=True,
+                    **{**around, "more": False, "back": "back"},
+                )
+            )
+            if answer is Move.BACK:
+                continue
+        if isinstance(answer, Move | Mapping):
+            return answer
+        try:
+            return model_at(answer)
+        except PlainError as problem_of_model:
+            around = {**around, "error": str(problem_of_model)}
+
+
+# --- models that are here ---------------------------------------------------------------------------------------------
+
+
+def _known_models() -> tuple[dict[str, str], str]:
+    """Models to choose from, each with what it is: downloaded ones first; and what is wrong with their manifest."""
+    problem = ""
+    try:
+        models = dict(models_downloaded())
+    except PlainError as error:
+        models, problem = {}, str(error)
+    for path, what in models_on_this_computer():
+        if len(models) < MOST_FOUND:
+            models.setdefault(path, what)
+    return models, problem
+
+
+def models_downloaded() -> Iterator[tuple[str, str]]:
+    """Base models in the manifest of the models folder: (path, what it is)."""
+    from engine.acquire.models import models_folder
+
+    folder = models_folder()
+    for model in folder.models():
+        if model.kind == "base model":
+            path = (folder.path / model.name).resolve()
+            yield str(path), f"{_title(model.family)}, downloaded"
+
+
+def models_on_this_computer() -> Iterator[tuple[str, str]]:
+    """Base models in the places where other programs keep them: (path, what it is)."""
+    from engine.models.detect import detect
+
+    places = [Path.cwd(), Path.cwd() / "models", Path.home() / "models"]
+    for program in ("ComfyUI/models", "stable-diffusion-webui/models", "stable-diffusion-webui-forge/models"):
+        places += [Path.home() / program / kind for kind in ("checkpoints", "Stable-diffusion", "diffusers")]
+    candidates = [file for place in places if place.is_dir() for file in sorted(place.glob("*.safetensors"))]
+    candidates += [
+        index.parent for place in places if place.is_dir() for index in sorted(place.glob("*/model_index.json"))
+    ]
+    cache = Path.home() / ".cache" / "huggingface" / "hub"
+    candidates += [index.parent for index in sorted(cache.glob("models--*/snapshots/*/model_index.json"))]
+    shown = 0
+    for candidate in candidates:
+        try:
+            model = detect(candidate)
+        except PlainError:
+            continue
+        yield str(candidate), _title(model.family)
+        shown += 1
+        if shown == MOST_FOUND:
+            return
+
+
+def _title(family: str) -> str:
+    return parameters()["base_model.family"].choices[family].title
+
+
+# --- models from the network ------------------------------------------------------------------------------------------
+
+
+def _downloaded(session: Session, around: Values) -> Any:
+    """The path of a model that was chosen and downloaded, or a Move. Raises PlainError where it cannot be had."""
+    from engine.acquire.models import models_folder
+    from wizard import download
+
+    address = _ask_address(session, around, download.check_address)
+    if isinstance(address, Move):
+        return address
+    folder = models_folder()
+    offer, there = download.look(address, folder)
+    if offer is not None:
+        if offer.kind != "base model":
+            download.set_aside(offer, folder)
+            raise PlainError(f"{offer.offer.title} is a VAE, and no base model.")
+        answer = session.ask(
+            Page(
+                title="Download this model?",
+                body=tuple(download.offered(offer, folder)),
+                options=(
+                    Option("yes", "Download it", words.size(offer.offer.size_bytes or 0)),
+                    Option("no", "Choose another"),
+                ),
+                **around,
+            )
+        )
+        if answer != "yes":
+            download.set_aside(offer, folder)
+            return Move.BACK
+        there = download.fetch(offer, folder)
+    assert there is not None
+    session.notice = _told(there, folder)
+    return str((folder.path / there.name).resolve())
+
+
+def _ask_address(session: Session, around: Values, check: Callable[[str], Any]) -> Any:
+    """A short name or an address, or a Move."""
+    starts = [each for each in suggestions().values() if each.kind == "base"]
+    answer = session.ask(
+        Page(
+            title="Which model shall be downloaded?",
+            options=(
+                *(Option(each.name, each.title, note=each.meaning) for each in starts),
+                Option("", "Another one …", "by the address of its page"),
+            ),
+            **around,
+        )
+    )
+    if answer != "":
+        return answer
+    return session.ask(
+        Page(
+            title="What is its address?",
+            body=(
+                "The page of the model on Hugging Face or Civitai, or [strong]owner/name[/] on Hugging Face. "
+                "It is looked at before anything is downloaded.",
+                "[quiet]For models that want to know who you are, set HF_TOKEN or CIVITAI_TOKEN before you start.[/]",
+            ),
+            default="",
+            check=check,
+            **around,
+        )
+    )
+
+
+def _told(model: Model, folder: ModelsFolder) -> str:
+    return f"{model.title} is in {folder.path / model.name}"
