@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
@@ -16,6 +16,10 @@ from knowledge.config import SCHEMA_VERSION, TrainingConfig, choices, fields, se
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From a schema version to the next: what turns a document of that version into one of the next."""
+
+
+EMPTY = "none"
+"""How the file says that a setting with a default is to have no value: TOML itself has none."""
 
 
 class PlainError(Exception):
@@ -48,7 +52,7 @@ def read_answers(path: Path | str) -> TrainingConfig:
     except tomllib.TOMLDecodeError as error:
         raise PlainError(f"{path} is not valid TOML: {error}.", 2) from None
     try:
-        return TrainingConfig.model_validate(_migrated(document, path))
+        return TrainingConfig.model_validate(_emptied(_migrated(document, path)))
     except ValidationError as error:
         problems = plain_problems(error)
         heading = f"{path} has a problem" if len(problems) == 1 else f"{path} has {len(problems)} problems"
@@ -69,6 +73,17 @@ def _migrated(document: dict[str, Any], path: Path) -> dict[str, Any]:
         document = MIGRATIONS[version](document) | {"schema_version": version + 1}
         version += 1
     return document
+
+
+def _emptied(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with EMPTY read as no value, in the settings that may be without one."""
+    read = dict(document)
+    for name, field in fields().items():
+        section, _, key = name.partition(".")
+        table = read.get(section)
+        if isinstance(table, dict) and table.get(key) == EMPTY and type(None) in get_args(field.annotation):
+            read[section] = table | {key: None}
+    return read
 
 
 def write_answers(config: TrainingConfig, path: Path | str, *, chosen: Collection[str] = ()) -> None:
@@ -107,11 +122,12 @@ def answers_text(config: TrainingConfig, *, chosen: Collection[str] = ()) -> str
 
     def add(table: tomlkit.TOMLDocument | Table, name: str, key: str) -> None:
         table.add(tomlkit.comment(known[name].meaning))
-        table[key] = value_of(config, name)
+        value = value_of(config, name)
+        table[key] = EMPTY if value is None else value
 
     def wanted(name: str) -> bool:
-        value = value_of(config, name)
-        return value is not None and (name in chosen or value != fields()[name].default)
+        value, default = value_of(config, name), fields()[name].default
+        return value != default or (name in chosen and value is not None)
 
     if wanted("seed"):
         add(document, "seed", "seed")

@@ -39,6 +39,20 @@ def test_only_what_differs_or_was_chosen_is_written_each_with_a_comment():
     assert tomllib.loads(answers_text(TrainingConfig())) == {"schema_version": 1}
 
 
+def test_a_setting_that_was_emptied_stays_empty(tmp_path):
+    config = with_values(TrainingConfig(), {"saving.every_epochs": None})
+    assert TrainingConfig().saving.every_epochs is not None
+    write_answers(config, tmp_path / "answers.toml")
+    assert 'every_epochs = "none"' in (tmp_path / "answers.toml").read_text(encoding="utf-8")
+    assert read_answers(tmp_path / "answers.toml") == config
+
+
+def test_only_a_setting_that_may_be_empty_can_be_emptied(tmp_path):
+    (tmp_path / "answers.toml").write_text('[network]\nrank = "none"\n', encoding="utf-8")
+    with pytest.raises(PlainError, match=r"network\.rank"):
+        read_answers(tmp_path / "answers.toml")
+
+
 def test_all_problems_of_a_file_are_told_together(tmp_path):
     path = tmp_path / "answers.toml"
     path.write_text(
