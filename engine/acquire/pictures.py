@@ -11,9 +11,10 @@ import shutil
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -48,11 +49,19 @@ class Imported:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file to copy: the folder it goes to below the new one, its name, and how it is read."""
+    """A file to copy: the folder it goes to below the new one, its name, and how it is read.
+
+    origin: the folder it comes from. A picture and a caption belong together when that and their stem are the same.
+    """
 
     folder: str
     name: str
     open: Callable[[], AbstractContextManager[IO[bytes]]]
+    origin: str = ""
+
+
+Entries = Callable[[Counter[str], Limits], Iterable[Entry]]
+"""The files of one source, within these limits; what it leaves out it counts."""
 
 
 def import_pictures(sources: Sequence[Path], destination: Path, limits: Limits | None = None) -> Imported:
@@ -62,27 +71,32 @@ def import_pictures(sources: Sequence[Path], destination: Path, limits: Limits |
     second is renamed, its caption with it. Raises PlainError, and leaves nothing behind, when a source cannot be read,
     holds no pictures or passes the limits.
     """
+    return import_entries([(str(source), partial(_entries, source)) for source in sources], destination, limits)
+
+
+def import_entries(sources: Sequence[tuple[str, Entries]], destination: Path, limits: Limits | None = None) -> Imported:
+    """As `import_pictures`, from sources that say themselves which files they have, each with its name in words."""
     limits = limits or Limits()
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise PlainError(f"{destination} is there already. Name a new folder with --to.", 2)
-    partial = destination.with_name(f".{destination.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial_folder = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial_folder, ignore_errors=True)
     imported = Imported(destination)
     spent = _Spent(limits)
     try:
-        partial.mkdir(parents=True)
-        for source in sources:
+        partial_folder.mkdir(parents=True)
+        for source, entries in sources:
             before = imported.pictures
-            _copy(list(_entries(source, imported.left_out, limits)), partial, imported, spent)
+            _copy(list(entries(imported.left_out, limits)), partial_folder, imported, spent)
             if imported.pictures == before:
                 raise PlainError(f"There are no pictures in {source}.")
         if destination.exists():
             destination.rmdir()
-        partial.rename(destination)
+        partial_folder.rename(destination)
     except OSError as error:
         raise PlainError(f"The pictures cannot be copied to {destination}: {error.strerror or error}.") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial_folder, ignore_errors=True)
     return imported
 
 
@@ -111,7 +125,7 @@ def _files(paths: Sequence[Path], folder: str, left_out: Counter[str]) -> Iterat
 
 
 def _archived(source: Path, left_out: Counter[str], limits: Limits) -> Iterator[Entry]:
-    """The files of a ZIP. Their folders decide nothing but whether they are kohya's; so no path can lead elsewhere."""
+    """The files of a ZIP."""
     try:
         archive = zipfile.ZipFile(source)
     except (OSError, zipfile.BadZipFile) as error:
@@ -123,15 +137,30 @@ def _archived(source: Path, left_out: Counter[str], limits: Limits) -> Iterator[
         path = PurePosixPath(member.filename.replace("\\", "/"))
         mode = member.external_attr >> 16
         special = stat.S_IFMT(mode) not in (0, stat.S_IFREG)  # a link would be followed when it is read back
-        if member.is_dir() or special or "__MACOSX" in path.parts or not _wanted(path.name, left_out):
+        if member.is_dir() or special or "__MACOSX" in path.parts:
+            continue
+        entry = strangers_entry(path, lambda member=member: archive.open(member), left_out)  # type: ignore[misc]
+        if entry is None:
             continue
         if member.flag_bits & 1:
             raise PlainError(f"{source} is locked with a password. Unpack it yourself and import the folder.")
-        numbered = [part for part in path.parts[:-1] if _NUMBERED.fullmatch(part)]
-        folder = _safe(numbered[-1]) if numbered else ""
-        if folder and {part.lower() for part in path.parts[:-1]} & {"reg", "regularization", "regularisation"}:
-            folder = f"reg/{folder}"
-        yield Entry(folder, _safe(path.name), lambda member=member: archive.open(member))  # type: ignore[misc]
+        yield entry
+
+
+def strangers_entry(
+    path: PurePosixPath, read: Callable[[], AbstractContextManager[IO[bytes]]], left_out: Counter[str]
+) -> Entry | None:
+    """The entry of a path that a stranger chose; None for what is neither a picture nor a caption.
+
+    Its folders decide nothing but whether they are kohya's; so no path can lead elsewhere.
+    """
+    if not _wanted(path.name, left_out):
+        return None
+    numbered = [part for part in path.parts[:-1] if _NUMBERED.fullmatch(part)]
+    folder = _safe(numbered[-1]) if numbered else ""
+    if folder and {part.lower() for part in path.parts[:-1]} & {"reg", "regularization", "regularisation"}:
+        folder = f"reg/{folder}"
+    return Entry(folder, _safe(path.name), read, str(path.parent))
 
 
 def _wanted(name: str, left_out: Counter[str]) -> bool:
@@ -171,11 +200,11 @@ def _copy(entries: Sequence[Entry], partial: Path, imported: Imported, spent: _S
         for path in partial.rglob("*")
         if path.is_file()
     }
-    stems: dict[tuple[str, str], str] = {}
+    stems: dict[tuple[str, str, str], str] = {}
     used: set[Path] = set()
     for entry in entries:
         old = PurePosixPath(entry.name)
-        key = (entry.folder, old.stem)
+        key = (entry.folder, entry.origin, old.stem)
         if key not in stems:
             stems[key] = _free(entry.folder, old.stem, taken)
             imported.renamed += stems[key] != old.stem

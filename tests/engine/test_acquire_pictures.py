@@ -155,3 +155,11 @@ def test_a_source_that_is_nothing_is_named(tmp_path):
     for name, complaint in (("a.pdf", "neither a folder"), ("gone", "There is no"), ("empty.zip", "no pictures in")):
         with pytest.raises(PlainError, match=complaint):
             import_pictures([tmp_path / name], tmp_path / "new")
+
+
+def test_a_caption_stays_with_its_picture_when_two_folders_of_an_archive_share_names(tmp_path, content):
+    members = {"one/a.png": content, "one/a.txt": "first", "two/a.png": content, "two/a.txt": "second"}
+    import_pictures([archive(tmp_path / "x.zip", **members)], tmp_path / "new")
+    assert names(tmp_path / "new") == ["a-2.png", "a-2.txt", "a.png", "a.txt"]
+    assert (tmp_path / "new" / "a.txt").read_text() == "first"
+    assert (tmp_path / "new" / "a-2.txt").read_text() == "second"
