@@ -92,7 +92,7 @@ class LocalServer:
         return [r for r in self.requests if r.method == method and re.search(path, r.path)]
 
     def __enter__(self) -> LocalServer:
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._http = _Quiet(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
         return self
@@ -110,6 +110,11 @@ class LocalServer:
                     fault.times -= 1
                     return fault
         return None
+
+
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may leave in the middle; the tests' output is no place to tell of it."""
 
 
 def _handler(server: LocalServer) -> type[BaseHTTPRequestHandler]:

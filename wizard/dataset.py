@@ -369,21 +369,42 @@ def _undo(folder: Path, as_json: bool) -> None:
 
 
 @dataset.command("import")
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1, required=True)
 @click.option("--to", "destination", type=click.Path(path_type=Path), help="The new folder.  [datasets/NAME]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def import_(sources: tuple[Path, ...], destination: Path | None, as_json: bool) -> None:
-    """Copy pictures and captions from SOURCES (folders, files, ZIP archives) into a new dataset folder.
+@click.option("--revision", default="", metavar="NAME", help="Branch, tag or commit on Hugging Face.  [main]")
+@click.option("--caption-column", default="", metavar="NAME", help="Column of a table on Hugging Face with captions.")
+@click.option("--yes", is_flag=True, help="Download from Hugging Face without asking.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document; downloads need --yes as well.")
+def import_(
+    sources: tuple[str, ...],
+    destination: Path | None,
+    revision: str,
+    caption_column: str,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Copy pictures and captions from SOURCES into a new dataset folder.
 
-    The originals are not touched. Folders named like "10_sks cat" keep their name and with it their repeats.
+    SOURCES are folders, files and ZIP archives, or one dataset on Hugging Face: its page, or owner/name. The originals
+    are not touched. Folders named like "10_sks cat" keep their name and with it their repeats. For a private dataset
+    set HF_TOKEN.
 
     \b
-    Example: lora-wizard dataset import holiday.zip "more pictures" --to datasets/holiday
+    Examples: lora-wizard dataset import holiday.zip "more pictures" --to datasets/holiday
+              lora-wizard dataset import https://huggingface.co/datasets/diffusers/dog-example
     """
-    from engine.acquire.pictures import import_pictures
+    from wizard.dataset_import import from_disk, from_the_hub, hub_address
 
-    target = destination or Path("datasets") / (sources[0].expanduser().resolve().stem or "pictures")
-    done = import_pictures(sources, target)
+    address = hub_address(sources, revision)
+    if address is None:
+        if revision or caption_column:
+            raise click.UsageError("--revision and --caption-column are for datasets on Hugging Face.")
+        done = from_disk([Path(source) for source in sources], destination)
+    else:
+        found = from_the_hub(sources[0], address, destination, caption_column, yes=yes, quiet=as_json)
+        if found is None:
+            return
+        done = found
     if as_json:
         facts = {"folder": str(done.folder), "pictures": done.pictures, "captions": done.captions}
         print(json.dumps(facts | {"renamed": done.renamed, "left_out": dict(done.left_out)}, ensure_ascii=False))

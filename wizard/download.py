@@ -115,7 +115,7 @@ def look(
     """What stands at the address, or the model that it has become here before. Raises PlainError for neither."""
     from engine.acquire.models import recognise
 
-    with _waiting(f"Looking at {address}") as notice:
+    with waiting(f"Looking at {address}") as notice:
         offer = offer_of(address, file=file, revision=revision, weights=weights, notice=notice)
         there = folder.find(offer)
         return (None, there) if there is not None else (recognise(offer, folder, notice), None)
@@ -221,7 +221,7 @@ def fetch(found: Recognised, folder: ModelsFolder, quiet: bool = False) -> Model
     """The model, downloaded with a bar on stderr where somebody watches."""
     from engine.acquire.models import bring_in
 
-    with _bar(found.offer.size_bytes or 0, quiet) as (tell, notice):
+    with bar(found.offer.size_bytes or 0, quiet) as (tell, notice):
         try:
             return bring_in(found, folder, tell, notice)
         except KeyboardInterrupt:
@@ -230,7 +230,7 @@ def fetch(found: Recognised, folder: ModelsFolder, quiet: bool = False) -> Model
 
 
 @contextmanager
-def _bar(size: int, quiet: bool) -> Iterator[tuple[Tell, Notice]]:
+def bar(size: int, quiet: bool) -> Iterator[tuple[Tell, Notice]]:
     """What is told of the progress and of trouble: a bar, or a line now and then where nothing can move."""
     console = views.console(sys.stderr)
     if quiet:
@@ -274,7 +274,7 @@ def _lines(size: int) -> Tell:
 
 
 @contextmanager
-def _waiting(message: str) -> Iterator[Notice]:
+def waiting(message: str) -> Iterator[Notice]:
     """Says that it is at work, where somebody watches, and what holds it up."""
     console = views.console(sys.stderr)
     if not sys.stderr.isatty() or views.plain_terminal():

@@ -108,7 +108,7 @@ def _entries(source: Path, left_out: Counter[str], limits: Limits) -> Iterator[E
             name = path.name if path != source or _NUMBERED.fullmatch(path.name) else ""
             yield from _files(sorted(path.iterdir()), f"reg/{name}" if folder.regularisation else name, left_out)
     elif source.suffix.lower() == ".zip" or (source.is_file() and zipfile.is_zipfile(source)):
-        yield from _archived(source, left_out, limits)
+        yield from archived(source, left_out, limits)
     elif source.suffix.lower() in PICTURE_EXTENSIONS and source.is_file():
         captions = [source.with_suffix(extension) for extension in CAPTION_EXTENSIONS]
         yield from _files([source, *(path for path in captions if path.is_file())], "", left_out)
@@ -124,7 +124,7 @@ def _files(paths: Sequence[Path], folder: str, left_out: Counter[str]) -> Iterat
             yield Entry(folder, path.name, lambda path=path: path.open("rb"))  # type: ignore[misc]
 
 
-def _archived(source: Path, left_out: Counter[str], limits: Limits) -> Iterator[Entry]:
+def archived(source: Path, left_out: Counter[str], limits: Limits) -> Iterator[Entry]:
     """The files of a ZIP."""
     try:
         archive = zipfile.ZipFile(source)

@@ -1,0 +1,334 @@
+"""Pictures and captions of a dataset repository on the Hugging Face hub.
+
+Taken are pictures with caption files beside them, pictures with a table of captions (metadata.jsonl or .csv, the form
+that the datasets library calls imagefolder), ZIP archives, and Parquet tables with a column of pictures where pyarrow
+is installed. The files come through transfer.py into a hidden folder beside the new one, which a later call goes on
+with; then they go the way of every other import.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from engine.acquire import transfer
+from engine.acquire.huggingface import Address, Repository, explain, look_up
+from engine.acquire.pictures import Entry, Imported, Limits, archived, import_entries, strangers_entry
+from engine.acquire.transfer import Notice, RefusalError, silent
+from engine.dataset.folders import CAPTION_EXTENSIONS, PICTURE_EXTENSIONS
+from knowledge.answers import PlainError
+
+TABLES = ("metadata.jsonl", "metadata.csv")
+CAPTION_COLUMNS = ("text", "caption", "prompt", "description", "tags")
+"""Columns that hold captions in datasets for training, the usual ones first."""
+
+AT_A_TIME = 8
+"""Files that come at the same time: thousands of small ones would else wait for each other's round trips."""
+
+ROWS_AT_A_TIME = 16
+MAGIC = (
+    (b"\x89PNG", ".png"),
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"RIFF", ".webp"),
+    (b"BM", ".bmp"),
+)
+
+
+@dataclass(frozen=True)
+class DatasetOffer:
+    """What a dataset repository holds that can be imported, and in which form."""
+
+    repository: Repository
+    paths: tuple[str, ...]
+    form: str
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(self.repository.files[path].size_bytes or 0 for path in self.paths)
+
+    @property
+    def pictures(self) -> int:
+        return sum(PurePosixPath(path).suffix.lower() in PICTURE_EXTENSIONS for path in self.paths)
+
+
+def look_into(address: Address, notice: Notice = silent, limits: Limits | None = None) -> DatasetOffer:
+    """What would be imported from the repository, or the folder of it. Raises PlainError where there is nothing."""
+    limits = limits or Limits()
+    repository = look_up(address, notice)
+    name, root = address.repository, f"{address.path}/" if address.path else ""
+    inside = [path for path in repository.files if path == address.path or path.startswith(root)]
+    if not inside:
+        raise PlainError(f"{name} has no {address.path}. Its files are on {address.page}/tree/main", 2)
+    pictures = _ending(inside, PICTURE_EXTENSIONS)
+    archives, parquet = _ending(inside, (".zip",)), _ending(inside, (".parquet",))
+    tables = [path for path in inside if PurePosixPath(path).name in TABLES]
+    if pictures or archives:
+        captions = _ending(inside, CAPTION_EXTENSIONS) if pictures else []
+        chosen, form = [*pictures, *captions, *tables, *archives], "pictures" if pictures else "archives"
+    elif parquet:
+        _pyarrow(name)
+        chosen, form = parquet, "tables of pictures"
+    else:
+        others = Counter(PurePosixPath(path).suffix or path for path in inside)
+        kinds = ", ".join(kind for kind, _ in others.most_common(4))
+        raise PlainError(
+            f"{name} holds neither pictures nor ZIP archives nor Parquet tables (but {kinds}). Download it with "
+            "its own tool, and import the folder of pictures that comes of it."
+        )
+    offer = DatasetOffer(repository, tuple(dict.fromkeys(chosen)), form)
+    if len(offer.paths) > limits.files:
+        raise PlainError(f"{name} holds {len(offer.paths):,} files; more than {limits.files:,} are not imported.")
+    if offer.size_bytes > limits.total_bytes:
+        raise PlainError(
+            f"{name} holds {offer.size_bytes / 1e9:.0f} GB; more than {limits.total_bytes / 1e9:.0f} GB are not "
+            f"imported. Name one folder of it: {address.page}/tree/main/FOLDER"
+        )
+    return offer
+
+
+def _ending(paths: Iterable[str], endings: Iterable[str]) -> list[str]:
+    """Those of the paths that end so; hidden files are none."""
+    wanted = tuple(endings)
+    split = [(path, PurePosixPath(path)) for path in paths]
+    return [path for path, posix in split if posix.suffix.lower() in wanted and not posix.name.startswith(".")]
+
+
+def import_dataset(
+    offer: DatasetOffer,
+    destination: Path,
+    *,
+    caption_column: str = "",
+    progress: Callable[[int], None] = silent,
+    notice: Notice = silent,
+    limits: Limits | None = None,
+) -> Imported:
+    """The pictures and captions of the offer in a new folder, which appears only once all is there.
+
+    caption_column: which column of a table holds the captions, where none has one of the usual names. progress: told
+    the bytes that are there. Raises PlainError; what came stays hidden for the next call where the network was at
+    fault, and nothing stays otherwise.
+    """
+    limits = limits or Limits()
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise PlainError(f"{destination} is there already. Name a new folder with --to.", 2)
+    commit = offer.repository.commit[:12]
+    staging = destination.with_name(f".{destination.name}.{commit}.download")
+    address = offer.repository.address
+    try:
+        transfer.require_space(destination.parent, 2 * offer.size_bytes)  # once as it comes and once as it stays
+        _fetch(offer, staging, progress, notice)
+        entries = partial(_entries, offer, staging, caption_column)
+        imported = import_entries([(address.repository, entries)], destination, limits)
+    except RefusalError as refused:
+        raise explain(address)(refused) from None
+    except PlainError as problem:
+        if not isinstance(problem, transfer.NetworkError | transfer.DiskError):
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(staging, ignore_errors=True)
+    return imported
+
+
+def _fetch(offer: DatasetOffer, staging: Path, progress: Callable[[int], None], notice: Notice) -> None:
+    """Every file of the offer below `staging`, several at a time; those that are there already are not asked for."""
+    lock = threading.Lock()
+    have: Counter[str] = Counter()
+    total = 0
+
+    def told(path: str, size: int) -> None:
+        nonlocal total
+        with lock:
+            total += size - have[path]
+            have[path] = size
+            progress(total)
+
+    def fetch(path: str) -> None:
+        target = staging / _local(path)
+        if not target.is_file():
+            transfer.download(offer.repository.source(path), target, partial(told, path), notice)
+        told(path, target.stat().st_size)
+
+    with ThreadPoolExecutor(max_workers=AT_A_TIME) as pool:
+        try:
+            for done in [pool.submit(fetch, path) for path in offer.paths]:
+                done.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _local(path: str) -> str:
+    """A name of our own for a file of theirs, so that no path of theirs is used on this disk."""
+    return hashlib.sha256(path.encode()).hexdigest()[:32] + PurePosixPath(path).suffix.lower()[:12]
+
+
+def _entries(
+    offer: DatasetOffer, staging: Path, caption_column: str, left_out: Counter[str], limits: Limits
+) -> Iterator[Entry]:
+    """What the files bring: pictures and captions, rows of tables, members of archives."""
+    captions: dict[str, str] = {}
+    unpacked = _Unpacked(offer, staging, caption_column, limits)
+    for path in offer.paths:
+        if PurePosixPath(path).name in TABLES:
+            captions |= _captions_of_table(path, staging / _local(path), caption_column)
+    captioned = {str(PurePosixPath(path).with_suffix("")) for path in _ending(offer.paths, CAPTION_EXTENSIONS)}
+    for path in offer.paths:
+        local, posix = staging / _local(path), PurePosixPath(path)
+        if posix.name in TABLES:
+            continue
+        if posix.suffix.lower() == ".zip":
+            yield from archived(local, left_out, limits)
+        elif posix.suffix.lower() == ".parquet":
+            yield from unpacked.rows(posix, local, left_out)
+        elif (entry := strangers_entry(posix, _reader(local), left_out)) is not None:
+            yield entry
+            stem = str(posix.with_suffix(""))
+            if path in captions and stem not in captioned:
+                yield _caption_beside(entry, captions[path])
+
+
+def _reader(path: Path) -> Callable[[], BinaryIO]:
+    return lambda: path.open("rb")
+
+
+def _caption_beside(picture: Entry, caption: str) -> Entry:
+    content = caption.strip().encode()
+    return Entry(picture.folder, f"{PurePosixPath(picture.name).stem}.txt", lambda: io.BytesIO(content), picture.origin)
+
+
+def _captions_of_table(path: str, local: Path, caption_column: str) -> dict[str, str]:
+    """Captions by the path of their picture in the repository. Raises PlainError for a table that cannot be read."""
+    try:
+        with local.open(encoding="utf-8-sig", newline="") as file:
+            if path.endswith(".csv"):
+                rows: list[Mapping[str, Any]] = list(csv.DictReader(file))
+            else:
+                rows = [json.loads(line) for line in file if line.strip()]
+        names = [str(row["file_name"]) for row in rows]
+    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise PlainError(f"{path} cannot be read as a table of captions ({error}).") from None
+    except (KeyError, TypeError, AttributeError):
+        raise PlainError(f"{path} has no column file_name, so nobody knows to which pictures it belongs.") from None
+    column = caption_of([key for row in rows for key in row], caption_column, path)
+    if column is None:
+        return {}
+    place = PurePosixPath(path).parent
+    return {
+        str(place / name) if str(place) != "." else name.removeprefix("./"): _words(row.get(column))
+        for name, row in zip(names, rows, strict=True)
+        if _words(row.get(column)).strip()
+    }
+
+
+def caption_of(columns: Iterable[str], chosen: str, where: str) -> str | None:
+    """The column that holds the captions; None where none looks like it. Raises PlainError where a chosen one lacks."""
+    known = list(dict.fromkeys(str(column) for column in columns))
+    if chosen:
+        if chosen not in known:
+            raise PlainError(f"{where} has no column {chosen}; it has {', '.join(known)}.", 2)
+        return chosen
+    return next((column for column in CAPTION_COLUMNS if column in known), None)
+
+
+def _words(value: object) -> str:
+    """A caption as text: a list of tags joined by commas, the first of several captions."""
+    if isinstance(value, list):
+        return ", ".join(str(each) for each in value)
+    return "" if value is None else str(value)
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------------------
+
+
+def _pyarrow(name: str) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise PlainError(
+            f"{name} keeps its pictures inside Parquet tables. To read those, install pyarrow "
+            "(pip install pyarrow, about 50 MB) and start the import again."
+        ) from None
+    return pyarrow.parquet
+
+
+@dataclass
+class _Unpacked:
+    """The pictures of Parquet tables, written out one after the other and numbered through.
+
+    They go to disk as they are read, since a table may be larger than the memory.
+    """
+
+    offer: DatasetOffer
+    staging: Path
+    caption_column: str
+    limits: Limits
+    number: int = 0
+    total_bytes: int = 0
+
+    def rows(self, path: PurePosixPath, local: Path, left_out: Counter[str]) -> Iterator[Entry]:
+        """The pictures of one table with their captions."""
+        table, columns = self._open(path, local)
+        folder = self.staging / "rows"
+        folder.mkdir(exist_ok=True)
+        try:
+            for batch in table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=columns):
+                for row in batch.to_pylist():
+                    yield from self._row(row, columns, folder, str(path), left_out)
+        except (OSError, ValueError) as error:
+            raise PlainError(f"{path} cannot be read to its end as a Parquet table ({error}).") from None
+
+    def _open(self, path: PurePosixPath, local: Path) -> tuple[Any, list[str]]:
+        reader = _pyarrow(self.offer.repository.address.repository)
+        try:
+            table = reader.ParquetFile(local)
+            schema = table.schema_arrow
+        except (OSError, ValueError) as error:
+            raise PlainError(f"{path} cannot be read as a Parquet table ({error}).") from None
+        pictures = [field.name for field in schema if _holds_pictures(field.type)]
+        if not pictures:
+            raise PlainError(
+                f"{path} has no column of pictures, only {', '.join(schema.names[:8])}. It is no dataset of pictures, "
+                "or has only their addresses; download those pictures, and import their folder."
+            )
+        caption = caption_of(schema.names, self.caption_column, str(path))
+        return table, [pictures[0], *([caption] if caption else [])]
+
+    def _row(
+        self, row: Mapping[str, Any], columns: Sequence[str], folder: Path, origin: str, left_out: Counter[str]
+    ) -> Iterator[Entry]:
+        content: bytes = (row[columns[0]] or {}).get("bytes") or b""
+        ending = _ending_of(content)
+        if ending is None:
+            left_out["row without a picture" if not content else "picture of another kind"] += 1
+            return
+        self.number += 1
+        self.total_bytes += len(content)
+        if len(content) > self.limits.file_bytes or self.total_bytes > self.limits.total_bytes:
+            raise PlainError(f"{origin} unpacks to more than is imported at once. Nothing was imported.")
+        file = folder / f"{self.number:06d}{ending}"
+        file.write_bytes(content)
+        picture = Entry("", file.name, _reader(file), origin)
+        yield picture
+        if len(columns) > 1 and (caption := _words(row[columns[1]])).strip():
+            yield _caption_beside(picture, caption)
+
+
+def _ending_of(content: bytes) -> str | None:
+    """The file ending that these bytes would have, by how they begin; None for what is no picture of ours."""
+    return next((ending for magic, ending in MAGIC if content.startswith(magic)), None)
+
+
+def _holds_pictures(kind: Any) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_struct(kind) and any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
