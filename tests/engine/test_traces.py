@@ -6,6 +6,7 @@ LORA_WIZARD_ORACLES to run these tests.
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,6 @@ TRACES: dict[str, dict[str, Any]] = {
         "loss": {"debiased": True},
     },
 }
-SAVED_IN = {"unet_only_minsnr_offset_cosine": torch.float16, "vpred_zerosnr": torch.bfloat16}
 
 
 def bench(name: str) -> Bench:
@@ -100,41 +100,77 @@ def batch_of(step: dict[str, Any]) -> Batch:
     return Batch(items, captions, (Look(),) * len(captions), 8, 8)
 
 
-@pytest.mark.parametrize("name", TRACES)
-def test_a_recorded_run_replays(name: str):
-    trace = json.loads((ORACLES / "traces" / f"{name}.json").read_text())
+@dataclass(frozen=True)
+class Replay:
+    """What a replay left behind: the loss of every step, and the weights at its end."""
+
+    losses: list[float]
+    weights: dict[str, torch.Tensor]
+
+
+def replay(name: str, precision: torch.dtype) -> Replay:
+    """The recorded run once more, with all its draws; the base model and the network compute in this precision."""
+    steps = recording(name)["steps"]
     draws = load_file(ORACLES / "traces" / f"{name}.steps.safetensors")
     held = bench(name)
+    for module in (held.model.unet, *held.model.text_encoders.values(), held.network):
+        module.to(precision)
     schedule, optimizer = held.config.schedule, held.optimizer
     accumulation = schedule.gradient_accumulation_steps
     full_rates = [group["lr"] for group in optimizer.param_groups]
+    losses = []
     held.network.attach()
     held.network.train()
-    worst = 0.0
-    for index, step in enumerate(trace["steps"]):
-        multiplier = learning_rate_multiplier(schedule, index // accumulation, len(trace["steps"]) // accumulation)
+    for index, step in enumerate(steps):
+        multiplier = learning_rate_multiplier(schedule, index // accumulation, len(steps) // accumulation)
         for group, rate in zip(optimizer.param_groups, full_rates, strict=True):
             group["lr"] = rate * multiplier
         if "lr" in step:  # recorded once per update
             assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(step["lr"], rel=1e-9)
-        drawn = [draws[f"{index:03d}.{kind}"] for kind in ("latents", "noise", "noisy", "timesteps")]
-        remade = held.model.add_noise(drawn[0], drawn[1], drawn[3])
-        torch.testing.assert_close(remade, drawn[2], rtol=1e-6, atol=1e-6)
-        loss = loss_of_draw(held, batch_of(step), *drawn).mean()
+        latents, noise, noisy = (draws[f"{index:03d}.{kind}"].to(precision) for kind in ("latents", "noise", "noisy"))
+        timesteps = draws[f"{index:03d}.timesteps"]
+        torch.testing.assert_close(held.model.add_noise(latents, noise, timesteps), noisy, rtol=1e-6, atol=1e-6)
+        loss = loss_of_draw(held, batch_of(step), latents, noise, noisy, timesteps).mean()
         held.accelerator.backward(loss / accumulation)
-        worst = max(worst, abs(loss.item() - step["loss"]))
+        losses.append(loss.item())
         if (index + 1) % accumulation == 0:
             held.accelerator.clip_grad_norm_(held.network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             if held.config.network.maximum_norm is not None:
                 limit_norms(held.network, held.config.network.maximum_norm)
-    assert worst < 1e-6
-    final = load_file(ORACLES / "traces" / f"{name}.final.safetensors")
-    ours = held.network.saved_tensors()
-    assert set(ours) == set(final)
-    apart = torch.cat([(ours[key].to(end.dtype).float() - end.float()).abs().flatten() for key, end in final.items()])
-    # Adam turns gradients of the size of its epsilon, which differ in their last bits from one CPU to the next, into
-    # whole steps: a few of a hundred thousand weights end up further apart than the rest, by less than one step.
-    assert apart.quantile(0.99) < (1e-5 if name not in SAVED_IN else 1e-4)
-    assert apart.max() < 1e-3
+    return Replay(losses, held.network.saved_tensors())
+
+
+def recording(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((ORACLES / "traces" / f"{name}.json").read_text())
+    return document
+
+
+def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """How far every weight is from the other's, beyond what the other's file rounded away."""
+    assert set(ours) == set(theirs)
+
+    def beyond(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        rounded = 0.5 * torch.finfo(other.dtype).eps * other.double().abs() if other.dtype.itemsize == 2 else 0.0
+        return ((own.double() - other.double()).abs() - rounded).clamp(min=0).flatten()
+
+    return torch.cat([beyond(ours[name], theirs[name]) for name in sorted(theirs)])
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_a_recorded_run_replays(name: str):
+    ours = replay(name, torch.float32)
+    recorded_losses = [step["loss"] for step in recording(name)["steps"]]
+    assert ours.losses == pytest.approx(recorded_losses, abs=1e-6)
+    apart = distance(ours.weights, load_file(ORACLES / "traces" / f"{name}.final.safetensors"))
+    # Adam divides a gradient by its own size: where that is rounding noise, a whole step is noise. Such weights differ
+    # between any two CPUs, and the recording itself is as far from exact arithmetic as we are from it (24 of 174,080
+    # weights of plain_te_unet by more than 1e-5, the worst by 6.3e-5). We find them without looking at the recording:
+    # they are those that the same run in double precision moves by more than 5e-7. All the others end within 1e-5.
+    moved = distance(ours.weights, replay(name, torch.float64).weights)
+    undecided = moved > 5e-7
+    assert undecided.double().mean() < 0.03
+    assert apart[~undecided].max() < 1e-5
+    assert (apart > 1e-5).double().mean() < 2e-4
+    assert apart.max() < 2e-4
