@@ -35,6 +35,11 @@ def draft_file() -> Path:
     return user_folder() / "draft.json"
 
 
+def files() -> list[Path]:
+    """The draft, and what a crash may have left of the writing of one."""
+    return [file for file in (draft_file(), *sorted(user_folder().glob("draft.*.part"))) if file.is_file()]
+
+
 def save(draft: Draft) -> None:
     """Keeps the draft in place of the one before."""
     file = draft_file()

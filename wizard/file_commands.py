@@ -14,7 +14,7 @@ import click
 from knowledge.answers import PlainError
 
 if TYPE_CHECKING:
-    from engine.tools.files import Progress
+    from engine.tools.progress import Progress
 
 FILE = click.Path(path_type=Path)
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")
@@ -22,18 +22,19 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace the output i
 
 
 @contextmanager
-def watched(what: str, quiet: bool) -> Iterator[Progress]:
+def watched(what: str, quiet: bool, in_bytes: bool = False) -> Iterator[Progress]:
     """A progress bar on stderr for somebody who watches; nothing for a script."""
-    from engine.tools.files import no_progress
+    from engine.tools.progress import no_progress
 
     if quiet or not sys.stderr.isatty():
         yield no_progress
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from wizard import views
 
-    columns = (TextColumn("[quiet]{task.description}[/]"), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
+    counted = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    columns = (TextColumn("[quiet]{task.description}[/]"), BarColumn(30), counted, TimeRemainingColumn())
     with Progress(*columns, console=views.console(sys.stderr), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""`lora-wizard tools`: look into, shrink, translate, merge, extract and label finished LoRA files."""
+"""`lora-wizard tools`: what one does with finished LoRA files and finished runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from knowledge.answers import PlainError
 from wizard import words
 from wizard.file_commands import FILE, as_json, may_write, overwrite, print_json, say, shown, watched
+from wizard.housekeeping import backup, clean
 from wizard.inspection import report_document, show_report, strength_chart
 
 if TYPE_CHECKING:
@@ -432,6 +433,10 @@ def metadata(
         print_json(after)
     elif after == before and output is None:
         _show_metadata(after)
+
+
+for command in (backup, clean):
+    tools.add_command(command)
 
 
 # What the commands share

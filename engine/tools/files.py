@@ -11,7 +11,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from engine.tools.progress import Progress, no_progress
 from knowledge.answers import PlainError
 
 DTYPES: dict[str, torch.dtype] = {
@@ -41,13 +42,6 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 PICKLES = {".pt", ".ckpt", ".bin", ".pth"}
 LARGEST_HEADER_BYTES = 100_000_000
 """What the safetensors library itself accepts."""
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) after each tensor."""
-
-
-def no_progress(done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import torch
 
 from engine.tools.adapters import NAMES, Adapter, adapters, algorithms, change, families
 from engine.tools.applications import Reading, readings
-from engine.tools.files import DTYPE_NAMES, Progress, Tensors, body_hash, file_hash, no_progress, open_tensors
+from engine.tools.files import DTYPE_NAMES, Tensors, body_hash, file_hash, open_tensors
 from engine.tools.metadata import folders, tag_frequency, trigger_words
 from engine.tools.names import block_of, block_order
+from engine.tools.progress import Progress, no_progress
 from engine.tools.resize import Weights, no_base
 
 BASE_VERSIONS = {"sd_v1": "sd15", "sd_v2": "sd2", "sdxl_base": "sdxl", "sd_1.5": "sd15", "flux1": "flux", "sd3": "sd3"}

@@ -21,8 +21,8 @@ from engine.tools.decompose import (
     singular,
     singular_of_product,
 )
-from engine.tools.files import Progress, no_progress
 from engine.tools.names import Naming, block_of, spelled
+from engine.tools.progress import Progress, no_progress
 from engine.tools.resize import Resized, ResizedLayer, Weights, no_base
 from knowledge.answers import PlainError
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from engine.tools.adapters import Adapter
 from engine.tools.decompose import Keep, kernel_shape, lora_matrices, share, singular_of
-from engine.tools.files import Progress, no_progress
 from engine.tools.names import block_of
+from engine.tools.progress import Progress, no_progress
 
 Weights = Callable[[str], Tensor | None]
 """The base model's weight of a layer by canonical name; None where there is none."""
