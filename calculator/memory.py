@@ -132,9 +132,6 @@ def _fragmentation(parts: Mapping[str, int], several_shapes: bool, checkpointing
 def _training(config: TrainingConfig, architecture: Architecture, views: Mapping[Size, int]) -> dict[str, int]:
     trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
     memory = config.memory
-    resident = ["unet"]
-    resident += [] if memory.cache_text_encoder_outputs else architecture.text_encoders
-    resident += [] if memory.cache_latents else ["vae"]
     gradients = 4 * trainable
     course = course_of(config)
     step, encoding = 0.0, 0.0
@@ -148,7 +145,7 @@ def _training(config: TrainingConfig, architecture: Architecture, views: Mapping
     accumulated = gradients if config.schedule.gradient_accumulation_steps > 1 else 0
     most = max(step, encoding, gradients) + accumulated
     return {
-        "base model": _weights(config, architecture, resident),
+        "base model": _weights(config, architecture, _resident(config, architecture)),
         "network": 4 * trainable,
         "optimizer": optimizer_bytes(architecture, config),
         "gradients": gradients,
@@ -157,31 +154,44 @@ def _training(config: TrainingConfig, architecture: Architecture, views: Mapping
 
 
 def _caching(config: TrainingConfig, architecture: Architecture, views: Mapping[Size, int]) -> dict[str, int]:
-    if not config.memory.cache_latents or not views:
-        return {}
-    area = max(width * height for width, height in views) / architecture.latent_factor**2
-    trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
-    half = config.memory.precision != "fp32"
-    return {
-        "base model": _weights(config, architecture, architecture.configs),
-        "network": 4 * trainable,
-        "picture": round(phase_bytes(architecture.family, half, "encode", area)),
-    }
+    """The VAE with a picture, or the text encoders after it; nothing else is on the device yet."""
+    passes: list[dict[str, int]] = [{}]
+    if config.memory.cache_latents and views:
+        area = max(width * height for width, height in views) / architecture.latent_factor**2
+        picture = round(phase_bytes(architecture.family, config.memory.precision != "fp32", "encode", area))
+        passes.append({"base model": _weights(config, architecture, ["vae"]), "picture": picture})
+    if config.memory.cache_text_encoder_outputs:
+        passes.append({"base model": _weights(config, architecture, architecture.text_encoders)})
+    return max(passes, key=lambda parts: sum(parts.values()))
 
 
 def _sampling(config: TrainingConfig, architecture: Architecture) -> dict[str, int]:
+    """The UNet while it denoises, or the VAE while it decodes; it takes the UNet's place unless it never left."""
     if not config.sampling.prompts:
         return {}
     width = config.sampling.width or config.dataset.resolution
     height = config.sampling.height or config.dataset.resolution
     area, half = width * height / architecture.latent_factor**2, config.memory.precision != "fp32"
-    trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
-    return {
-        "base model": _weights(config, architecture, architecture.configs),
-        "network": 4 * trainable,
-        "optimizer": optimizer_bytes(architecture, config),
-        "picture": round(max(phase_bytes(architecture.family, half, name, area) for name in ("denoise", "decode"))),
-    }
+    resident = _resident(config, architecture)
+    decoding = ["vae"] if config.memory.cache_latents else []
+    decoding += [part for part in resident if part != "unet" or not config.memory.cache_latents]
+    passes = [
+        {
+            "base model": _weights(config, architecture, parts),
+            "network": 4 * sum(layer.trainable for layer in network_layers(architecture, config.network)),
+            "optimizer": optimizer_bytes(architecture, config),
+            "picture": round(phase_bytes(architecture.family, half, name, area)),
+        }
+        for name, parts in (("denoise", resident), ("decode", decoding))
+    ]
+    return max(passes, key=lambda parts: sum(parts.values()))
+
+
+def _resident(config: TrainingConfig, architecture: Architecture) -> list[str]:
+    """The parts of the base model that stay on the device while it trains: those that no cache stands in for."""
+    memory = config.memory
+    encoders = [] if memory.cache_text_encoder_outputs else architecture.text_encoders
+    return ["unet", *encoders, *([] if memory.cache_latents else ["vae"])]
 
 
 def _weights(config: TrainingConfig, architecture: Architecture, parts: Iterable[str]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,23 +138,28 @@ def scheduler(model: Painter, sampler: Sampler) -> Any:
     )
 
 
-@torch.no_grad()
 def draw(model: Painter, prompt: SamplePrompt, sampler: Sampler) -> Image.Image:
-    """The picture that the model draws for the prompt, with classifier-free guidance (Ho & Salimans 2022,
+    """The picture that the model draws for the prompt. The model must be in eval mode."""
+    return picture(model, denoised(model, prompt, sampler, model.encode_prompt))
+
+
+@torch.no_grad()
+def denoised(model: Painter, prompt: SamplePrompt, sampler: Sampler, encode: Callable[[Sequence[str]], Any]) -> Tensor:
+    """Scaled latents for the prompt, [1, channels, height, width], with classifier-free guidance (Ho & Salimans 2022,
     arXiv:2207.12598) in the form that Stable Diffusion's tools use: scale 1 follows the prompt alone.
 
-    The model must be in eval mode. All randomness comes from the prompt's seed, drawn on the CPU, so that every
-    device begins with the same noise.
+    `encode` gives what the text encoders make of negative prompt and prompt. All randomness comes from the prompt's
+    seed, drawn on the CPU, so that every device begins with the same noise.
     """
     steps = scheduler(model, sampler)
     steps.set_timesteps(prompt.steps, device=model.device)
     generator = torch.Generator("cpu").manual_seed(prompt.seed)
     shape = (1, model.latent_channels, prompt.height // model.latent_factor, prompt.width // model.latent_factor)
-    latents = torch.randn(shape, generator=generator).to(model.device) * steps.init_noise_sigma
+    latents: Tensor = torch.randn(shape, generator=generator).to(model.device) * steps.init_noise_sigma
 
     guided = prompt.guidance_scale > 1
     captions = [prompt.negative_prompt, prompt.prompt] if guided else [prompt.prompt]
-    conditioning = model.encode_prompt(captions)
+    conditioning = encode(captions)
     size = (prompt.height, prompt.width, 0, 0, prompt.height, prompt.width)
     sizes = torch.tensor([size] * len(captions), dtype=torch.float32, device=model.device)
     for timestep in steps.timesteps:
@@ -164,6 +169,12 @@ def draw(model: Painter, prompt: SamplePrompt, sampler: Sampler) -> Image.Image:
             without, with_prompt = prediction.chunk(2)
             prediction = without + prompt.guidance_scale * (with_prompt - without)
         latents = _step(steps, prediction, timestep, latents, generator)
+    return latents
+
+
+@torch.no_grad()
+def picture(model: Painter, latents: Tensor) -> Image.Image:
+    """The picture that scaled latents [1, channels, height, width] stand for."""
     pixels = model.decode_latents(latents)[0]
     return Image.fromarray(((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
 
@@ -173,22 +184,15 @@ def _step(steps: Any, prediction: Tensor, timestep: Tensor, latents: Tensor, gen
     return following
 
 
-def render(
-    model: Painter, prompts: Sequence[SamplePrompt], sampler: Sampler, folder: Path, step: int
-) -> Iterator[tuple[int, SamplePrompt, Path]]:
-    """Draws each prompt and writes it as step-000123_00.png; yields index, prompt and file as each is done.
-
-    The file carries prompt and settings as A1111 writes them, so that applications can read them back.
-    """
+def write_picture(drawn: Image.Image, prompt: SamplePrompt, sampler: Sampler, folder: Path, name: str) -> Path:
+    """Writes the picture as NAME.png; it carries prompt and settings as A1111 writes them, for applications to read."""
     folder.mkdir(parents=True, exist_ok=True)
-    for index, prompt in enumerate(prompts):
-        picture = draw(model, prompt, sampler)
-        path = folder / f"step-{step:06d}_{index:02d}.png"
-        information = PngInfo()
-        information.add_itxt("parameters", _parameters(prompt, sampler))
-        with whole_file(path) as partial:
-            picture.save(partial, "PNG", pnginfo=information)
-        yield index, prompt, path
+    path = folder / f"{name}.png"
+    information = PngInfo()
+    information.add_itxt("parameters", _parameters(prompt, sampler))
+    with whole_file(path) as partial:
+        drawn.save(partial, "PNG", pnginfo=information)
+    return path
 
 
 def _parameters(prompt: SamplePrompt, sampler: Sampler) -> str:

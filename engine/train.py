@@ -46,7 +46,7 @@ from engine.networks import Network, create_network, limit_norms
 from engine.noise import draw_noise, perturbed
 from engine.optimizers import create_optimizer
 from engine.run_folder import RunFolder
-from engine.samples import SamplePrompt, render, sample_prompts
+from engine.samples import SamplePrompt, denoised, picture, sample_prompts, write_picture
 from engine.timesteps import draw_timesteps
 from engine.trouble import NotANumberError
 from knowledge.answers import PlainError
@@ -73,20 +73,13 @@ def train(
     started_at = time.time()
     schedule = config.schedule
 
-    # What is trained: a network on a frozen base model.
+    # What it builds on: a frozen base model, whose parts are on the device only when they have work there.
     yield PhaseStarted(phase="loading", detail="base model")
     accelerator = create_accelerator(config.memory.precision)
     dataset = scan(config.dataset)
     prompts = sample_prompts(config.sampling, config.dataset.resolution)
     model = load(config.base_model, DTYPES[config.memory.precision])
     model.weighted_captions = config.dataset.weighted_captions
-    model.to(accelerator.device)
-    if config.memory.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    network = create_network(model, config.network, config.seed).to(accelerator.device)
-    groups = network.trained_parameters(up_apart=config.optimizer.lora_plus_ratio > 1)
-    optimizer = accelerator.prepare(create_optimizer(groups, config.optimizer))
-    full_rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
 
     # What it learns from: pictures as latents, captions as text or as what the encoders make of them.
     first_epoch = epoch_batches(dataset, config.dataset, schedule.batch_size, config.seed, epoch=1)
@@ -104,7 +97,16 @@ def train(
         else None,
         create_masks(config.dataset),
     )
-    yield from fill(caches, accelerator, model, config, dataset, first_epoch)
+    yield from fill(caches, accelerator, model, config, dataset, first_epoch, prompts)
+    model.to(accelerator.device, but=caches.replaced(model))
+
+    # What is trained: a network on the base model.
+    if config.memory.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    network = create_network(model, config.network, config.seed).to(accelerator.device)
+    groups = network.trained_parameters(up_apart=config.optimizer.lora_plus_ratio > 1)
+    optimizer = accelerator.prepare(create_optimizer(groups, config.optimizer))
+    full_rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
 
     # How long, and what happens when; the same functions made the plan.
     length = run_length(len(first_epoch), schedule, accelerator.num_processes)
@@ -263,26 +265,38 @@ def fill(
     config: TrainingConfig,
     dataset: DatasetFacts,
     first_epoch: Sequence[Batch],
+    prompts: Sequence[SamplePrompt],
 ) -> Iterator[Event]:
-    """Encode what the caches lack; what has done its work leaves the GPU."""
+    """Encode what the caches lack; one part of the base model after the other is on the device for it."""
     if caches.latents is not None:
         yield PhaseStarted(phase="caching", detail="pictures")
         items = dataset_items(dataset, config.dataset)
+        model.vae.to(accelerator.device)
         for done, total in caches.latents.fill(items, model.encode_pictures, flipped=config.dataset.flip):
             yield PhaseProgress(phase="caching", done=done, total=total)
-        model.vae.to("cpu")
+        leave(model.vae)
     if caches.texts is not None:
         yield PhaseStarted(phase="caching", detail="captions")
+        for encoder in model.text_encoders.values():
+            encoder.to(accelerator.device)
 
         def encode(captions: Sequence[str]) -> Conditioning:
             with accelerator.autocast():
                 return model.encode_prompt(captions)
 
         captions = [caption for batch in first_epoch for caption in batch.captions]
+        captions += [text for prompt in prompts for text in (prompt.negative_prompt, prompt.prompt)]
         for done, total in caches.texts.fill(captions, encode):
             yield PhaseProgress(phase="caching", done=done, total=total)
-        for encoder in model.text_encoders.values():
-            encoder.to("cpu")
+        leave(*model.text_encoders.values())
+
+
+def leave(*parts: torch.nn.Module) -> None:
+    """Bring parts back to the CPU, and their room on the GPU back to everybody."""
+    for part in parts:
+        part.to("cpu")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
@@ -290,25 +304,23 @@ def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
     if not bench.accelerator.is_main_process:
         return
     yield PhaseStarted(phase="sampling")
-    model, device = bench.model, bench.accelerator.device
-    away = [part for part in (model.vae, *model.text_encoders.values()) if part.device != device]
-    for part in away:
-        part.to(device)
+    model, sampler = bench.model, bench.config.sampling.sampler
     with bench.at_rest():
-        pictures = render(model, bench.prompts, bench.config.sampling.sampler, bench.run.samples, step)
-        for _ in bench.prompts:
-            with bench.accelerator.autocast():
-                index, prompt, path = next(pictures)
-            yield SampleSaved(
-                step=step,
-                epoch=bench.epoch_of(step),
-                index=index,
-                prompt=prompt.prompt,
-                seed=prompt.seed,
-                path=path.relative_to(bench.run.path).as_posix(),
-            )
-    for part in away:
-        part.to("cpu")
+        with bench.accelerator.autocast():
+            latents = [denoised(model, prompt, sampler, bench.encoder()) for prompt in bench.prompts]
+        # Without autocast: in half precision SDXL's VAE draws black.
+        with bench.decoder_in_place():
+            for index, (prompt, finished) in enumerate(zip(bench.prompts, latents, strict=True)):
+                name = f"step-{step:06d}_{index:02d}"
+                path = write_picture(picture(model, finished), prompt, sampler, bench.run.samples, name)
+                yield SampleSaved(
+                    step=step,
+                    epoch=bench.epoch_of(step),
+                    index=index,
+                    prompt=prompt.prompt,
+                    seed=prompt.seed,
+                    path=path.relative_to(bench.run.path).as_posix(),
+                )
 
 
 def save(bench: Bench, step: int) -> Iterator[Event]:
@@ -396,6 +408,11 @@ class Caches:
     masks: Masks | None = None
     ahead: PicturesAhead = field(default_factory=PicturesAhead)
 
+    def replaced(self, model: StableDiffusion) -> list[torch.nn.Module]:
+        """The parts of the base model that have done their work."""
+        encoders = list(model.text_encoders.values()) if self.texts is not None else []
+        return [*encoders, *([model.vae] if self.latents is not None else [])]
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -434,6 +451,28 @@ class Bench:
                 for weights, was in zip(self.network.parameters(), learning, strict=True):
                     weights.data.copy_(was)
             self.network.train()
+
+    def encoder(self) -> Callable[[Sequence[str]], Conditioning]:
+        """What gives the conditioning of sample prompts: the cache, where the captions are in it, or the encoders."""
+        texts, device = self.caches.texts, self.accelerator.device
+        if texts is None:
+            return self.model.encode_prompt
+        return lambda captions: texts.conditioning(captions).to(device)
+
+    @contextmanager
+    def decoder_in_place(self) -> Iterator[None]:
+        """The VAE on the device; where it was not, the UNet makes room for it meanwhile."""
+        model, device = self.model, self.accelerator.device
+        if model.vae.device == device:
+            yield
+            return
+        leave(model.unet)
+        model.vae.to(device)
+        try:
+            yield
+        finally:
+            leave(model.vae)
+            model.unet.to(device)
 
     def remembering(self) -> dict[str, AcceleratedOptimizer | torch.amp.GradScaler | None]:
         """What carries a memory from update to update, beside the weights themselves."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -96,11 +96,11 @@ class StableDiffusion:
         """The parts that a network may change, by name."""
         return {"unet": self.unet, **self.text_encoders}
 
-    def to(self, device: torch.device) -> None:
-        """Move all parts, and the tables with them."""
+    def to(self, device: torch.device, *, but: Collection[Any] = ()) -> None:
+        """Move all parts but these, and the tables with them."""
         for part in (*self.parts().values(), self.vae):
-            part.to(device)
-
+            if not any(part is left for left in but):
+                part.to(device)
         self.alphas_cumprod, self.snr = self.alphas_cumprod.to(device), self.snr.to(device)
 
     def enable_gradient_checkpointing(self) -> None:

@@ -447,8 +447,7 @@ def phases(family: Family, half: bool) -> dict[str, Any]:
             return model.predict(noisy, timesteps, text, torch.empty(2, 6, device=META))
 
     def decode(height: int, width: int) -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            return model.decode_latents(torch.empty(1, model.latent_channels, height, width, device=META))
+        return model.decode_latents(torch.empty(1, model.latent_channels, height, width, device=META))
 
     found: dict[str, Any] = {}
     for name, work in (("encode", encode), ("denoise", denoise), ("decode", decode)):

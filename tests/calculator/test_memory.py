@@ -97,6 +97,24 @@ def test_a_part_filled_bucket_needs_no_more_than_its_pictures():
     assert few.likely_bytes < many.likely_bytes
 
 
+def test_sdxl_at_1024_fits_where_its_training_fits():
+    # VAE and text encoders cache before the UNet comes, and samples are decoded in its place.
+    config = config_of(
+        base_model__family="sdxl",
+        base_model__path="model",
+        dataset__resolution=1024,
+        memory__precision="bf16",
+        memory__gradient_checkpointing=True,
+        memory__cache_text_encoder_outputs=True,
+        sampling__prompts=["a cat"],
+    )
+    views = {(1024, 1024): 20}
+    found = estimate_memory(config, architecture("sdxl"), views, CARD)
+    assert found.phase == "training"
+    crowded = with_values(config, {"memory.cache_latents": False})
+    assert estimate_memory(crowded, architecture("sdxl"), views, CARD).likely_bytes > found.likely_bytes + 2**30
+
+
 CONFIGS = st.fixed_dictionaries(
     {
         "base_model.family": st.sampled_from(TRACED),

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from engine.models.load import load
-from engine.samples import SAMPLERS, SamplePrompt, draw, render, sample_prompts, scheduler
+from engine.samples import SAMPLERS, SamplePrompt, draw, sample_prompts, scheduler, write_picture
 from knowledge.answers import PlainError
 from knowledge.config import BaseModelSettings, SamplingSettings
 
@@ -119,10 +119,10 @@ def test_drawing_leaves_the_training_random_numbers_alone(model):
 
 
 def test_samples_become_files_that_tell_how_they_were_made(model, tmp_path):
-    made = list(render(model, (PROMPT, PROMPT), "euler", tmp_path / "samples", step=12))
-    assert [path.name for _, _, path in made] == ["step-000012_00.png", "step-000012_01.png"]
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [path.name for _, _, path in made]
-    with Image.open(made[0][2]) as picture:
+    drawn = draw(model, PROMPT, "euler")
+    path = write_picture(drawn, PROMPT, "euler", tmp_path / "samples", "step-000012_00")
+    assert [file.name for file in (tmp_path / "samples").iterdir()] == [path.name] == ["step-000012_00.png"]
+    with Image.open(path) as picture:
         assert picture.size == (64, 48)
         assert picture.text["parameters"] == (
             "a red circle\nNegative prompt: blurry\nSteps: 6, Sampler: euler, CFG scale: 5, Seed: 7, Size: 64x48"

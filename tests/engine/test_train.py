@@ -22,6 +22,7 @@ from engine.events import (
     StepFinished,
     from_line,
 )
+from engine.models.load import load
 from engine.optimizers import OPTIMIZERS
 from engine.run_folder import RunFolder
 from engine.train import train
@@ -274,6 +275,55 @@ def test_cached_text_outputs_change_nothing(configure: Configure):
     cached, _ = run_to_end(configure(network=network, memory={"cache_text_encoder_outputs": True}))
     for name, tensor in weights(without).items():
         torch.testing.assert_close(weights(cached)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_one_part_after_the_other_is_on_the_device_and_vae_and_text_encoders_never_with_the_unet(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+):
+    moves: list[tuple[str, str]] = []
+    texts: list[str] = []
+    decoded_under_autocast: list[bool] = []
+
+    def watched(*arguments: Any) -> Any:
+        model = load(*arguments)
+        for name, part in {**model.parts(), "vae": model.vae}.items():
+
+            def to(device: Any, name: str = name, move: Callable[[Any], Any] = part.to) -> Any:
+                # What is in its place after loading has not left the CPU; on this machine all devices are the CPU.
+                moves.append((name, "away" if device == "cpu" else "in"))
+                return move(device)
+
+            monkeypatch.setattr(part, "to", to)
+        encode, decode = model.encode_prompt, model.decode_latents
+        monkeypatch.setattr(model, "encode_prompt", lambda captions: texts.append("encoded") or encode(captions))
+        monkeypatch.setattr(
+            model,
+            "decode_latents",
+            lambda latents: decoded_under_autocast.append(torch.is_autocast_enabled("cpu")) or decode(latents),
+        )
+        return model
+
+    monkeypatch.setattr("engine.train.load", watched)
+    config = configure(
+        family="sdxl",
+        network={"train_text_encoder": False},
+        memory={"cache_text_encoder_outputs": True, "precision": "bf16"},
+        sampling={"prompts": ["a toy --s 1"], "every_steps": 2},
+    )
+    for event in train(config, RunFolder.create(config)):
+        if isinstance(event, SampleSaved):
+            texts.append("drawn")
+    encoders = ["text_encoder", "text_encoder_2"]
+    assert moves == [
+        ("vae", "in"),
+        ("vae", "away"),
+        *((name, "in") for name in encoders),
+        *((name, "away") for name in encoders),
+        ("unet", "in"),
+    ]
+    assert "encoded" not in texts[texts.index("drawn") :]
+    assert decoded_under_autocast
+    assert not any(decoded_under_autocast)
 
 
 def test_regularisation_pictures_weigh_what_prior_weight_says(configure: Configure):
