@@ -79,6 +79,12 @@ def gpu(name: str, memory_bytes: int = 0) -> Gpu | None:
     return min(fits, key=nearness)
 
 
+def smallest_gpu(memory_bytes: int) -> Gpu | None:
+    """The newest of the smallest cards that have this much memory; None when no card has so much."""
+    fits = [card for card in gpus() if card.memory_bytes >= memory_bytes]
+    return min(fits, key=lambda card: (card.memory_bytes, [-part for part in card.capability]), default=None)
+
+
 def find_gpu(name: str) -> Gpu:
     """The card of this name. Raises PlainError for a name that we have no figures of."""
     found = gpu(name)

@@ -153,7 +153,7 @@ def calc(
     """Steps, time, memory and file size of a run, before you start it."""
     if sum(goal is not None for goal in (room, time, steps)) > 1:
         raise PlainError("--fit, --within and --steps are three different goals; give one of them.", 2)
-    case = gathered(**options)
+    case = gathered(room=room, **options)
     if measure:
         case = _measured(case, options["gpu"])
     found = case.plan
@@ -197,6 +197,7 @@ def gathered(
     gpu: str | None,
     answers: Path | None,
     assignments: tuple[str, ...],
+    room: int | None = None,
     **flags: Any,
 ) -> Case:
     """The case that the options describe. Raises PlainError for what contradicts itself or cannot be read."""
@@ -225,6 +226,9 @@ def gathered(
         shown = tuple(Picture("", width, height, f"picture {n}") for n in range(images or SUPPOSED_IMAGES))
         counted = DatasetFacts((FolderFacts(shown, repeats or 1),))
     hardware = _computer(gpu)
+    supposed_card = gpu is None and room is not None and not hardware.vram_bytes
+    if supposed_card:  # who asks what fits 8 GB, without a card here, thinks of one
+        hardware = _card_with(room) or hardware
     if answers is None:
         from knowledge.parameters import recommended_values
 
@@ -235,6 +239,8 @@ def gathered(
         supposed = {"base_model.family": config.base_model.family, **supposed}
     if dataset is None and images is None and not (answers is not None and base.dataset.folders):
         supposed = {"images": SUPPOSED_IMAGES, **supposed}
+    if supposed_card and hardware.vram_bytes:
+        supposed = {"gpu": hardware.name, **supposed}
     return Case(config, counted, hardware, supposed, answers is not None, _measurements())
 
 
@@ -272,6 +278,13 @@ def _computer(name: str | None) -> Hardware:
     from knowledge.gpus import find_gpu
 
     return find_gpu(name).hardware()
+
+
+def _card_with(memory_bytes: int | None) -> Hardware | None:
+    from knowledge.gpus import smallest_gpu
+
+    card = smallest_gpu(memory_bytes or 0)
+    return card.hardware() if card else None
 
 
 def _findings(case: Case, found: Plan) -> list[Finding]:

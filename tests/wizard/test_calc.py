@@ -118,3 +118,14 @@ def test_the_calculator_never_needs_torch():
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stderr.strip() == "[]"
     assert "steps" in result.stdout
+
+
+def test_what_fits_a_size_is_asked_of_a_card_of_that_size_where_there_is_none(monkeypatch):
+    monkeypatch.setattr("wizard.hardware.graphics_cards", lambda: [])
+    asked = ("--images", "20", "--family", "sdxl", "--resolution", "1024")
+    found = document(*asked, "--fit", "8GB")
+    assert found["hardware"]["vram_bytes"] == 8 * 2**30
+    assert found["supposed"]["gpu"] == found["hardware"]["name"]
+    assert found["proposal"]["reached"]
+    assert found["proposal"]["plan"]["vram"]["likely_bytes"] <= 8 * 2**30
+    assert document(*asked)["hardware"]["name"] == "CPU"
