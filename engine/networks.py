@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.models.sd import AdaptedLayer, StableDiffusion
+from engine.models.family import BaseModel
+from engine.models.sd import AdaptedLayer
 from knowledge.config import CONV_ALGORITHMS, Algorithm, NetworkSettings
 
 # LyCORIS' fused GPU kernels choose themselves by timing, so two runs would not give the same weights.
@@ -123,7 +124,7 @@ class Network(nn.Module):
                 parameter.copy_(tensors[name])
 
 
-def create_network(model: StableDiffusion, settings: NetworkSettings, seed: int) -> Network:
+def create_network(model: BaseModel, settings: NetworkSettings, seed: int) -> Network:
     """A new network on the parts that the settings name, not yet attached; its first weights come from the seed."""
     convolutions = settings.algorithm in CONV_ALGORITHMS
     parts = [part for part in model.parts() if (settings.train_unet if part == "unet" else settings.train_text_encoder)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.run_folder import whole_file
 from knowledge.answers import PlainError
-from knowledge.config import Sampler, SamplingSettings
+from knowledge.config import PredictionType, Sampler, SamplingSettings
 
 SAMPLERS: dict[Sampler, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
@@ -40,14 +40,12 @@ OPTIONS = {
 class Painter(Protocol):
     """What a loaded model offers to draw with; every family of engine/models has it."""
 
-    prediction_type: Any
-    zero_terminal_snr: bool
-    snr: Tensor
     latent_factor: int
     latent_channels: int
 
     @property
     def device(self) -> torch.device: ...
+    def sampling_scheduler(self, sampler: Sampler) -> Any: ...
     def encode_prompt(self, captions: Sequence[str]) -> Any: ...
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Any, sizes: Tensor) -> Tensor: ...
     def decode_latents(self, latents: Tensor) -> Tensor: ...
@@ -119,20 +117,23 @@ def _read(line: str, usual: SamplePrompt) -> SamplePrompt:
     return prompt
 
 
-def scheduler(model: Painter, sampler: Sampler) -> Any:
-    """The diffusers scheduler of this sampler for the model's noise schedule and kind of prediction."""
+def scheduler(sampler: Sampler, snr: Tensor, prediction_type: PredictionType, *, zero_terminal_snr: bool) -> Any:
+    """The diffusers scheduler of this sampler for a model's noise schedule and kind of prediction.
+
+    snr: [timesteps], of the schedule before any zero terminal.
+    """
     import diffusers
 
     name, options = SAMPLERS[sampler]
-    snr = model.snr.double().cpu().numpy()
-    alphas_cumprod = snr / (1 + snr)
+    signal = snr.double().cpu().numpy()
+    alphas_cumprod = signal / (1 + signal)
     betas = 1 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])
-    zero_terminal = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if model.zero_terminal_snr else {}
+    zero_terminal = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_terminal_snr else {}
     chosen: type = getattr(diffusers, name)
     return chosen(
         num_train_timesteps=len(betas),
         trained_betas=betas.astype(np.float32),
-        prediction_type=model.prediction_type,
+        prediction_type=prediction_type,
         steps_offset=1,
         **options | zero_terminal,
     )
@@ -151,11 +152,12 @@ def denoised(model: Painter, prompt: SamplePrompt, sampler: Sampler, encode: Cal
     `encode` gives what the text encoders make of negative prompt and prompt. All randomness comes from the prompt's
     seed, drawn on the CPU, so that every device begins with the same noise.
     """
-    steps = scheduler(model, sampler)
+    steps = model.sampling_scheduler(sampler)
     steps.set_timesteps(prompt.steps, device=model.device)
     generator = torch.Generator("cpu").manual_seed(prompt.seed)
     shape = (1, model.latent_channels, prompt.height // model.latent_factor, prompt.width // model.latent_factor)
-    latents: Tensor = torch.randn(shape, generator=generator).to(model.device) * steps.init_noise_sigma
+    latents: Tensor = torch.randn(shape, generator=generator).to(model.device)
+    latents = latents * getattr(steps, "init_noise_sigma", 1.0)  # flow-matching schedulers start from plain noise
 
     guided = prompt.guidance_scale > 1
     captions = [prompt.negative_prompt, prompt.prompt] if guided else [prompt.prompt]
@@ -163,7 +165,7 @@ def denoised(model: Painter, prompt: SamplePrompt, sampler: Sampler, encode: Cal
     size = (prompt.height, prompt.width, 0, 0, prompt.height, prompt.width)
     sizes = torch.tensor([size] * len(captions), dtype=torch.float32, device=model.device)
     for timestep in steps.timesteps:
-        noisy = steps.scale_model_input(latents, timestep).expand(len(captions), -1, -1, -1)
+        noisy = _model_input(steps, latents, timestep).expand(len(captions), -1, -1, -1)
         prediction = model.predict(noisy, timestep.expand(len(captions)), conditioning, sizes).float()
         if guided:
             without, with_prompt = prediction.chunk(2)
@@ -177,6 +179,12 @@ def picture(model: Painter, latents: Tensor) -> Image.Image:
     """The picture that scaled latents [1, channels, height, width] stand for."""
     pixels = model.decode_latents(latents)[0]
     return Image.fromarray(((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
+
+
+def _model_input(steps: Any, latents: Tensor, timestep: Tensor) -> Tensor:
+    """What the model is shown of the latents; flow-matching schedulers show them as they are."""
+    shown: Tensor = steps.scale_model_input(latents, timestep) if hasattr(steps, "scale_model_input") else latents
+    return shown
 
 
 def _step(steps: Any, prediction: Tensor, timestep: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:

@@ -38,16 +38,15 @@ from engine.events import (
     SampleSaved,
     StepFinished,
 )
-from engine.loss import weighted_loss_per_image
 from engine.metadata import network_metadata
+from engine.models.family import BaseModel
 from engine.models.load import load
-from engine.models.sd import Conditioning, StableDiffusion
+from engine.models.sd import Conditioning
 from engine.networks import Network, create_network, limit_norms
 from engine.noise import draw_noise, perturbed
 from engine.optimizers import create_optimizer
 from engine.run_folder import RunFolder
 from engine.samples import SamplePrompt, denoised, picture, sample_prompts, write_picture
-from engine.timesteps import draw_timesteps
 from engine.trouble import NotANumberError
 from knowledge.answers import PlainError
 from knowledge.config import Precision, TrainingConfig
@@ -207,10 +206,10 @@ def loss_per_image(bench: Bench, batch: Batch, epoch: int, number: int) -> Tenso
     config, model, device = bench.config, bench.model, bench.accelerator.device
     generator = torch.Generator().manual_seed(seeded(config.seed, "batch", epoch, number))
     torch.manual_seed(seeded(config.seed, "dropout", epoch, number))
-    latents = clean_latents(bench, batch, generator) * model.scaling_factor
+    latents = model.scaled(clean_latents(bench, batch, generator))
     sizes = random.Random(seeded(config.seed, "multires", epoch, number))
     noise = draw_noise(latents, config.noise, sizes, generator)
-    timesteps = draw_timesteps(len(latents), config.noise, generator)
+    timesteps = model.draw_timesteps(len(latents), config.noise, generator)
     mixed_in = perturbed(noise, config.noise.input_perturbation, generator)
     latents, noise, mixed_in, timesteps = (part.to(device) for part in (latents, noise, mixed_in, timesteps))
     return loss_of_draw(bench, batch, latents, noise, model.add_noise(latents, mixed_in, timesteps), timesteps)
@@ -225,16 +224,13 @@ def loss_of_draw(
     sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=device)
     with bench.accelerator.autocast():
         prediction = model.predict(noisy, timesteps, conditioning(bench, batch.captions), sizes)
-    return weighted_loss_per_image(
+    return model.loss_per_image(
         prediction,
         model.target(latents, noise, timesteps),
         timesteps,
         torch.tensor([item.regularisation for item in batch.items], device=device),
         bench.config.loss,
-        alphas_cumprod=model.alphas_cumprod,
-        snr=model.snr,
-        prediction_type=model.prediction_type,
-        mask=None if masks is None else masks.of(batch, *latents.shape[2:]).to(device),
+        None if masks is None else masks.of(batch, *latents.shape[2:]).to(device),
     )
 
 
@@ -261,7 +257,7 @@ def conditioning(bench: Bench, captions: Sequence[str]) -> Conditioning:
 def fill(
     caches: Caches,
     accelerator: Accelerator,
-    model: StableDiffusion,
+    model: BaseModel,
     config: TrainingConfig,
     dataset: DatasetFacts,
     first_epoch: Sequence[Batch],
@@ -408,7 +404,7 @@ class Caches:
     masks: Masks | None = None
     ahead: PicturesAhead = field(default_factory=PicturesAhead)
 
-    def replaced(self, model: StableDiffusion) -> list[torch.nn.Module]:
+    def replaced(self, model: BaseModel) -> list[torch.nn.Module]:
         """The parts of the base model that have done their work."""
         encoders = list(model.text_encoders.values()) if self.texts is not None else []
         return [*encoders, *([model.vae] if self.latents is not None else [])]
@@ -421,7 +417,7 @@ class Bench:
     config: TrainingConfig
     run: RunFolder
     accelerator: Accelerator
-    model: StableDiffusion
+    model: BaseModel
     network: Network
     optimizer: AcceleratedOptimizer
     caches: Caches

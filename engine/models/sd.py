@@ -9,13 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from engine import diffusion
+from engine import diffusion, samples
+from engine.loss import weighted_loss_per_image
 from engine.models.weights import weighted_ids
-from knowledge.config import PredictionType
-
-ATTENTION_BLOCKS = ("Transformer2DModel",)
-CONVOLUTION_BLOCKS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
-TEXT_BLOCKS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
+from engine.timesteps import draw_timesteps
+from knowledge.config import LossSettings, NoiseSettings, PredictionType, Sampler
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,12 @@ class AdaptedLayer:
 class StableDiffusion:
     """A loaded base model of the 1.x family: everything about it that the loop must not know.
 
-    Another family has the same attributes and methods; one that mixes noise in differently overrides `add_noise` and
-    `target`.
+    `engine.models.family.BaseModel` lists what another family must have.
     """
+
+    attention_blocks: ClassVar[tuple[str, ...]] = ("Transformer2DModel",)
+    convolution_blocks: ClassVar[tuple[str, ...]] = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+    text_blocks: ClassVar[tuple[str, ...]] = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
 
     saved_prefixes: ClassVar[dict[str, str]] = {"unet": "lora_unet", "text_encoder": "lora_te_text_model"}
 
@@ -164,12 +165,20 @@ class StableDiffusion:
         distribution = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
         return distribution.mean.float(), distribution.std.float()
 
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Latents as the UNet knows them, of those that the VAE gives."""
+        return latents * self.scaling_factor
+
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Pictures in [-1, 1] of scaled latents."""
         pixels: Tensor = self.vae.decode(latents.to(self.vae.device, self.vae.dtype) / self.scaling_factor).sample
         return pixels.float().clamp(-1, 1)
 
     # -- noise, prediction, target ------------------------------------------------------------------------------------
+
+    def draw_timesteps(self, count: int, settings: NoiseSettings, generator: torch.Generator | None) -> Tensor:
+        """The noise levels of `count` pictures."""
+        return draw_timesteps(count, settings, generator)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Latents at these timesteps."""
@@ -186,6 +195,32 @@ class StableDiffusion:
         prediction: Tensor = self.unet(noisy, timesteps, conditioning.hidden_states, return_dict=False)[0]
         return prediction
 
+    def loss_per_image(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        timesteps: Tensor,
+        regularisation: Tensor,
+        settings: LossSettings,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """The weighted loss of each picture, [batch]."""
+        return weighted_loss_per_image(
+            prediction,
+            target,
+            timesteps,
+            regularisation,
+            settings,
+            alphas_cumprod=self.alphas_cumprod,
+            snr=self.snr,
+            prediction_type=self.prediction_type,
+            mask=mask,
+        )
+
+    def sampling_scheduler(self, sampler: Sampler) -> Any:
+        """The diffusers scheduler with which samples are drawn."""
+        return samples.scheduler(sampler, self.snr, self.prediction_type, zero_terminal_snr=self.zero_terminal_snr)
+
     # -- what a network changes ---------------------------------------------------------------------------------------
 
     def adapted_layers(self, part: str, convolutions: bool) -> Iterator[AdaptedLayer]:
@@ -195,7 +230,7 @@ class StableDiffusion:
         the layers that change the resolution.
         """
         module = self.parts()[part]
-        blocks = (ATTENTION_BLOCKS + CONVOLUTION_BLOCKS if convolutions else ATTENTION_BLOCKS) + TEXT_BLOCKS
+        blocks = self.attention_blocks + self.text_blocks + (self.convolution_blocks if convolutions else ())
         inside = [name for name, block in module.named_modules() if type(block).__name__ in blocks]
         seen: set[str] = set()
         for block in inside:

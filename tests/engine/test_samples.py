@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from engine.models.load import load
-from engine.samples import SAMPLERS, SamplePrompt, draw, sample_prompts, scheduler, write_picture
+from engine.samples import SAMPLERS, SamplePrompt, draw, sample_prompts, write_picture
 from knowledge.answers import PlainError
 from knowledge.config import BaseModelSettings, SamplingSettings
 
@@ -66,7 +66,7 @@ def test_a_picture_is_the_one_that_diffusers_draws(model, sampler):
         vae=model.vae,
         text_encoder=model.text_encoders["text_encoder"],
         tokenizer=model.tokenizers[0],
-        scheduler=scheduler(model, sampler),
+        scheduler=model.sampling_scheduler(sampler),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -93,14 +93,14 @@ def test_zero_terminal_snr_and_velocity_can_be_drawn(tiny_sd15, sampler):
     model.zero_terminal_snr = True
     picture = np.asarray(draw(model, PROMPT, sampler))
     assert picture.std() > 0
-    assert scheduler(model, sampler).config.timestep_spacing == "trailing"
+    assert model.sampling_scheduler(sampler).config.timestep_spacing == "trailing"
 
 
 def test_the_schedule_is_that_of_stable_diffusion(model):
     from diffusers import DDIMScheduler
 
     known = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
-    assert torch.allclose(scheduler(model, "ddim").alphas_cumprod, known, rtol=1e-4)
+    assert torch.allclose(model.sampling_scheduler("ddim").alphas_cumprod, known, rtol=1e-4)
 
 
 def test_the_seed_decides_and_the_prompt_matters(model):
