@@ -6,6 +6,7 @@ refuses a request that carries a token, as the stores of the real ones do.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -134,6 +135,75 @@ class Hub(LocalServer):
                 if _sha256(content) == digest:
                     return Reply(body=content, headers={"ETag": f'"{digest[:32]}"'}, ranges=True)
         return Reply(403)
+
+
+class WritableHub(Hub):
+    """The hub for those who publish: repositories can be made and written to. `stored` are large files by sha256.
+
+    Large files are put into a store on another host, which is told their content and never a token; a file that is in
+    the store already is not asked for again.
+    """
+
+    def __init__(self, **repositories: Repository) -> None:
+        super().__init__(**repositories)
+        self.stored: dict[str, bytes] = {}
+        self.readers: set[str] = set()  # tokens of members that may not write
+
+    def reply(self, request: Request) -> Reply:
+        if request.method == "PUT" and (found := re.fullmatch(r"/store/([0-9a-f]{64})", request.path)):
+            if "Authorization" in request.headers or _sha256(request.body) != found[1]:
+                return Reply(400)
+            self.stored[found[1]] = request.body
+            return Reply()
+        if request.path == "/api/whoami-v2":
+            known = request.token in self.members
+            return _json({"name": "mila", "type": "user"}) if known else _error(401, "", "Invalid credentials")
+        if request.method == "POST":
+            return self._written(request)
+        return super().reply(request)
+
+    def _written(self, request: Request) -> Reply:
+        if request.token not in self.members:
+            return _error(401, "", "Invalid credentials in Authorization header")
+        if request.token in self.readers:
+            return _error(403, "", "You don't have the rights to write here")
+        if request.path == "/api/validate-yaml":
+            return _json({"errors": [], "warnings": []})
+        if request.path == "/api/repos/create":
+            asked = json.loads(request.body)
+            name = f"{asked.get('organization') or 'mila'}/{asked['name']}"
+            private = asked.get("private") is True or asked.get("visibility") == "private"
+            self.repositories[name] = Repository({}, "private" if private else "open")
+            return _json({"url": f"{self.address}/{name}", "name": name})
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", request.path):
+            files = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(request.body)["files"]
+            ]
+            return _json({"files": files})
+        if re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", request.path):
+            objects = []
+            for one in json.loads(request.body)["objects"]:
+                href = f"{self.elsewhere}/store/{one['oid']}"
+                new = {} if one["oid"] in self.stored else {"actions": {"upload": {"href": href}}}
+                objects.append({**one, **new})
+            return _json({"transfer": "basic", "objects": objects})
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", request.path):
+            self._commit(self.repositories[found[1]], [json.loads(line) for line in request.body.splitlines()])
+            return _json({"commitUrl": f"{self.address}/{found[1]}/commit/1", "commitOid": "1" * 40})
+        return Reply(404)
+
+    def _commit(self, repository: Repository, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                repository.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                repository.files[value["path"]] = self.stored[value["oid"]]
 
 
 def _error(status: int, code: str, message: str) -> Reply:

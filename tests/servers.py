@@ -17,12 +17,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked. `headers` are those of http.client: names in any case."""
+    """What a client asked. `headers` are those of http.client: names in any case. `body` is what it sent along."""
 
     method: str
     path: str
     query: Mapping[str, list[str]]
     headers: Any
+    body: bytes = b""
 
     @property
     def token(self) -> str | None:
@@ -124,7 +125,8 @@ def _handler(server: LocalServer) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self) -> None:
             parts = urlsplit(self.path)
-            request = Request(self.command, unquote(parts.path), parse_qs(parts.query), self.headers)
+            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            request = Request(self.command, unquote(parts.path), parse_qs(parts.query), self.headers, sent)
             fault = server._fault_for(request) or Fault()
             if fault.status is not None:
                 reply = Reply(fault.status, fault.body, fault.headers)
@@ -143,6 +145,12 @@ def _handler(server: LocalServer) -> type[BaseHTTPRequestHandler]:
             self._answer()
 
         def do_HEAD(self) -> None:
+            self._answer()
+
+        def do_POST(self) -> None:
+            self._answer()
+
+        def do_PUT(self) -> None:
             self._answer()
 
         def _send(self, body: bytes, fault: Fault) -> None:

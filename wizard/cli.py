@@ -47,7 +47,7 @@ GROUPS = {
         "export": "Answers as another trainer's config.",
     },
     "Finish": {
-        "tools": "Finished files and runs: inspect, resize, convert, merge, extract, metadata, backup, clean.",
+        "tools": "Finished files and runs: inspect, resize, convert, merge, extract, metadata, publish, backup, clean.",
     },
     "Understand": {
         "calc": "Steps, time, memory and file size before you start.",

@@ -15,6 +15,7 @@ from wizard import words
 from wizard.file_commands import FILE, as_json, may_write, overwrite, print_json, say, shown, watched
 from wizard.housekeeping import backup, clean
 from wizard.inspection import report_document, show_report, strength_chart
+from wizard.publishing import publish
 
 if TYPE_CHECKING:
     from engine.tools.decompose import Keep
@@ -435,7 +436,7 @@ def metadata(
         _show_metadata(after)
 
 
-for command in (backup, clean):
+for command in (publish, backup, clean):
     tools.add_command(command)
 
 

@@ -1,0 +1,224 @@
+"""`lora-wizard tools publish` against a hub on this machine: what goes up, how it reads there, and what never does."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from hubs import Repository, WritableHub
+from PIL import Image
+from servers import Fault
+
+from engine.events import SampleSaved
+from engine.run_folder import RunFolder
+from engine.tools.files import save_tensors
+from engine.tools.metadata import edited, write_metadata
+from knowledge.answers import PlainError
+from knowledge.config import TrainingConfig, with_values
+from wizard.tools import tools
+
+KOHYA = Path(__file__).parent.parent / "data" / "network_fp16.safetensors"
+TOKEN = "hf_member"
+
+
+def run(*arguments: object) -> str:
+    """What the command prints; errors are raised as they reach the program's own handler."""
+    outcome = CliRunner().invoke(tools, [str(argument) for argument in arguments], standalone_mode=False)
+    if outcome.exception is not None:
+        raise outcome.exception
+    return outcome.stdout
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch):
+    """A hub that speaks to the plain way of sending, and a token that it knows."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with WritableHub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        yield server
+
+
+@pytest.fixture
+def fox(own_home: Path, photos: Path) -> RunFolder:
+    """A finished run with samples before and after, in ./runs."""
+    config = with_values(
+        TrainingConfig(),
+        {
+            "output.name": "fox",
+            "output.author": "Mila",
+            "output.description": "A fox | with a [tail].",
+            "base_model.family": "sd15",
+            "base_model.path": "/home/mila/secret-project/v1-5.safetensors",
+            "dataset.trigger_word": "zwx fox",
+            "dataset.folders": ({"path": str(photos)},),
+        },
+    )
+    made = RunFolder.create(config)
+    shutil.copyfile(KOHYA, made.checkpoints / "fox.safetensors")
+    with made.event_log() as log:
+        for step in (0, 20):
+            path = f"samples/step-{step:06d}_00.png"
+            Image.new("RGB", (64, 64), (step, 90, 90)).save(made.path / path)
+            prompt = 'zwx fox: in the "snow" | night'
+            log.write(SampleSaved(at=step, step=step, epoch=0, index=0, prompt=prompt, seed=1, path=path))
+    return made
+
+
+PUBLISH = ("publish", "fox", "--license", "cc-by-4.0", "--yes")
+
+
+def card_of(text: str) -> tuple[dict, str]:
+    """The hub's fields and the page of a card."""
+    _, fields, page = text.split("---\n", 2)
+    return yaml.safe_load(fields), page
+
+
+def test_a_run_goes_up_privately_with_a_card_written_from_it(hub, fox):
+    text = run(*PUBLISH)
+    assert "only you can see it" in text
+    there = hub.repositories["mila/fox"]
+    assert there.access == "private"
+    assert there.files["fox.safetensors"] == KOHYA.read_bytes()
+    assert set(there.files) == {"README.md", "fox.safetensors", "samples/step-000020_00.png", "before-after.png"}
+    fields, page = card_of(there.files["README.md"].decode())
+    assert fields["license"] == "cc-by-4.0"
+    assert fields["instance_prompt"] == "zwx fox"
+    assert {"lora", "text-to-image", "stable-diffusion"} <= set(fields["tags"])
+    assert fields["widget"][0] == {
+        "text": 'zwx fox: in the "snow" | night',
+        "output": {"url": "samples/step-000020_00.png"},
+    }
+    for piece in (
+        "`zwx fox`",
+        "ComfyUI/models/loras",
+        "<lora:fox:1>",
+        'load_lora_weights("mila/fox", weight_name="fox.safetensors")',
+        "before-after.png",
+        "| Rank | 16 |",
+        "By Mila.",
+        "cc-by-4.0 (anything",
+        "| `fox.safetensors` | ",
+    ):
+        assert piece in page, piece
+    assert "secret-project" not in there.files["README.md"].decode()
+
+
+def test_public_is_said_and_not_assumed(hub, fox):
+    run(*PUBLISH, "--public", "--repo", "mila/open-fox")
+    assert hub.repositories["mila/open-fox"].access == "open"
+    hub.repositories["mila/taken"] = Repository({})
+    with pytest.raises(PlainError, match="everybody can see it"):
+        run(*PUBLISH, "--repo", "mila/taken")
+    assert hub.repositories["mila/taken"].files == {}
+
+
+def test_a_dry_run_lists_what_would_go_up_and_asks_nobody(hub, fox, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    text = run("publish", "fox", "--license", "mit", "--dry-run")
+    for piece in ("private", "fox.safetensors", "before-after.png", "# fox", "license: mit", "OWNER/fox"):
+        assert piece in text
+    document = json.loads(run("publish", "fox", "--license", "mit", "--dry-run", "--json"))
+    assert [file["path"] for file in document["files"]][:2] == ["README.md", "fox.safetensors"]
+    assert (document["private"], document["url"]) == (True, None)
+    assert hub.requests == []
+
+
+def test_what_broke_off_goes_on_without_sending_twice(hub, fox):
+    hub.faults.append(Fault(r"/commit/", status=400, method="POST"))
+    with pytest.raises(PlainError, match="not sent again") as caught:
+        run(*PUBLISH)
+    assert "400" in str(caught.value)
+    assert hub.repositories["mila/fox"].files == {}
+    sent = len(hub.asked("/store/", "PUT"))
+    assert sent == 3
+    run(*PUBLISH)
+    assert len(hub.asked("/store/", "PUT")) == sent
+    assert hub.repositories["mila/fox"].files["fox.safetensors"] == KOHYA.read_bytes()
+
+
+def test_a_card_that_was_edited_there_stays(hub, fox):
+    hub.repositories["mila/fox"] = Repository({"README.md": b"mine"}, "private")
+    assert "stays as it is" in run(*PUBLISH)
+    assert hub.repositories["mila/fox"].files["README.md"] == b"mine"
+    run(*PUBLISH, "--replace-card")
+    assert b"# fox" in hub.repositories["mila/fox"].files["README.md"]
+
+
+def test_the_token_goes_to_the_hub_alone_and_into_no_file(hub, fox):
+    text = run(*PUBLISH)
+    assert TOKEN not in text
+    for request in hub.requests:
+        assert TOKEN.encode() not in request.body
+        if request.path.startswith("/store/"):
+            assert "Authorization" not in request.headers
+    assert not any(TOKEN.encode() in content for content in hub.repositories["mila/fox"].files.values())
+
+
+@pytest.mark.parametrize("secret", ["hf_" + "aB3" * 12, "a-password-of-mine"])
+def test_a_secret_in_the_metadata_stops_everything(hub, fox, monkeypatch, secret):
+    monkeypatch.setenv("CIVITAI_API_KEY", "a-password-of-mine")
+    file = fox.checkpoints / "fox.safetensors"
+    write_metadata(KOHYA, file, edited({}, {"my.note": f"made with {secret}"}))
+    with pytest.raises(PlainError, match=r"fox\.safetensors contains a secret") as caught:
+        run(*PUBLISH)
+    assert secret not in str(caught.value)
+    assert hub.asked("", "POST") == hub.asked("", "PUT") == []
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [("hf_unknown", "does not know your token"), ("hf_reader", "may not write to"), ("", "HF_TOKEN")],
+)
+def test_a_token_that_will_not_do_is_said_so_without_it(hub, fox, monkeypatch, token, expected):
+    hub.members.add("hf_reader")
+    hub.known.add("hf_reader")
+    hub.readers.add("hf_reader")
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(PlainError, match=expected) as caught:
+        run(*PUBLISH)
+    assert not token or token not in str(caught.value)
+
+
+def test_without_a_network_it_says_so(fox, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(PlainError, match="connection broke"):
+        run(*PUBLISH)
+
+
+def test_a_licence_is_asked_and_never_assumed(hub, fox):
+    with pytest.raises(PlainError, match="--license") as caught:
+        run("publish", "fox", "--yes")
+    assert caught.value.exit_code == 2
+    with pytest.raises(PlainError, match="no licence's name"):
+        run("publish", "fox", "--yes", "--license", "do what you want!")
+    run("publish", "fox", "--yes", "--license", "faipl-1.0-sd")
+    fields, _ = card_of(hub.repositories["mila/fox"].files["README.md"].decode())
+    assert (fields["license"], fields["license_name"]) == ("other", "faipl-1.0-sd")
+
+
+def test_a_file_alone_is_published_with_the_recipe_it_carries(hub, own_home):
+    shutil.copyfile(KOHYA, "toy.safetensors")
+    run("publish", "toy.safetensors", "--repo", "toy", "--base-model", "a/b", "--license", "mit", "--yes")
+    fields, page = card_of(hub.repositories["mila/toy"].files["README.md"].decode())
+    assert fields["base_model"] == "a/b"
+    assert re.search(r"\| Rank \| 4 \|", page)
+    assert 'from_pretrained(\n    "a/b"' in page
+
+
+def test_a_broken_file_stays_here(hub, fox):
+    from safetensors.torch import load_file
+
+    tensors = load_file(KOHYA)
+    next(iter(tensors.values())).flatten()[0] = float("nan")
+    save_tensors(fox.checkpoints / "fox.safetensors", tensors)
+    with pytest.raises(PlainError, match="not finite"):
+        run(*PUBLISH)
+    assert hub.asked("", "POST") == hub.asked("", "PUT") == []
