@@ -1,24 +1,23 @@
-"""lora-wizard dataset: look at pictures and captions, bring them in, change captions in bulk and take changes back."""
+"""lora-wizard dataset: look at pictures and captions before they are trained, and bring them in."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from wizard import views
+from wizard.captions import captions
+from wizard.file_commands import watched
+from wizard.tagging import tag
 from wizard.words import count
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from engine.dataset.caption_edits import Change
     from engine.dataset.inspect import Inspection
-    from knowledge.answers import PlainError
     from knowledge.config import DatasetSettings
 
 FILES_SHOWN = 4
@@ -29,6 +28,10 @@ RESOLUTIONS = {"pocket": 64, "sd15": 512, "sdxl": 1024}
 @click.group()
 def dataset() -> None:
     """Pictures and captions: import, inspect, tag, edit in bulk."""
+
+
+for command in (captions, tag):
+    dataset.add_command(command)
 
 
 @dataset.command()
@@ -75,7 +78,8 @@ def inspect(
     else:
         assert folder is not None
         settings = _settings(folder, resolution or RESOLUTIONS[family or "sd15"], trigger, caption_extension)
-    found = inspect_dataset(settings, batch_size, _progress("Looking at pictures", quiet=as_json))
+    with watched("Looking at pictures", quiet=as_json) as tell:
+        found = inspect_dataset(settings, batch_size, tell)
     if sheet or html:
         from wizard.dataset_page import contact_sheet, page
 
@@ -207,167 +211,6 @@ def verdict(found: Inspection) -> str:
     return "It can be trained as it is."
 
 
-def _progress(what: str, quiet: bool) -> Callable[[int, int], None]:
-    """Tells on stderr how far it is, where somebody watches."""
-    if quiet or not sys.stderr.isatty():
-        return lambda done, total: None
-
-    def tell(done: int, total: int) -> None:
-        end = "\r\033[K" if done == total else ""
-        sys.stderr.write(f"\r{what} {done} of {total}{end}")
-        sys.stderr.flush()
-
-    return tell
-
-
-@dataset.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--find", metavar="TEXT", help="Replace this text …")
-@click.option("--replace", default="", metavar="TEXT", help="… by this one.  [nothing]")
-@click.option("--regex", is_flag=True, help="Read --find as a regular expression.")
-@click.option("--remove", metavar="TAGS", help="Take these tags away, separated by commas.")
-@click.option("--spaces", is_flag=True, help="Turn underscores in tags into spaces.")
-@click.option("--unique", is_flag=True, help="Keep each tag once.")
-@click.option("--sort", is_flag=True, help="Put the tags in alphabetical order.")
-@click.option("--keep-first", type=click.IntRange(1), metavar="N", help="Keep only the first N tags.")
-@click.option("--trigger", metavar="WORD", help="Put the trigger word first.")
-@click.option("--prefix", metavar="TEXT", help="Put this text before every caption, blank space and comma included.")
-@click.option("--suffix", metavar="TEXT", help="Put this text after every caption.")
-@click.option("--create", is_flag=True, help="Make captions for pictures that have none, too.")
-@click.option("--undo", is_flag=True, help="Take the last edit back.")
-@click.option("--caption-extension", metavar=".EXT", help="Ending of the caption files.  [the usual one found]")
-@click.option("--dry-run", is_flag=True, help="Show what would change, and stop.")
-@click.option("--yes", is_flag=True, help="Write without asking.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document; needs --yes or --dry-run.")
-def captions(
-    folder: Path,
-    find: str | None,
-    replace: str,
-    regex: bool,
-    remove: str | None,
-    spaces: bool,
-    unique: bool,
-    sort: bool,
-    keep_first: int | None,
-    trigger: str | None,
-    prefix: str | None,
-    suffix: str | None,
-    create: bool,
-    undo: bool,
-    caption_extension: str | None,
-    dry_run: bool,
-    yes: bool,
-    as_json: bool,
-) -> None:
-    """Change the captions in FOLDER all at once.
-
-    Shows what would change and asks before it writes. Every edit is kept in a journal in the folder, and --undo takes
-    the last one back. Several changes are made in the order in which they stand below.
-
-    \b
-    Example: lora-wizard dataset captions pictures --remove "blurry, text" --unique --trigger sks
-    """
-    from engine.dataset import caption_edits as edits
-    from engine.dataset.folders import suggest_caption_extension
-    from knowledge.config import DatasetFolder
-
-    if undo:
-        _undo(folder, as_json)
-        return
-    chosen: list[tuple[str, edits.Edit]] = []
-    if find is not None:
-        chosen.append((f'"{find}" replaced by "{replace}"', edits.find_and_replace(find, replace, regex=regex)))
-    if remove is not None:
-        chosen.append((f"removed: {remove}", edits.remove_tags(edits.split(remove))))
-    if spaces:
-        chosen.append(("underscores turned into spaces", edits.spaces_for_underscores))
-    if unique:
-        chosen.append(("each tag once", edits.without_doubles))
-    if sort:
-        chosen.append(("sorted", edits.sorted_tags))
-    if keep_first is not None:
-        chosen.append((f"the first {count(keep_first, 'tag')} kept", edits.keep_first(keep_first)))
-    if trigger:
-        chosen.append((f'"{trigger}" put first', edits.trigger_first(trigger)))
-    if prefix:
-        chosen.append((f'"{prefix}" put before', edits.prefix(prefix)))
-    if suffix:
-        chosen.append((f'"{suffix}" put after', edits.suffix(suffix)))
-    if not chosen:
-        raise click.UsageError(
-            "Say what to change, for example --trigger WORD or --remove TAGS; or take back with --undo."
-        )
-    if not (dry_run or yes) and (as_json or not views.interactive()):
-        raise click.UsageError("Without a terminal to ask in, say --yes to write or --dry-run to look.")
-
-    words = "; ".join(text for text, _ in chosen)
-    folders = (DatasetFolder(path=str(folder)),)
-    extension = caption_extension or suggest_caption_extension(folders)
-    planned = edits.changes(folder, extension, [edit for _, edit in chosen], create=create)
-    if not as_json:
-        _preview(planned, words)
-    wanted = bool(planned) and not dry_run and (yes or click.confirm(f"Change {count(len(planned), 'caption')}?"))
-    if wanted:
-        edits.apply(folder, planned, words)
-    if as_json:
-        rows = [{"file": str(change.file), "before": change.before, "after": change.after} for change in planned]
-        print(json.dumps({"edit": words, "changes": rows, "written": wanted}, ensure_ascii=False))
-    elif wanted:
-        views.console().print(
-            f"[good]{count(len(planned), 'caption')} changed.[/] "
-            f"[quiet]To take it back: lora-wizard dataset captions {folder} --undo[/]"
-        )
-
-
-CHANGES_SHOWN = 8
-
-
-def _preview(planned: Sequence[Change], words: str) -> None:
-    """The first few captions, with what goes struck through and what comes set off."""
-    from difflib import SequenceMatcher
-    from itertools import zip_longest
-
-    from rich.text import Text
-
-    from engine.dataset.caption_edits import split
-
-    console = views.console()
-    if not planned:
-        console.print(f"No caption would change ({words}).")
-        return
-    console.print(views.heading(f"{count(len(planned), 'caption')} to change", words))
-    for change in planned[:CHANGES_SHOWN]:
-        lines = zip_longest((change.before or "").split("\n"), (change.after or "").split("\n"), fillvalue="")
-        before, after = next((split(old), split(new)) for old, new in lines if old != new)
-        line = Text.assemble((f"  {change.file.name}  ", "quiet"))
-        pieces = []
-        for kind, a, b, c, d in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-            if kind == "equal":
-                pieces += [Text(tag) for tag in before[a:b]]
-            else:
-                pieces += [Text(tag, style="strike red") for tag in before[a:b]]
-                pieces += [Text(tag, style="bold green") for tag in after[c:d]]
-        line.append_text(Text(", ").join(pieces))
-        console.print(line)
-    if len(planned) > CHANGES_SHOWN:
-        console.print(f"  [quiet]and {len(planned) - CHANGES_SHOWN} more[/]")
-
-
-def _undo(folder: Path, as_json: bool) -> None:
-    from engine.dataset import caption_edits as edits
-
-    words, restored, kept = edits.undo(folder)
-    if as_json:
-        names = {"restored": [str(change.file) for change in restored], "left_alone": [str(path) for path in kept]}
-        print(json.dumps({"undone": words} | names, ensure_ascii=False))
-        return
-    console = views.console()
-    console.print(f"[good]Taken back:[/] {words} ({count(len(restored), 'caption')}).")
-    if kept:
-        names_ = ", ".join(path.name for path in kept[:FILES_SHOWN])
-        console.print(f"[warning]Left alone, because changed since:[/] {names_}")
-
-
 @dataset.command("import")
 @click.argument("sources", nargs=-1, required=True)
 @click.option("--to", "destination", type=click.Path(path_type=Path), help="The new folder.  [datasets/NAME]")
@@ -419,124 +262,3 @@ def import_(
         kinds = ", ".join(f"{number} × {extension}" for extension, number in done.left_out.most_common(5))
         console.print(f"[quiet]Left out, neither pictures nor captions: {kinds}[/]")
     console.print(f"[quiet]Look at them: lora-wizard dataset inspect {done.folder}[/]")
-
-
-@dataset.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "--tagger",
-    default="wd-vit-v3",
-    show_default=True,
-    metavar="NAME|FOLDER",
-    help="wd-vit-v3, wd-swinv2-v3, wd-eva02-large-v3, blip-base, blip-large … or a folder.",
-)
-@click.option("--threshold", type=click.FloatRange(0.01, 1), default=0.35, show_default=True, help="For general tags.")
-@click.option(
-    "--character-threshold", type=click.FloatRange(0.01, 1), default=0.85, show_default=True, help="For names."
-)
-@click.option("--blacklist", default="", metavar="TAGS", help="Never write these tags, separated by commas.")
-@click.option("--trigger", metavar="WORD", help="Put the trigger word first.")
-@click.option("--rating", is_flag=True, help="Add the rating (general, sensitive, questionable, explicit).")
-@click.option("--underscores", is_flag=True, help="Keep the underscores in tags.")
-@click.option("--append", "existing", flag_value="append", help="Add to captions that are there.")
-@click.option("--replace", "existing", flag_value="replace", help="Replace captions that are there.")
-@click.option("--skip", "existing", flag_value="skip", default="skip", help="Leave captions that are there.  [this]")
-@click.option("--caption-extension", default=".txt", show_default=True, metavar=".EXT", help="Ending of the files.")
-@click.option("--batch-size", type=click.IntRange(1, 64), default=4, show_default=True)
-@click.option("--dry-run", is_flag=True, help="Show what would be written, and stop.")
-@click.option("--yes", is_flag=True, help="Write without asking.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document; needs --yes or --dry-run.")
-def tag(
-    folder: Path,
-    tagger: str,
-    threshold: float,
-    character_threshold: float,
-    blacklist: str,
-    trigger: str | None,
-    rating: bool,
-    underscores: bool,
-    existing: str,
-    caption_extension: str,
-    batch_size: int,
-    dry_run: bool,
-    yes: bool,
-    as_json: bool,
-) -> None:
-    """Write captions for the pictures in FOLDER: tags from a WD14 tagger, or a sentence from BLIP.
-
-    Tags are good for drawings and anime, sentences (--tagger blip-large) for photographs. Tagger and captioner are
-    downloaded once, or taken from a folder. To take back what they wrote: lora-wizard dataset captions FOLDER --undo
-
-    \b
-    Example: lora-wizard dataset tag pictures --threshold 0.4 --blacklist "simple background" --trigger sks
-    """
-    from engine.dataset import caption_edits as edits
-    from engine.dataset.folders import folder_listing
-    from knowledge.answers import PlainError
-
-    if not (dry_run or yes) and (as_json or not views.interactive()):
-        raise click.UsageError("Without a terminal to ask in, say --yes to write or --dry-run to look.")
-    found = folder_listing(folder, caption_extension)
-    old = {picture: edits.caption_text(found.captions.get(picture.stem)) for picture in found.pictures}
-    wanted = [picture for picture, text in old.items() if existing != "skip" or not (text or "").strip()]
-    if not found.pictures or not wanted:
-        why = "has no pictures" if not found.pictures else "has a caption for every picture; --append or --replace"
-        raise PlainError(f"{folder} {why}.", 2)
-    device, said = _words_for(wanted, tagger, threshold, character_threshold, rating, underscores, batch_size)
-    told = _progress(f"Tagging on the {device}", quiet=as_json)
-    unwanted, changes, broken = edits.remove_tags(edits.split(blacklist)), [], []
-    for number, (picture, text) in enumerate(said, start=1):
-        told(number, len(wanted))
-        if isinstance(text, PlainError):
-            broken.append(str(text))
-            continue
-        text, before = unwanted(text), old[picture]
-        if existing == "append" and before:
-            text = edits.without_doubles(edits.join([*edits.split(before), *edits.split(text)]))
-        if trigger:
-            text = edits.trigger_first(trigger)(text)
-        file = found.captions.get(picture.stem, picture.with_suffix(caption_extension))
-        if text != before:
-            changes.append(edits.Change(file, before, text))
-    words = f"tagged by {Path(tagger).name}"
-    if not as_json:
-        _preview(changes, words)
-        for sentence in broken:
-            views.console().print(f"[warning]{sentence}[/]")
-    write = bool(changes) and not dry_run and (yes or click.confirm(f"Write {count(len(changes), 'caption')}?"))
-    if write:
-        edits.apply(folder, changes, words)
-    if as_json:
-        rows = [{"file": str(change.file), "before": change.before, "after": change.after} for change in changes]
-        print(json.dumps({"changes": rows, "broken": broken, "written": write}, ensure_ascii=False))
-    elif write:
-        views.console().print(f"[good]{count(len(changes), 'caption')} written.[/]")
-
-
-def _words_for(
-    pictures: Sequence[Path],
-    tagger: str,
-    threshold: float,
-    character_threshold: float,
-    rating: bool,
-    underscores: bool,
-    batch_size: int,
-) -> tuple[str, Iterator[tuple[Path, str | PlainError]]]:
-    """Where it computes, and what it says of each picture: tags from a tagger, a sentence from a captioner."""
-    from engine.captioning import Captioner, caption_pictures, is_captioner
-
-    if is_captioner(tagger):
-        captioner = Captioner(tagger)
-        return captioner.device, caption_pictures(captioner, pictures, batch_size)
-    from engine.dataset.caption_edits import join
-    from engine.tagging import Tagger, spoken, tag_pictures, tagger_folder
-
-    loaded = Tagger(tagger_folder(tagger, lambda words: click.echo(words, err=True)))
-
-    def text(row: Any) -> str | PlainError:
-        if not hasattr(row, "shape"):
-            return row  # type: ignore[no-any-return]
-        names = [tag.name for tag in loaded.tags(row, threshold, character_threshold, rating=rating)]
-        return join(name if underscores else spoken(name) for name in names)
-
-    return loaded.device, ((path, text(row)) for path, row in tag_pictures(loaded, pictures, batch_size))

@@ -1,0 +1,164 @@
+"""`lora-wizard dataset captions`: captions changed in bulk, after a look at what would change, and taken back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wizard import views
+from wizard.words import count
+
+if TYPE_CHECKING:
+    from engine.dataset.caption_edits import Change
+
+CHANGES_SHOWN = 8
+FILES_SHOWN = 4
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--find", metavar="TEXT", help="Replace this text …")
+@click.option("--replace", default="", metavar="TEXT", help="… by this one.  [nothing]")
+@click.option("--regex", is_flag=True, help="Read --find as a regular expression.")
+@click.option("--remove", metavar="TAGS", help="Take these tags away, separated by commas.")
+@click.option("--spaces", is_flag=True, help="Turn underscores in tags into spaces.")
+@click.option("--unique", is_flag=True, help="Keep each tag once.")
+@click.option("--sort", is_flag=True, help="Put the tags in alphabetical order.")
+@click.option("--keep-first", type=click.IntRange(1), metavar="N", help="Keep only the first N tags.")
+@click.option("--trigger", metavar="WORD", help="Put the trigger word first.")
+@click.option("--prefix", metavar="TEXT", help="Put this text before every caption, blank space and comma included.")
+@click.option("--suffix", metavar="TEXT", help="Put this text after every caption.")
+@click.option("--create", is_flag=True, help="Make captions for pictures that have none, too.")
+@click.option("--undo", is_flag=True, help="Take the last edit back.")
+@click.option("--caption-extension", metavar=".EXT", help="Ending of the caption files.  [the usual one found]")
+@click.option("--dry-run", is_flag=True, help="Show what would change, and stop.")
+@click.option("--yes", is_flag=True, help="Write without asking.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document; needs --yes or --dry-run.")
+def captions(
+    folder: Path,
+    find: str | None,
+    replace: str,
+    regex: bool,
+    remove: str | None,
+    spaces: bool,
+    unique: bool,
+    sort: bool,
+    keep_first: int | None,
+    trigger: str | None,
+    prefix: str | None,
+    suffix: str | None,
+    create: bool,
+    undo: bool,
+    caption_extension: str | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Change the captions in FOLDER all at once.
+
+    Shows what would change and asks before it writes. Every edit is kept in a journal in the folder, and --undo takes
+    the last one back. Several changes are made in the order in which they stand below.
+
+    \b
+    Example: lora-wizard dataset captions pictures --remove "blurry, text" --unique --trigger sks
+    """
+    from engine.dataset import caption_edits as edits
+    from engine.dataset.folders import suggest_caption_extension
+    from knowledge.config import DatasetFolder
+
+    if undo:
+        _undo(folder, as_json)
+        return
+    chosen: list[tuple[str, edits.Edit]] = []
+    if find is not None:
+        chosen.append((f'"{find}" replaced by "{replace}"', edits.find_and_replace(find, replace, regex=regex)))
+    if remove is not None:
+        chosen.append((f"removed: {remove}", edits.remove_tags(edits.split(remove))))
+    if spaces:
+        chosen.append(("underscores turned into spaces", edits.spaces_for_underscores))
+    if unique:
+        chosen.append(("each tag once", edits.without_doubles))
+    if sort:
+        chosen.append(("sorted", edits.sorted_tags))
+    if keep_first is not None:
+        chosen.append((f"the first {count(keep_first, 'tag')} kept", edits.keep_first(keep_first)))
+    if trigger:
+        chosen.append((f'"{trigger}" put first', edits.trigger_first(trigger)))
+    if prefix:
+        chosen.append((f'"{prefix}" put before', edits.prefix(prefix)))
+    if suffix:
+        chosen.append((f'"{suffix}" put after', edits.suffix(suffix)))
+    if not chosen:
+        raise click.UsageError(
+            "Say what to change, for example --trigger WORD or --remove TAGS; or take back with --undo."
+        )
+    if not (dry_run or yes) and (as_json or not views.interactive()):
+        raise click.UsageError("Without a terminal to ask in, say --yes to write or --dry-run to look.")
+
+    words = "; ".join(text for text, _ in chosen)
+    folders = (DatasetFolder(path=str(folder)),)
+    extension = caption_extension or suggest_caption_extension(folders)
+    planned = edits.changes(folder, extension, [edit for _, edit in chosen], create=create)
+    if not as_json:
+        preview(planned, words)
+    wanted = bool(planned) and not dry_run and (yes or click.confirm(f"Change {count(len(planned), 'caption')}?"))
+    if wanted:
+        edits.apply(folder, planned, words)
+    if as_json:
+        rows = [{"file": str(change.file), "before": change.before, "after": change.after} for change in planned]
+        print(json.dumps({"edit": words, "changes": rows, "written": wanted}, ensure_ascii=False))
+    elif wanted:
+        views.console().print(
+            f"[good]{count(len(planned), 'caption')} changed.[/] "
+            f"[quiet]To take it back: lora-wizard dataset captions {folder} --undo[/]"
+        )
+
+
+def preview(planned: Sequence[Change], words: str) -> None:
+    """The first few captions, with what goes struck through and what comes set off."""
+    from difflib import SequenceMatcher
+    from itertools import zip_longest
+
+    from rich.text import Text
+
+    from engine.dataset.caption_edits import split
+
+    console = views.console()
+    if not planned:
+        console.print(f"No caption would change ({words}).")
+        return
+    console.print(views.heading(f"{count(len(planned), 'caption')} to change", words))
+    for change in planned[:CHANGES_SHOWN]:
+        lines = zip_longest((change.before or "").split("\n"), (change.after or "").split("\n"), fillvalue="")
+        before, after = next((split(old), split(new)) for old, new in lines if old != new)
+        line = Text.assemble((f"  {change.file.name}  ", "quiet"))
+        pieces = []
+        for kind, a, b, c, d in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+            if kind == "equal":
+                pieces += [Text(tag) for tag in before[a:b]]
+            else:
+                pieces += [Text(tag, style="strike red") for tag in before[a:b]]
+                pieces += [Text(tag, style="bold green") for tag in after[c:d]]
+        line.append_text(Text(", ").join(pieces))
+        console.print(line)
+    if len(planned) > CHANGES_SHOWN:
+        console.print(f"  [quiet]and {len(planned) - CHANGES_SHOWN} more[/]")
+
+
+def _undo(folder: Path, as_json: bool) -> None:
+    from engine.dataset import caption_edits as edits
+
+    words, restored, kept = edits.undo(folder)
+    if as_json:
+        names = {"restored": [str(change.file) for change in restored], "left_alone": [str(path) for path in kept]}
+        print(json.dumps({"undone": words} | names, ensure_ascii=False))
+        return
+    console = views.console()
+    console.print(f"[good]Taken back:[/] {words} ({count(len(restored), 'caption')}).")
+    if kept:
+        names_ = ", ".join(path.name for path in kept[:FILES_SHOWN])
+        console.print(f"[warning]Left alone, because changed since:[/] {names_}")
