@@ -14,13 +14,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urljoin, urlsplit, urlunsplit
 
 import requests
 from requests.exceptions import Timeout
@@ -40,9 +40,10 @@ AGENT = "lora-wizard"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file lies and what is known of it: its size, its SHA-256 or its name in git, where somebody says so.
+    """Where a file lies and what is known of it: its size, its SHA-256, MD5 or name in git, where somebody says so.
 
-    `token` is sent to the host of `url` only.
+    `token`, and `secrets` (parameters of the address, for servers that want their keys there), are sent to the host of
+    `url` only. Of a file of unknown size no more than `most_bytes` are taken.
     """
 
     url: str
@@ -51,6 +52,9 @@ class Source:
     git_blob: str = ""
     token: str = field(default="", repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
+    md5: str = ""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    most_bytes: int | None = None
 
     @property
     def host(self) -> str:
@@ -89,7 +93,9 @@ class RefusalError(Exception):
 
 
 class NetworkError(PlainError):
-    """The network, and not the request, was at fault."""
+    """The network, and not the request, was at fault. `asked_to_wait`: longer than anybody would watch."""
+
+    asked_to_wait = False
 
 
 class DiskError(PlainError):
@@ -218,8 +224,8 @@ class _Part:
         except (OSError, ValueError):
             said = {}
         self.etag = str(said.get("etag", ""))
-        same = said.get("sha256") == self.source.sha256 and said.get("git_blob") == self.source.git_blob
-        known = bool(self.source.sha256 or self.source.git_blob or self.etag)
+        same = all(said.get(name, "") == value for name, value in self._hashes().items())
+        known = bool(any(self._hashes().values()) or self.etag)
         if not (same and known and self.path.is_file()):
             self.discard()
             return
@@ -250,12 +256,20 @@ class _Part:
                 progress(self.size)
                 if self.source.size_bytes is not None and self.size > self.source.size_bytes:
                     break
+                if self.source.most_bytes is not None and self.size > self.source.most_bytes:
+                    self.discard()
+                    raise PlainError(
+                        f"{self.target.name} on {self.source.host} is larger than {self.source.most_bytes / 1e6:,.0f} "
+                        "MB; that is not taken. It was thrown away."
+                    )
             file.flush()
             os.fsync(file.fileno())
 
     def _write_note(self) -> None:
-        note = {"etag": self.etag, "sha256": self.source.sha256, "git_blob": self.source.git_blob}
-        self.note.write_text(json.dumps(note), encoding="utf-8")
+        self.note.write_text(json.dumps({"etag": self.etag} | self._hashes()), encoding="utf-8")
+
+    def _hashes(self) -> dict[str, str]:
+        return {"sha256": self.source.sha256, "git_blob": self.source.git_blob, "md5": self.source.md5}
 
     def finish(self) -> Fetched:
         """Checks size and hash and gives the file its name. Raises PlainError when one is wrong, and leaves nothing."""
@@ -269,6 +283,8 @@ class _Part:
         right = source.sha256.lower() == found if source.sha256 else True
         if source.git_blob and not source.sha256:
             right = _git_blob(self.path) == source.git_blob
+        if source.md5:
+            right = right and _digest(self.path, hashlib.md5(usedforsecurity=False)) == source.md5.lower()
         if not right:
             self.discard()
             raise PlainError(
@@ -313,8 +329,10 @@ def patiently(
                 raise
             why = f"{refused.host} is busy (status {refused.status})"
             asked: float | None = refused.wait_seconds
-        except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError, Timeout) as error:
-            why, asked = f"{host} {_trouble(error)}", None
+        except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError, Timeout) as trouble:
+            why, asked = f"{host} {_trouble(trouble)}", None
+        except requests.exceptions.RequestException:  # its own words would hold the address
+            raise NetworkError(f"{host} answers in a way that cannot be followed. Try again later.") from None
         now = gained()
         failures, before = (1 if now > before else failures + 1), now
         wait = asked if asked is not None else patience.first_wait_seconds * 2 ** (failures - 1)
@@ -322,7 +340,9 @@ def patiently(
         if failures >= attempts or wait > patience.longest_wait_seconds:
             when = f"It asks to wait {wait:.0f} s." if asked is not None else "Try again later."
             kept = " What has come so far is kept; the same command goes on from there." if now else ""
-            raise NetworkError(f"{why}. {when}{kept}") from None
+            error = NetworkError(f"{why}. {when}{kept}")
+            error.asked_to_wait = wait > patience.longest_wait_seconds
+            raise error from None
         notice(f"{why}; trying again in {max(wait, 1):.0f} s")
         time.sleep(wait)
 
@@ -352,11 +372,12 @@ def safe_name(name: str) -> str:
 @contextmanager
 def _opened(source: Source, headers: Mapping[str, str], patience: Patience) -> Iterator[requests.Response]:
     """The answer to a GET, redirects followed; the token stays with the host that it is for. Raises RefusalError."""
-    url, token = source.url, source.token
+    url, token, secrets = source.url, source.token, source.secrets
     with requests.Session() as session:
         for _ in range(MOST_REDIRECTS):
             response = session.get(
                 url,
+                params=secrets,
                 headers={"User-Agent": AGENT, "Accept-Encoding": "identity", **source.headers, **headers},
                 auth=_Bearer(token),
                 stream=True,
@@ -365,13 +386,13 @@ def _opened(source: Source, headers: Mapping[str, str], patience: Patience) -> I
             )
             with response:
                 if response.is_redirect:
-                    onward = urljoin(url, response.headers["Location"])
+                    onward = _without(urljoin(url, response.headers["Location"]), secrets)  # it may repeat them
                     if _origin(onward)[0] != "https" and _origin(url)[0] == "https":
                         raise PlainError(
                             f"{source.host} sends on to an address without encryption. Nothing was loaded."
                         )
                     if _origin(onward) != _origin(url):
-                        token = ""
+                        token, secrets = "", {}
                     url = onward
                     continue
                 if not response.ok:
@@ -379,6 +400,13 @@ def _opened(source: Source, headers: Mapping[str, str], patience: Patience) -> I
                 yield response
                 return
     raise PlainError(f"{source.host} sends on and on, {MOST_REDIRECTS} times. Nothing was loaded.")
+
+
+def _without(url: str, names: Iterable[str]) -> str:
+    """The address without these parameters."""
+    parts = urlsplit(url)
+    kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in set(names)]
+    return urlunsplit(parts._replace(query=urlencode(kept))) if names else url
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -450,8 +478,11 @@ def _file_name(response: requests.Response) -> str:
 
 def _git_blob(path: Path) -> str:
     """Git's name for the content of a file: what the hub says of small files in place of a SHA-256."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size))
+
+
+def _digest(path: Path, begun: hashlib._Hash) -> str:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+            begun.update(chunk)
+    return begun.hexdigest()
