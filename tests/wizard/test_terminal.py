@@ -2,94 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from terminal import CTRL_C, ENTER, ESCAPE, LEFT, Terminal
 
 from wizard import steps
-
-pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals are not for Windows")
-pyte = pytest.importorskip("pyte")
-if sys.platform == "win32":
-    pytest.skip("pseudo-terminals are not for Windows", allow_module_level=True)
-
-ROOT = Path(__file__).parents[2]
-UP, DOWN, LEFT, ENTER, ESCAPE, CTRL_C = "\x1b[A", "\x1b[B", "\x1b[D", "\r", "\x1b", "\x03"
-
-
-class Terminal:
-    """A program in a terminal of 80 × 24, and what is to be seen in it."""
-
-    def __init__(self, *arguments: str, here: Path, **environment: str) -> None:
-        self.screen = pyte.Screen(80, 24)
-        self._stream = pyte.Stream(self.screen)
-        settings = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "HOME": str(here)} | environment
-        settings.pop("NO_COLOR", None)
-        settings["LORA_WIZARD_HOME"] = str(here / "home")
-        self.program = pexpect.spawn(
-            sys.executable,
-            ["-m", "wizard.cli", *arguments],
-            cwd=here,
-            env=settings,
-            dimensions=(24, 80),
-            encoding="utf-8",
-            timeout=30,
-        )
-
-        self.screen.write_process_input = self.program.send  # where is the cursor? a real terminal answers
-
-    def read(self, seconds: float = 0.2) -> None:
-        try:
-            self._stream.feed(self.program.read_nonblocking(65536, timeout=seconds))
-        except pexpect.TIMEOUT:
-            pass
-        except pexpect.EOF:
-            time.sleep(0.05)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(line.rstrip() for line in self.screen.display)
-
-    def sees(self, *words: str, within: float = 60.0) -> None:
-        """Waits until all of these words are to be seen."""
-        end = time.monotonic() + within
-        while not all(word in self.text for word in words):
-            assert time.monotonic() < end, f"{words} not seen within {within} s on\n{self.text}"
-            self.read()
-
-    def settle(self) -> None:
-        """Waits until nothing more is drawn."""
-        before = ""
-        while self.text != before or "❯" not in self.text:
-            before = self.text
-            self.read(0.3)
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.program.send(key)
-
-    def point_at(self, label: str) -> None:
-        """Moves the cursor of a list down to the option that holds this label."""
-        self.sees(label)
-        for _ in range(20):
-            if any("❯" in line and label in line for line in self.text.splitlines()):
-                return
-            self.press(DOWN)
-            self.settle()
-        raise AssertionError(f"the cursor does not reach {label} on\n{self.text}")
-
-    def ends(self, within: float) -> int:
-        end = time.monotonic() + within
-        while self.program.isalive():
-            assert time.monotonic() < end, f"still running after {within} s:\n{self.text}"
-            self.read()
-        self.read()
-        self.program.close()
-        return int(self.program.exitstatus if self.program.exitstatus is not None else -1)
 
 
 @pytest.fixture
