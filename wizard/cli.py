@@ -41,7 +41,7 @@ GROUPS = {
         "runs": "List the runs of this folder.",
     },
     "Prepare": {
-        "dataset": "Pictures and captions: import, inspect, tag, edit captions in bulk.",
+        "dataset": "Pictures and captions: import, scrape, inspect, tag, edit.",
         "download": "A base model or a VAE from Hugging Face or Civitai.",
         "import": "Another trainer's config, or the recipe inside a LoRA, as answers of ours.",
         "export": "Answers as another trainer's config.",

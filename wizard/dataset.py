@@ -11,6 +11,7 @@ import click
 from wizard import views
 from wizard.captions import captions
 from wizard.file_commands import watched
+from wizard.scraping import scrape
 from wizard.tagging import tag
 from wizard.words import count
 
@@ -27,10 +28,10 @@ RESOLUTIONS = {"pocket": 64, "sd15": 512, "sdxl": 1024}
 
 @click.group()
 def dataset() -> None:
-    """Pictures and captions: import, inspect, tag, edit in bulk."""
+    """Pictures and captions: import, scrape, inspect, tag, edit."""
 
 
-for command in (captions, tag):
+for command in (scrape, tag, captions):
     dataset.add_command(command)
 
 
