@@ -15,18 +15,9 @@ from torch import Tensor
 from engine.networks import Network
 from engine.run_folder import whole_file
 from knowledge.answers import PlainError
-from knowledge.config import Algorithm, Precision
+from knowledge.config import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-READERS: dict[Algorithm, tuple[str, ...]] = {
-    "lora": ("ComfyUI", "A1111", "Forge", "diffusers"),
-    "locon": ("ComfyUI", "A1111", "Forge", "diffusers"),
-    "dora": ("ComfyUI", "A1111", "Forge"),
-    "loha": ("ComfyUI", "A1111", "Forge"),
-    "lokr": ("ComfyUI", "A1111", "Forge"),
-}
-"""Applications that apply a file of this algorithm exactly as it was trained."""
 
 
 def network_tensors(network: Network, precision: Precision) -> dict[str, Tensor]:

@@ -74,7 +74,10 @@ class SampleSaved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(Event):
-    """A network file, or a state to resume from. `path` is relative to the run folder."""
+    """A network file, or a state to resume from. `path` is relative to the run folder.
+
+    `applications` says of a network file what each program does with it: "yes", or "partly" or "no" and why.
+    """
 
     step: int
     epoch: int
@@ -82,6 +85,7 @@ class CheckpointSaved(Event):
     path: str
     bytes: int
     final: bool = False
+    applications: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

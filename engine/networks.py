@@ -110,6 +110,10 @@ class Network(nn.Module):
                 for suffix, tensor in adapter.state_dict().items()
             }
 
+    def base_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of the base model's weight under each adapter, by saved name."""
+        return {name: _shape(adapter.org_module[0]) for name, adapter in self.adapters.items()}
+
     def exact_tensors(self) -> dict[str, Tensor]:
         """Every trained weight as it is, for a state to resume from."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
@@ -158,6 +162,13 @@ def attached(network: Network) -> Iterator[None]:
         yield
     finally:
         network.detach()
+
+
+def _shape(layer: Any) -> tuple[int, ...]:
+    """Of a layer's weight, also where a quantised base keeps it packed."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return layer.out_channels, layer.in_channels, *layer.kernel_size
 
 
 def _rank_and_alpha(layer: nn.Module, settings: NetworkSettings) -> tuple[int, float]:

@@ -37,6 +37,7 @@ from engine.events import (
     RunStarted,
     SampleSaved,
     StepFinished,
+    Warned,
 )
 from engine.metadata import network_metadata
 from engine.models.family import BaseModel
@@ -48,6 +49,7 @@ from engine.optimizers import create_optimizer
 from engine.run_folder import RunFolder
 from engine.samples import SamplePrompt, denoised, picture, sample_prompts, write_picture
 from engine.trouble import NotANumberError
+from engine.verification import verify
 from knowledge.answers import PlainError
 from knowledge.config import Precision, TrainingConfig
 from knowledge.facts import DatasetFacts
@@ -336,6 +338,7 @@ def save(bench: Bench, step: int) -> Iterator[Event]:
         epoch=bench.epoch_of(step),
         started_at=bench.started_at,
     )
+    verified = verify(tensors, bench.network.base_shapes(), config.base_model.family)
     size = save_network(tensors, path, metadata)
     yield CheckpointSaved(
         step=step,
@@ -344,7 +347,14 @@ def save(bench: Bench, step: int) -> Iterator[Event]:
         path=path.relative_to(bench.run.path).as_posix(),
         bytes=size,
         final=step == bench.length.total_steps,
+        applications=verified.applications,
     )
+    if len(verified.silent) == verified.layers:
+        yield Warned(
+            message=f"The network saved after step {step} changes nothing: what its layers multiply is still zero, or "
+            "was rounded to zero. Pictures drawn with it look like the base model's.",
+            parameters=("optimizer.learning_rate", "saving.precision"),
+        )
     if config.saving.keep_last is not None:
         for old in sorted(path.parent.glob(f"{config.output.name}-step*.safetensors"))[: -config.saving.keep_last]:
             old.unlink()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -359,7 +359,10 @@ class Narrator:
             self.state_step = event.step
             return []
         what = "the finished LoRA" if event.final else f"the LoRA as it is after step {event.step:,}"
-        return [Sentence(f"Saved {what}: {event.path} ({size(event.bytes)}).", event.step)]
+        said = [Sentence(f"Saved {what}: {event.path} ({size(event.bytes)}).", event.step)]
+        if event.final and event.applications:
+            said.append(Sentence(readers(event.applications), event.step))
+        return said
 
     def _run_finished(self, event: RunFinished) -> list[Sentence]:
         if event.reason == "stopped":
@@ -376,6 +379,18 @@ def narrate(events: Iterable[Event]) -> list[Sentence]:
     """All sentences of a run, from its events in order."""
     narrator = Narrator()
     return [sentence for event in events for sentence in narrator.hear(event)]
+
+
+def readers(applications: Mapping[str, str]) -> str:
+    """Which programs read a network file, as one or two sentences."""
+    exact = [name for name, verdict in applications.items() if verdict == "yes"]
+    others = [f"{name} {verdict.partition(': ')[2]}" for name, verdict in applications.items() if verdict != "yes"]
+    told = f"Read exactly as trained by {_and(exact)}." if exact else "No program reads all of it."
+    return f"{told} Not so elsewhere: {'; '.join(others)}." if others else told
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _median(values: Sequence[float]) -> float:

@@ -427,6 +427,19 @@ def input_width(adapter: Adapter) -> int | None:
     return None
 
 
+def output_width(adapter: Adapter) -> int | None:
+    """Rows of ΔW as a matrix; None where the file alone does not say."""
+    first = next((part for part in ("up", "hada_w1_a", "diff", "b1") if part in adapter), None)
+    if first is not None:
+        return adapter.shape(first)[0]
+    if adapter.algorithm == "lokr":
+        left = adapter.shape("lokr_w1" if "lokr_w1" in adapter else "lokr_w1_a")[0]
+        return left * adapter.shape("lokr_w2" if "lokr_w2" in adapter else "lokr_w2_a")[0]
+    if "oft_blocks" in adapter:
+        return _count(adapter.shape("oft_blocks")[-3:-1])
+    return None
+
+
 def families(found: Mapping[str, Adapter]) -> Iterator[str]:
     """The base families whose layers these adapters fit, judged by names and by the width of the text conditioning."""
     names = [adapter.canonical or module for module, adapter in found.items()]

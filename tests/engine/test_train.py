@@ -20,6 +20,7 @@ from engine.events import (
     RunStarted,
     SampleSaved,
     StepFinished,
+    Warned,
     from_line,
 )
 from engine.models.load import load
@@ -88,6 +89,17 @@ def test_the_same_answers_and_seed_give_the_same_weights(configure: Configure, f
     first, again, other = (run_to_end(configure(family, seed=seed))[0] for seed in (1, 1, 2))
     assert same(weights(first), weights(again))
     assert not same(weights(first), weights(other))
+
+
+def test_every_saved_network_says_who_reads_it_and_one_without_effect_is_told(configure: Configure):
+    _, events = run_to_end(configure(saving={"every_epochs": 1}))
+    saved = of_kind(events, CheckpointSaved)
+    assert len(saved) == 2
+    assert all(event.applications["ComfyUI"] == "yes" for event in saved)
+    assert of_kind(events, Warned) == []
+    # A rate of almost nothing moves the weights by less than fp16 can write.
+    _, events = run_to_end(configure(optimizer={"learning_rate": 1e-12}, saving={"precision": "fp16"}))
+    assert "changes nothing" in of_kind(events, Warned)[0].message
 
 
 def test_the_plan_is_the_run(configure: Configure):

@@ -169,3 +169,13 @@ def test_a_phase_is_announced_once_and_a_state_in_silence(story):
     events = [PhaseStarted(phase="training"), PhaseStarted(phase="sampling"), PhaseStarted(phase="training")]
     events += [CheckpointSaved(step=5, epoch=1, kind="state", path="state/5", bytes=10)]
     assert texts(events) == ["Training begins."]
+
+
+def test_the_finished_file_says_who_reads_it():
+    applications = {"ComfyUI": "yes", "A1111": "yes", "diffusers": "no: cannot load LoHa (192 layers)"}
+    saved = CheckpointSaved(
+        step=8, epoch=1, kind="network", path="x.safetensors", bytes=1, final=True, applications=applications
+    )
+    assert [sentence.text for sentence in narrate([saved])][-1] == (
+        "Read exactly as trained by ComfyUI and A1111. Not so elsewhere: diffusers cannot load LoHa (192 layers)."
+    )
