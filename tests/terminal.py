@@ -58,6 +58,13 @@ class Terminal:
             assert time.monotonic() < end, f"{words} not seen within {within} s on\n{self.text}"
             self.read()
 
+    def sees_no_more(self, words: str, within: float = 60.0) -> None:
+        """Waits until these words are gone."""
+        end = time.monotonic() + within
+        while words in self.text:
+            assert time.monotonic() < end, f"{words} still seen after {within} s on\n{self.text}"
+            self.read()
+
     def settle(self) -> None:
         """Waits until nothing more is drawn."""
         before = ""

@@ -1,4 +1,4 @@
-"""`lora-wizard dataset captions`: captions changed in bulk, after a look at what would change, and taken back."""
+"""`lora-wizard dataset captions`: captions changed one by one or in bulk, seen before they are written, taken back."""
 
 from __future__ import annotations
 
@@ -58,17 +58,18 @@ def captions(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Change the captions in FOLDER all at once.
+    """Write the captions in FOLDER one by one, or change them all at once.
 
-    Shows what would change and asks before it writes. Every edit is kept in a journal in the folder, and --undo takes
-    the last one back. Several changes are made in the order in which they stand below.
+    With nothing but FOLDER a page opens that shows one picture after the other beside its caption. With changes it
+    shows what would change and asks before it writes; several are made in the order in which they stand below. Every
+    edit is kept in a journal in the folder, and --undo takes the last one back.
 
     \b
-    Example: lora-wizard dataset captions pictures --remove "blurry, text" --unique --trigger sks
+    Examples: lora-wizard dataset captions pictures
+              lora-wizard dataset captions pictures --remove "blurry, text" --unique --trigger sks
     """
     from engine.dataset import caption_edits as edits
-    from engine.dataset.folders import suggest_caption_extension
-    from knowledge.config import DatasetFolder
+    from engine.dataset.folders import suggest_caption_extension, suggest_folders
 
     if undo:
         _undo(folder, as_json)
@@ -92,6 +93,9 @@ def captions(
         chosen.append((f'"{prefix}" put before', edits.prefix(prefix)))
     if suffix:
         chosen.append((f'"{suffix}" put after', edits.suffix(suffix)))
+    if not chosen and views.interactive() and not (as_json or dry_run or yes):
+        one_by_one(folder, caption_extension)
+        return
     if not chosen:
         raise click.UsageError(
             "Say what to change, for example --trigger WORD or --remove TAGS; or take back with --undo."
@@ -100,8 +104,7 @@ def captions(
         raise click.UsageError("Without a terminal to ask in, say --yes to write or --dry-run to look.")
 
     words = "; ".join(text for text, _ in chosen)
-    folders = (DatasetFolder(path=str(folder)),)
-    extension = caption_extension or suggest_caption_extension(folders)
+    extension = caption_extension or suggest_caption_extension(suggest_folders(folder))
     planned = edits.changes(folder, extension, [edit for _, edit in chosen], create=create)
     if not as_json:
         preview(planned, words)
@@ -116,6 +119,17 @@ def captions(
             f"[good]{count(len(planned), 'caption')} changed.[/] "
             f"[quiet]To take it back: lora-wizard dataset captions {folder} --undo[/]"
         )
+
+
+def one_by_one(folder: Path, extension: str | None = None) -> None:
+    """The page for one caption after the other, and what was changed on it."""
+    from engine.dataset.folders import suggest_caption_extension, suggest_folders
+    from wizard.caption_editor import edit_captions
+
+    changed = edit_captions(folder, extension or suggest_caption_extension(suggest_folders(folder)))
+    done = f"[good]{count(changed, 'caption')} changed.[/]" if changed else "No caption was changed."
+    back = f" [quiet]To take the last one back: lora-wizard dataset captions {folder} --undo[/]" if changed else ""
+    views.console().print(f"{done}{back}")
 
 
 def preview(planned: Sequence[Change], words: str) -> None:

@@ -68,16 +68,15 @@ def tag(
     Example: lora-wizard dataset tag pictures --threshold 0.4 --blacklist "simple background" --trigger sks
     """
     from engine.dataset import caption_edits as edits
-    from engine.dataset.folders import folder_listing
     from knowledge.answers import PlainError
 
     if not (dry_run or yes) and (as_json or not views.interactive()):
         raise click.UsageError("Without a terminal to ask in, say --yes to write or --dry-run to look.")
-    found = folder_listing(folder, caption_extension)
-    old = {picture: edits.caption_text(found.captions.get(picture.stem)) for picture in found.pictures}
+    files = edits.caption_files(folder, caption_extension)
+    old = {picture: edits.caption_text(file) for picture, file in files.items()}
     wanted = [picture for picture, text in old.items() if existing != "skip" or not (text or "").strip()]
-    if not found.pictures or not wanted:
-        why = "has no pictures" if not found.pictures else "has a caption for every picture; --append or --replace"
+    if not wanted:
+        why = "has a caption for every picture; --append or --replace" if files else "has no pictures"
         raise PlainError(f"{folder} {why}.", 2)
     device, said = _words_for(wanted, tagger, threshold, character_threshold, rating, underscores, batch_size)
     unwanted, changes, broken = edits.remove_tags(edits.split(blacklist)), [], []
@@ -92,9 +91,8 @@ def tag(
                 text = edits.without_doubles(edits.join([*edits.split(before), *edits.split(text)]))
             if trigger:
                 text = edits.trigger_first(trigger)(text)
-            file = found.captions.get(picture.stem, picture.with_suffix(caption_extension))
             if text != before:
-                changes.append(edits.Change(file, before, text))
+                changes.append(edits.Change(files[picture], before, text))
     words = f"tagged by {Path(tagger).name}"
     if not as_json:
         preview(changes, words)

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from engine.dataset.captions import SEPARATOR, read_caption
-from engine.dataset.folders import folder_listing
+from engine.dataset.folders import Listing, folder_listing, suggest_folders
 from engine.run_folder import whole_file
 from knowledge.answers import PlainError
 
 JOURNAL = Path(".lora-wizard") / "captions.jsonl"
 """Where a folder keeps what was done to its captions."""
+
+DRAFT = Path(".lora-wizard") / "caption-being-written.json"
+"""Where it keeps the words that somebody is writing, key by key."""
 
 Edit = Callable[[str], str]
 """From a caption to the caption that takes its place."""
@@ -116,20 +119,31 @@ def _plain(tag: str) -> str:
 # -- what they would do, and doing it ---------------------------------------------------------------------------------
 
 
+def listings(folder: Path, extension: str) -> list[Listing]:
+    """What lies in the folder, and in kohya's `10_name` folders below it. Raises PlainError where no pictures are."""
+    return [folder_listing(Path(found.path), extension) for found in suggest_folders(folder)]
+
+
+def caption_files(folder: Path, extension: str) -> dict[Path, Path]:
+    """The caption file of every picture in the folder, whether it is there or not."""
+    return {
+        picture: found.captions.get(picture.stem, picture.with_suffix(extension))
+        for found in listings(folder, extension)
+        for picture in found.pictures
+    }
+
+
 def changes(folder: Path, extension: str, edits: Sequence[Edit], *, create: bool = False) -> list[Change]:
     """What the edits, one after the other, would change in this folder; line by line where a caption has several.
 
     Pictures without a caption file get one only when `create` is set. Raises PlainError for captions that are not
     UTF-8 text.
     """
-    found = folder_listing(folder, extension)
-    files = dict(found.captions)
+    files = {file for found in listings(folder, extension) for file in found.captions.values()}
     if create:
-        files |= {
-            picture.stem: picture.with_suffix(extension) for picture in found.pictures if picture.stem not in files
-        }
+        files |= set(caption_files(folder, extension).values())
     garbled, planned = [], []
-    for file in sorted(files.values()):
+    for file in sorted(files):
         try:
             before = _text(file)
         except UnicodeDecodeError:
@@ -197,6 +211,31 @@ def history(folder: Path) -> Iterator[dict[str, Any]]:
         else:
             entries.append(entry)
     yield from entries
+
+
+# -- words that are being written -------------------------------------------------------------------------------------
+
+
+def keep_draft(folder: Path, file: Path, text: str) -> None:
+    """Keep what is being written for this caption file, until it is applied or forgotten."""
+    path = folder / DRAFT
+    path.parent.mkdir(exist_ok=True)
+    with whole_file(path) as partial:
+        draft = {"file": file.relative_to(folder).as_posix(), "text": text}
+        partial.write_text(json.dumps(draft, ensure_ascii=False), encoding="utf-8")
+
+
+def draft_of(folder: Path) -> tuple[Path, str] | None:
+    """The caption file that was being written when a program ended before its time, and the words."""
+    try:
+        said = json.loads((folder / DRAFT).read_text(encoding="utf-8"))
+        return folder / str(said["file"]), str(said["text"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def forget_draft(folder: Path) -> None:
+    (folder / DRAFT).unlink(missing_ok=True)
 
 
 def _append(folder: Path, entry: object) -> None:
