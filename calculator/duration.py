@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from calculator.buckets import Size
 from calculator.measurements import Measurement, nearest
 from calculator.step_cost import Work, course_of, phase_flops, sizes_of, work
+from calculator.validation import DRAWS
 from knowledge.architectures import Architecture
 from knowledge.config import Family, TrainingConfig
 from knowledge.facts import Hardware
@@ -61,11 +62,12 @@ def estimate_duration(
     pictures: int,
     hardware: Hardware,
     measurements: Sequence[Measurement] = (),
+    held_out: int = 0,
 ) -> DurationEstimate:
-    """Start, caching, steps, samples and saves.
+    """Start, caching, steps, held-out pictures, samples and saves.
 
     `views` and `batches` are those of an epoch by bucket, `epochs` may end inside one, `samples` counts pictures drawn,
-    `pictures` those to encode.
+    `pictures` those to encode, `held_out` those that are measured, each time counted.
     """
     machine = machine_of(hardware, config.memory.precision)
     family, half = architecture.family, config.memory.precision != "fp32"
@@ -89,6 +91,8 @@ def estimate_duration(
         "start": START_SECONDS[family],
         "caching": encoded * pictures if config.memory.cache_latents else 0.0,
         "steps": factor * epochs * sum(step_seconds[bucket] * count for bucket, count in batches.items()),
+        # Denoising a sample runs the UNet twice, measuring a picture once for each draw of noise.
+        "validation": factor * held_out * DRAWS * phase_flops(family, half, "denoise", mean_area) / 2 / machine.flops,
         "samples": factor * samples * drawn / machine.flops,
         "saving": SAVE_SECONDS * saves,
     }

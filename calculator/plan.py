@@ -22,6 +22,7 @@ from calculator.steps import (
     state_steps,
     views,
 )
+from calculator.validation import trained_on, validation_steps
 from knowledge.architectures import Architecture
 from knowledge.architectures import architecture as usual_architecture
 from knowledge.config import ScheduleSettings, TrainingConfig
@@ -111,7 +112,11 @@ def plan(
 ) -> Plan:
     """The plan of this config. `architecture` is that of the base model where it is not the family's usual one;
     `measurements` are timings that make the forecast of time sharper."""
-    return plan_of_views(config, views(dataset, config.dataset), dataset, hardware, architecture, measurements)
+    trained = trained_on(dataset, config)
+    apart = dataset.images - trained.images
+    return plan_of_views(
+        config, views(trained, config.dataset), trained, hardware, architecture, measurements, held_out=apart
+    )
 
 
 def plan_of_views(
@@ -121,8 +126,10 @@ def plan_of_views(
     hardware: Hardware,
     architecture: Architecture | None = None,
     measurements: Sequence[Measurement] = (),
+    *,
+    held_out: int = 0,
 ) -> Plan:
-    """`plan` for a dataset whose views by bucket are known already."""
+    """`plan` for a dataset whose views by bucket are known already; `held_out` pictures are not among them."""
     known = architecture or usual_architecture(config.base_model.family)
     batch_size = config.schedule.batch_size
     by_bucket = batches(views_by_bucket, batch_size)
@@ -160,9 +167,10 @@ def plan_of_views(
             epochs,
             samples=pictures,
             saves=len(saves),
-            pictures=dataset.images + dataset.regularisation_images,
+            pictures=dataset.images + dataset.regularisation_images + held_out,
             hardware=hardware,
             measurements=measurements,
+            held_out=held_out * len(validation_steps(config.validation, run.updates_per_epoch, run.total_steps)),
         ),
         learning_rate=config.optimizer.learning_rate,
         schedule=config.schedule,

@@ -89,14 +89,14 @@ def run_length(batches_per_epoch: int, schedule: ScheduleSettings, processes: in
 
 def saving_steps(saving: SavingSettings, updates_per_epoch: int, total_steps: int) -> list[int]:
     """The updates, counted from 1, after which a network file is saved; the last one is always among them."""
-    return _regular(saving.every_epochs, saving.every_steps, updates_per_epoch, total_steps)
+    return regular_steps(saving.every_epochs, saving.every_steps, updates_per_epoch, total_steps)
 
 
 def state_steps(saving: SavingSettings, updates_per_epoch: int, total_steps: int) -> list[int]:
     """The updates, counted from 1, after which a state to resume from is saved; none when that is off."""
     if saving.state_every_epochs is None:
         return []
-    return _regular(saving.state_every_epochs, None, updates_per_epoch, total_steps)
+    return regular_steps(saving.state_every_epochs, None, updates_per_epoch, total_steps)
 
 
 def sampling_steps(sampling: SamplingSettings, updates_per_epoch: int, total_steps: int) -> list[int]:
@@ -106,7 +106,7 @@ def sampling_steps(sampling: SamplingSettings, updates_per_epoch: int, total_ste
     """
     if not sampling.prompts:
         return []
-    steps = _regular(sampling.every_epochs, sampling.every_steps, updates_per_epoch, total_steps)
+    steps = regular_steps(sampling.every_epochs, sampling.every_steps, updates_per_epoch, total_steps)
     return [0, *steps] if sampling.at_start else steps
 
 
@@ -116,7 +116,9 @@ def naive_total_steps(images_and_repeats: Iterable[tuple[int, int]], schedule: S
     return math.ceil(shown / schedule.batch_size / schedule.gradient_accumulation_steps)
 
 
-def _regular(every_epochs: int | None, every_steps: int | None, updates_per_epoch: int, total_steps: int) -> list[int]:
+def regular_steps(
+    every_epochs: int | None, every_steps: int | None, updates_per_epoch: int, total_steps: int
+) -> list[int]:
     """Multiples of both intervals up to the last step, and the last step itself."""
     steps = {total_steps}
     if every_epochs and updates_per_epoch:

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Phase = Literal["loading", "caching", "training", "sampling", "saving"]
+Phase = Literal["loading", "caching", "training", "validating", "sampling", "saving"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,20 @@ class SampleSaved(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Validated(Event):
+    """The mean loss on pictures that are never trained on, with the same noise each time; step 0 is the base model's.
+
+    It is the plain squared error, whatever loss is trained with.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    images: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(Event):
     """A network file, or a state to resume from. `path` is relative to the run folder.
 
@@ -122,6 +136,7 @@ KINDS: dict[str, type[Event]] = {
     "phase_progress": PhaseProgress,
     "step_finished": StepFinished,
     "sample_saved": SampleSaved,
+    "validated": Validated,
     "checkpoint_saved": CheckpointSaved,
     "warned": Warned,
     "failed": Failed,

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from calculator.schedule import learning_rate_multiplier
 from calculator.steps import Run, run_length, sampling_steps, saving_steps, state_steps
+from calculator.validation import DRAWS, held_out, trained_on, validation_steps
 from engine.checkpoints import DTYPES, load_state, network_tensors, save_network, save_state
 from engine.dataset.ahead import PicturesAhead
-from engine.dataset.batches import Batch, dataset_items, epoch_batches
+from engine.dataset.batches import Batch, dataset_items, epoch_batches, still_batches
 from engine.dataset.folders import scan
 from engine.dataset.latents import LatentCache
 from engine.dataset.masks import Masks, create_masks
@@ -37,6 +38,7 @@ from engine.events import (
     RunStarted,
     SampleSaved,
     StepFinished,
+    Validated,
     Warned,
 )
 from engine.metadata import network_metadata
@@ -51,7 +53,7 @@ from engine.samples import SamplePrompt, denoised, picture, sample_prompts, writ
 from engine.trouble import NotANumberError
 from engine.verification import verify
 from knowledge.answers import PlainError
-from knowledge.config import Precision, TrainingConfig
+from knowledge.config import LossSettings, NoiseSettings, Precision, TrainingConfig
 from knowledge.facts import DatasetFacts
 
 MIXED_PRECISION: dict[Precision, str] = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
@@ -77,13 +79,15 @@ def train(
     # What it builds on: a frozen base model, whose parts are on the device only when they have work there.
     yield PhaseStarted(phase="loading", detail="base model")
     accelerator = create_accelerator(config.memory.precision)
-    dataset = scan(config.dataset)
+    everything = scan(config.dataset)
+    dataset = trained_on(everything, config)
     prompts = sample_prompts(config.sampling, config.dataset.resolution)
     model = load(config.base_model, DTYPES[config.memory.precision])
     model.weighted_captions = config.dataset.weighted_captions
 
     # What it learns from: pictures as latents, captions as text or as what the encoders make of them.
     first_epoch = epoch_batches(dataset, config.dataset, schedule.batch_size, config.seed, epoch=1)
+    apart = still_batches(held_out(everything, config), config.dataset, everything.pictures_shown)
     caches = Caches(
         LatentCache(run.cache, model.vae) if config.memory.cache_latents else None,
         TextCache(
@@ -98,7 +102,7 @@ def train(
         else None,
         create_masks(config.dataset),
     )
-    yield from fill(caches, accelerator, model, config, dataset, first_epoch, prompts)
+    yield from fill(caches, accelerator, model, config, dataset, [*first_epoch, *apart], prompts)
     model.to(accelerator.device, but=caches.replaced(model))
 
     # What is trained: a network on the base model.
@@ -114,14 +118,19 @@ def train(
     save_after = set(saving_steps(config.saving, length.updates_per_epoch, length.total_steps))
     save_state_after = set(state_steps(config.saving, length.updates_per_epoch, length.total_steps))
     sample_after = set(sampling_steps(config.sampling, length.updates_per_epoch, length.total_steps))
+    validate_after = set(validation_steps(config.validation, length.updates_per_epoch, length.total_steps))
 
-    bench = Bench(config, run, accelerator, model, network, optimizer, caches, dataset, length, prompts, started_at)
+    bench = Bench(
+        config, run, accelerator, model, network, optimizer, caches, dataset, length, prompts, apart, started_at
+    )
     step = load_newest_state(bench) if resume else 0
     yield run_started(bench, first_epoch, step)
     network.attach()
     network.train()
     if hasattr(optimizer.optimizer, "train"):  # of a schedule-free optimizer
         optimizer.optimizer.train()
+    if step == 0 and 0 in validate_after:
+        yield from validate(bench, step)
     if step == 0 and 0 in sample_after:
         yield from draw_samples(bench, step)
 
@@ -171,6 +180,8 @@ def train(
 
             stopping = should_stop() and step < length.total_steps
             asked = run.requested("save")
+            if step in validate_after:
+                yield from validate(bench, step)
             if step in sample_after:
                 yield from draw_samples(bench, step)
             if step in save_after or stopping or asked:
@@ -179,7 +190,7 @@ def train(
                 yield from keep_state(bench, step)
             if asked:
                 run.answer("save")
-            if step in sample_after or step in save_after or step in save_state_after or asked:
+            if step in validate_after | sample_after | save_after | save_state_after or asked:
                 yield PhaseStarted(phase="training")
             if stopping or step == length.total_steps:
                 break
@@ -218,9 +229,18 @@ def loss_per_image(bench: Bench, batch: Batch, epoch: int, number: int) -> Tenso
 
 
 def loss_of_draw(
-    bench: Bench, batch: Batch, latents: Tensor, noise: Tensor, noisy: Tensor, timesteps: Tensor
+    bench: Bench,
+    batch: Batch,
+    latents: Tensor,
+    noise: Tensor,
+    noisy: Tensor,
+    timesteps: Tensor,
+    loss: LossSettings | None = None,
 ) -> Tensor:
-    """The weighted loss of every picture, [batch], for this noise at these timesteps; latents are scaled."""
+    """The weighted loss of every picture, [batch], for this noise at these timesteps; latents are scaled.
+
+    `loss` takes the place of the config's, where it is given.
+    """
     model, device = bench.model, bench.accelerator.device
     masks = bench.caches.masks
     sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=device)
@@ -231,7 +251,7 @@ def loss_of_draw(
         model.target(latents, noise, timesteps),
         timesteps,
         torch.tensor([item.regularisation for item in batch.items], device=device),
-        bench.config.loss,
+        loss or bench.config.loss,
         None if masks is None else masks.of(batch, *latents.shape[2:]).to(device),
     )
 
@@ -249,7 +269,7 @@ def conditioning(bench: Bench, captions: Sequence[str]) -> Conditioning:
     """What the captions say to the UNet: from the cache, or from the encoders, which may be learning."""
     if bench.caches.texts is not None:
         return bench.caches.texts.conditioning(captions).to(bench.accelerator.device)
-    with torch.set_grad_enabled(bench.config.network.train_text_encoder):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and bench.config.network.train_text_encoder):
         return bench.model.encode_prompt(captions)
 
 
@@ -262,13 +282,15 @@ def fill(
     model: BaseModel,
     config: TrainingConfig,
     dataset: DatasetFacts,
-    first_epoch: Sequence[Batch],
+    batches: Sequence[Batch],
     prompts: Sequence[SamplePrompt],
 ) -> Iterator[Event]:
     """Encode what the caches lack; one part of the base model after the other is on the device for it."""
     if caches.latents is not None:
         yield PhaseStarted(phase="caching", detail="pictures")
-        items = dataset_items(dataset, config.dataset)
+        items = dict.fromkeys(
+            (*dataset_items(dataset, config.dataset), *(item for batch in batches for item in batch.items))
+        )
         model.vae.to(accelerator.device)
         for done, total in caches.latents.fill(items, model.encode_pictures, flipped=config.dataset.flip):
             yield PhaseProgress(phase="caching", done=done, total=total)
@@ -282,7 +304,7 @@ def fill(
             with accelerator.autocast():
                 return model.encode_prompt(captions)
 
-        captions = [caption for batch in first_epoch for caption in batch.captions]
+        captions = [caption for batch in batches for caption in batch.captions]
         captions += [text for prompt in prompts for text in (prompt.negative_prompt, prompt.prompt)]
         for done, total in caches.texts.fill(captions, encode):
             yield PhaseProgress(phase="caching", done=done, total=total)
@@ -295,6 +317,32 @@ def leave(*parts: torch.nn.Module) -> None:
         part.to("cpu")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def validate(bench: Bench, step: int) -> Iterator[Event]:
+    """The loss on held-out pictures: the same noise at the same timesteps every time, so that only learning shows."""
+    if not bench.accelerator.is_main_process:
+        return
+    yield PhaseStarted(phase="validating")
+    model, device, begun = bench.model, bench.accelerator.device, time.perf_counter()
+    losses = []
+    with bench.at_rest(), torch.no_grad():
+        for number, batch in enumerate(bench.held_out):
+            generator = torch.Generator().manual_seed(seeded(bench.config.seed, "validation", number))
+            latents = model.scaled(clean_latents(bench, batch, generator))
+            for _ in range(DRAWS):
+                noise = torch.randn(latents.shape, generator=generator)
+                timesteps = model.draw_timesteps(len(latents), NoiseSettings(), generator)
+                drawn = [part.to(device) for part in (latents, noise, timesteps)]
+                noisy = model.add_noise(*drawn)
+                losses.append(loss_of_draw(bench, batch, drawn[0], drawn[1], noisy, drawn[2], LossSettings()).mean())
+    yield Validated(
+        step=step,
+        epoch=bench.epoch_of(step),
+        loss=torch.stack(losses).mean().item(),
+        images=len(bench.held_out),
+        seconds=time.perf_counter() - begun,
+    )
 
 
 def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
@@ -434,6 +482,7 @@ class Bench:
     dataset: DatasetFacts
     length: Run
     prompts: tuple[SamplePrompt, ...]
+    held_out: list[Batch]
     started_at: float
 
     def epoch_of(self, step: int) -> int:

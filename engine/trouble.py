@@ -14,6 +14,7 @@ PHASE_WORDS: dict[Phase, str] = {
     "loading": "loading the base model",
     "caching": "preparing the pictures",
     "training": "training",
+    "validating": "measuring held-out pictures",
     "sampling": "drawing samples",
     "saving": "saving",
 }

@@ -203,6 +203,12 @@ class SamplingSettings(Settings):
     seed: int = Field(42, ge=0, lt=2**63)
 
 
+class ValidationSettings(Settings):
+    share: float = Field(0.0, ge=0.0, le=0.5)
+    every_epochs: int | None = Field(1, ge=1, le=100_000)
+    every_steps: int | None = Field(None, ge=1, le=100_000_000)
+
+
 class SavingSettings(Settings):
     precision: Precision = "fp16"
     every_epochs: int | None = Field(1, ge=1, le=100_000)
@@ -232,6 +238,7 @@ class TrainingConfig(Settings):
     noise: NoiseSettings = NoiseSettings()
     memory: MemorySettings = MemorySettings()
     sampling: SamplingSettings = SamplingSettings()
+    validation: ValidationSettings = ValidationSettings()
     saving: SavingSettings = SavingSettings()
     output: OutputSettings = OutputSettings()
 

@@ -41,6 +41,11 @@ class DatasetFacts:
         return sum(len(folder.pictures) for folder in self.folders if not folder.regularisation)
 
     @property
+    def pictures_shown(self) -> int:
+        """All pictures of all folders."""
+        return sum(len(folder.pictures) for folder in self.folders)
+
+    @property
     def regularisation_images(self) -> int:
         return sum(len(folder.pictures) for folder in self.folders if folder.regularisation)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.events import CheckpointSaved, Event, RunStarted, SampleSaved, StepFinished
 from engine.run_folder import RunFolder, whole_file
+from wizard.verdict import held_out_losses
 from wizard.words import number
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Charts:
 
     loss: Path | None = None
     learning_rate: Path | None = None
+    held_out: Path | None = None
     before_after: Path | None = None
     over_time: Path | None = None
 
@@ -50,6 +52,7 @@ def draw_charts(run: RunFolder, events: Sequence[Event]) -> Charts:
     return Charts(
         loss=loss_chart(events, run.path / "loss.png"),
         learning_rate=learning_rate_chart(events, run.path / "learning-rate.png"),
+        held_out=held_out_chart(events, run.path / "held-out.png"),
         before_after=before_after(events, run.path, run.path / "before-after.png"),
         over_time=samples_over_time(events, run.path, run.path / "samples-over-time.png"),
     )
@@ -141,6 +144,45 @@ def learning_rate_chart(events: Sequence[Event], path: Path) -> Path | None:
     if len(groups) > 1:
         axes.legend(frameon=False, loc="upper right")
     _steps_axis(axes, events, steps)
+    return _save(figure, path)
+
+
+def held_out_chart(events: Sequence[Event], path: Path) -> Path | None:
+    """The loss on pictures that were never trained on, with its lowest point marked."""
+    losses = held_out_losses(events)
+    if len(losses) < 2:
+        return None
+    figure, axes = _figure(
+        "On pictures it never saw: the held-out loss",
+        "the same noise at every measurement   step 0: the base model   ring: the lowest",
+    )
+    steps, values = list(losses), list(losses.values())
+    axes.plot(steps, values, color=SECOND, linewidth=2.2, marker="o", markersize=4.5, zorder=3)
+    best = min(losses, key=lambda step: losses[step])
+    axes.plot(
+        [best],
+        [losses[best]],
+        marker="o",
+        markersize=13,
+        fillstyle="none",
+        color=ACCENT,
+        markeredgewidth=2,
+        clip_on=False,
+    )
+    share = best / max(steps)
+    axes.annotate(
+        f"step {best:,}: {number(losses[best])}",
+        (best, losses[best]),
+        xytext=(0, -22),
+        textcoords="offset points",
+        ha="left" if share < 0.15 else "right" if share > 0.85 else "center",
+        color=ACCENT,
+        fontweight="bold",
+    )
+    spread = (max(values) - min(values)) or max(values) or 1.0
+    axes.set_ylim(min(values) - 0.25 * spread, max(values) + 0.12 * spread)
+    axes.yaxis.set_major_formatter(lambda value, _: number(value))
+    _steps_axis(axes, events, steps_of(events))
     return _save(figure, path)
 
 

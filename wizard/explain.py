@@ -40,6 +40,7 @@ SECTIONS = {
     "noise": "The noise",
     "memory": "Memory and speed",
     "sampling": "Sample pictures",
+    "validation": "Held-out pictures",
     "saving": "Saving",
     "output": "The result",
 }

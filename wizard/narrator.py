@@ -23,8 +23,10 @@ from engine.events import (
     RunStarted,
     SampleSaved,
     StepFinished,
+    Validated,
     Warned,
 )
+from wizard.verdict import WORSE
 from wizard.words import count, duration, number, size
 
 Tone = Literal["plain", "good", "warning", "bad"]
@@ -177,6 +179,7 @@ class Narrator:
     said: set[str] = field(default_factory=set)
     samples: Counter[int] = field(default_factory=Counter)
     first_samples: int | None = None
+    held_out: dict[int, float] = field(default_factory=dict)
     state_step: int = 0
     zero_gradients: int = 0
     direction: str = ""
@@ -192,6 +195,8 @@ class Narrator:
                 return self._step_finished(event)
             case SampleSaved():
                 return self._sample_saved(event)
+            case Validated():
+                return self._validated(event)
             case CheckpointSaved():
                 return self._checkpoint_saved(event)
             case Warned():
@@ -214,6 +219,7 @@ class Narrator:
         self.seconds.clear()
         if resumed:
             del self.losses[event.first_step - 1 :]  # steps after the last state are done again
+            self.held_out = {step: loss for step, loss in self.held_out.items() if step < event.first_step}
             self.past = Running()
             for loss in self.losses[:-WINDOW]:
                 self.past.add(loss)
@@ -353,6 +359,34 @@ class Narrator:
                 event.step,
             )
         ]
+
+    def _validated(self, event: Validated) -> list[Sentence]:
+        self.held_out[event.step] = event.loss
+        before = {step: loss for step, loss in self.held_out.items() if step < event.step}
+        if not before:
+            return [
+                Sentence(
+                    f"The base model's loss on {count(event.images, 'held-out picture')} is {number(event.loss)}; "
+                    "as long as it falls, what is learnt holds for new pictures too.",
+                    event.step,
+                )
+            ]
+        best = min(before, key=lambda step: before[step])
+        if event.loss > before[best] * (1 + WORSE):
+            if not self._once("held-out loss rises"):
+                return []
+            return [
+                Sentence(
+                    f"On held-out pictures the loss is {number(event.loss)}; it was {number(before[best])} after step "
+                    f"{best:,}. If it goes on rising, your pictures are being learnt by heart.",
+                    event.step,
+                    "warning",
+                )
+            ]
+        self.said.discard("held-out loss rises")
+        if event.step < self.total_steps and event.loss > before[best] * (1 - WORSE):
+            return []
+        return [Sentence(f"On held-out pictures the loss is {number(event.loss)}.", event.step)]
 
     def _checkpoint_saved(self, event: CheckpointSaved) -> list[Sentence]:
         if event.kind == "state":

@@ -19,6 +19,7 @@ from wizard import views
 from wizard.charts import Charts, steps_of
 from wizard.follow import PLAN
 from wizard.narrator import narrate, trend_sentence
+from wizard.verdict import Verdict, judged
 from wizard.words import count, duration, number, size
 
 
@@ -50,6 +51,8 @@ def _head(run: RunFolder, events: Sequence[Event], config: TrainingConfig) -> st
     started = next((event for event in events if isinstance(event, RunStarted)), None)
     ended = next((event for event in reversed(events) if isinstance(event, Failed | RunFinished)), None)
     verdict, tone = _verdict(ended, events)
+    found = judged(events)
+    judgement = f'<p class="verdict {COURSE_TONES[found.course]}">{_judgement(found)}</p>' if found else ""
     facts = []
     if started:
         facts.append(time.strftime("%d %B %Y, %H:%M", time.localtime(started.at)))
@@ -58,7 +61,7 @@ def _head(run: RunFolder, events: Sequence[Event], config: TrainingConfig) -> st
         facts.append(started.device)
     return (
         f'<header><p class="kicker">LoRA training report</p><h1>{escape(run.name)}</h1>'
-        f'<p class="verdict {tone}">{escape(verdict)}</p>'
+        f'<p class="verdict {tone}">{escape(verdict)}</p>{judgement}'
         f'<p class="quiet">{escape(" · ".join(facts))}</p></header>'
     )
 
@@ -73,6 +76,15 @@ def _verdict(ended: Failed | RunFinished | None, events: Sequence[Event]) -> tup
             return f"{ended.cause} {ended.remedy}", "bad"
     steps = steps_of(events)
     return f"Not finished yet: {count(len(steps), 'step')} so far.", "pause"
+
+
+COURSE_TONES = {"learns nothing": "bad", "undertrained": "pause", "about right": "good", "overtrained": "pause"}
+
+
+def _judgement(found: Verdict) -> str:
+    """The verdict in words, with the file to take."""
+    file = f" Take <code>{escape(found.file.path)}</code>." if found.file else ""
+    return f"<b>{found.course.capitalize()}.</b> {escape(found.text)}{file}"
 
 
 def _section(title: str, body: str) -> str:
@@ -91,6 +103,7 @@ def _loss(events: Sequence[Event], charts: Charts) -> str:
     if not steps:
         return ""
     said = trend_sentence([step.loss for step in steps], steps[-1].step, samples=charts.over_time is not None)
+    held_out = _picture(charts.held_out, "Loss on held-out pictures by step")
     few = f"{count(len(steps), 'step')} are too few to say anything about the loss."
     words = (
         "The loss tells how far the model was off when it guessed the noise in a picture. Every step draws other "
@@ -98,7 +111,7 @@ def _loss(events: Sequence[Event], charts: Charts) -> str:
     )
     return (
         f"<p>{escape(said.text if said else few)}</p>{_picture(charts.loss, 'Loss by step')}"
-        f'<p class="quiet">{words}</p>{_picture(charts.learning_rate, "Learning rate by step")}'
+        f'<p class="quiet">{words}</p>{held_out}{_picture(charts.learning_rate, "Learning rate by step")}'
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -9,7 +10,7 @@ from calculator.buckets import Placement, Size, place
 from calculator.steps import views_of_pictures
 from engine.dataset.captions import trained_caption
 from engine.dataset.images import Look
-from knowledge.config import DatasetSettings
+from knowledge.config import CAPTION_CHANGES, DatasetSettings
 from knowledge.facts import DatasetFacts, Picture
 
 COLOUR_SHARE, HUE_DEGREES, GAMMA_SHIFT = 0.33, 16.0, 0.05
@@ -71,6 +72,21 @@ def epoch_batches(
         groups += [views[start : start + batch_size] for start in range(0, len(views), batch_size)]
     order.shuffle(groups)
     return [_batch(views, settings, seed, epoch) for views in groups]
+
+
+def still_batches(pictures: Sequence[Picture], settings: DatasetSettings, first_index: int) -> list[Batch]:
+    """These pictures one by one, as they are: whole captions, nothing mirrored, cut or recoloured.
+
+    They are numbered from `first_index`, which no other picture of the run may have.
+    """
+    usual = DatasetSettings()
+    still = settings.model_copy(update={name: getattr(usual, name) for name in CAPTION_CHANGES})
+    found = []
+    for index, picture in enumerate(pictures, first_index):
+        item = Item(picture, place(picture.width, picture.height, settings), False, index)
+        caption = trained_caption(picture.caption, still, Random(0), epoch=1)
+        found.append(Batch((item,), (caption,), (Look(False, None, 0.0, 1.0),), *item.placement.bucket))
+    return found
 
 
 def _items(dataset: DatasetFacts, settings: DatasetSettings) -> dict[Item, int]:

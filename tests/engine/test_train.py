@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from calculator.plan import plan
 from calculator.schedule import learning_rate_multiplier
+from calculator.validation import held_out, trained_on
+from engine.dataset.folders import scan
 from engine.events import (
     CheckpointSaved,
     Event,
@@ -20,6 +25,7 @@ from engine.events import (
     RunStarted,
     SampleSaved,
     StepFinished,
+    Validated,
     Warned,
     from_line,
 )
@@ -30,6 +36,7 @@ from engine.train import train
 from engine.trouble import NotANumberError
 from knowledge.answers import PlainError
 from knowledge.config import TrainingConfig
+from knowledge.facts import Hardware
 
 ROOT = Path(__file__).parent.parent.parent
 PICTURES = ROOT / "tests" / "data" / "pictures" / "10_sks toy"
@@ -345,6 +352,52 @@ def test_regularisation_pictures_weigh_what_prior_weight_says(configure: Configu
         for weight in (1.0, 0.0)
     )
     assert not same(weights(full), weights(none))
+
+
+# -- held-out pictures -------------------------------------------------------------------------------------------------
+
+
+def test_held_out_pictures_are_measured_and_never_trained_on(configure: Configure, tmp_path: Path):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(PICTURES, pictures)
+    dataset = {"folders": [{"path": str(pictures)}]}
+    config = configure(dataset=dataset, validation={"share": 0.4})
+    scanned = scan(config.dataset)
+    apart = held_out(scanned, config)
+    assert len(apart) == 2  # two of six
+    assert trained_on(scanned, config).images == 4
+    run, events = run_to_end(config)
+    measured = of_kind(events, Validated)
+    started = of_kind(events, RunStarted)[0]
+    assert started.images == 4
+    assert [event.step for event in measured] == [0, started.updates_per_epoch, started.total_steps]
+    assert {event.images for event in measured} == {2}
+    planned = plan(config, scanned, Hardware("CPU"))
+    assert (planned.total_steps, planned.updates_per_epoch) == (started.total_steps, started.updates_per_epoch)
+
+    for picture in apart:  # other content there changes what is measured, and nothing that is learnt
+        with Image.open(picture.path) as image:
+            image.convert("RGB").point(lambda value: 255 - value).save(picture.path)
+    other, other_events = run_to_end(config)
+    assert same(weights(run), weights(other))
+    assert [event.loss for event in of_kind(other_events, Validated)] != [event.loss for event in measured]
+
+
+def test_measuring_more_often_changes_nothing_but_the_measurements(configure: Configure):
+    seldom, few = run_to_end(configure(validation={"share": 0.4, "every_epochs": None}))
+    often, many = run_to_end(configure(validation={"share": 0.4, "every_steps": 1}))
+    assert same(weights(seldom), weights(often))
+    of_step = {event.step: event.loss for event in of_kind(many, Validated)}
+    assert len(of_step) > 2
+    assert {event.step: event.loss for event in of_kind(few, Validated)}.items() <= of_step.items()
+
+
+def test_a_caption_is_measured_whole_however_training_changes_it(configure: Configure):
+    losses = [
+        of_kind(run_to_end(configure(validation={"share": 0.4}, dataset=dataset))[1], Validated)[0].loss
+        for dataset in ({}, {"caption_dropout_rate": 1.0, "flip": True, "shuffle_tags": True})
+    ]
+    assert losses[0] == losses[1]
 
 
 # -- stopping and going on --------------------------------------------------------------------------------------------

@@ -781,3 +781,10 @@ def test_a_job_of_ai_toolkit_that_trains_nothing_is_refused(tmp_path):
     path.write_text("job: generate\nconfig: {process: [{type: to_folder, output_folder: x}]}", encoding="utf-8")
     with pytest.raises(PlainError, match="trains nothing"):
         read_foreign(path)
+
+
+def test_held_out_pictures_come_over_from_sd_scripts():
+    imported = translate({"validation_split": 0.1, "validate_every_n_epochs": 2, "validation_seed": 7}, kind="test")
+    assert imported.config is not None
+    assert (imported.config.validation.share, imported.config.validation.every_epochs) == (0.1, 2)
+    assert [note.key for note in imported.listed("unsupported")] == ["validation_seed"]
