@@ -106,6 +106,19 @@ def _nvidia_smi() -> str | None:
     return str(usual) if usual.exists() else None
 
 
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+NVIDIA, DISPLAY = "0x10de", "0x03"
+"""NVIDIA's number as a maker of PCI devices, and how the class of a device that draws begins."""
+
+
+def nvidia_card_inside() -> bool:
+    """Whether an NVIDIA card is in this computer, driver or not; only Linux tells without one."""
+    return any(
+        _first_line(device / "vendor") == NVIDIA and _first_line(device / "class").startswith(DISPLAY)
+        for device in (PCI_DEVICES.iterdir() if PCI_DEVICES.is_dir() else ())
+    )
+
+
 CGROUP_MEMORY = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 

@@ -5,6 +5,7 @@ A library that crashes, hangs or prints on import then harms nobody. The answer 
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -73,11 +74,32 @@ def bitsandbytes() -> dict[str, Any]:
     return {"version": bitsandbytes.__version__, "device": device, "moved": moved}
 
 
+PRODUCT = base64.b64decode(
+    "CAg6VQoRCgFhCgFiEgFjIgZNYXRNdWwSAWdaEwoBYRIOCgwIARIICgIIAgoCCAJaEwoBYhIOCgwIARIICgIIAgoCCAJiEwoBYxIOCgwIARIICgII"
+    "AgoCCAJCBAoAEA0="
+)
+"""An ONNX model that multiplies two matrices of 2 × 2."""
+
+
 def onnxruntime() -> dict[str, Any]:
-    """The devices that the taggers could use."""
+    """The devices that the taggers could use: those that are offered, and those on which a product came out right.
+
+    The library lists CUDA even where it cannot load it, and a session then falls back to the processor in silence.
+    """
+    import numpy
     import onnxruntime
 
-    return {"version": onnxruntime.__version__, "providers": onnxruntime.get_available_providers()}
+    onnxruntime.set_default_logger_severity(4)
+    offered = onnxruntime.get_available_providers()
+    wanted = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in offered]
+    session = onnxruntime.InferenceSession(PRODUCT, providers=wanted)
+    two = numpy.array([[1, 2], [3, 4]], numpy.float32)
+    right = bool((session.run(None, {"a": two, "b": two})[0] == two @ two).all())
+    return {
+        "version": onnxruntime.__version__,
+        "providers": offered,
+        "used": session.get_providers() if right else [],
+    }
 
 
 PROBES: dict[str, Callable[[], dict[str, Any]]] = {

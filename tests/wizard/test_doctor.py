@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -14,9 +18,13 @@ from knowledge.config import TrainingConfig, with_values
 from knowledge.facts import Hardware
 from wizard import doctor as module
 from wizard import probes
-from wizard.doctor import Patient, doctor, examine, hub_answers, places, tokens
+from wizard.checks import examine
+from wizard.doctor import doctor
 from wizard.hardware import GraphicsCard
+from wizard.library_checks import has_kernels
+from wizard.patient import Patient, connects, places, sites, tokens
 
+ROOT = Path(__file__).parents[2]
 CARD = GraphicsCard("NVIDIA GeForce RTX 3060", 12 * 2**30, 11 * 2**30, (8, 6), "560.94")
 TORCH = {
     "version": "2.9.1",
@@ -33,10 +41,16 @@ HEALTHY = Patient(
         "torch": TORCH,
         "libraries": {"imported": []},
         "bitsandbytes": {"version": "0.48", "device": "cuda", "moved": True},
-        "onnxruntime": {"version": "1.20", "providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]},
+        "onnxruntime": {
+            "version": "1.20",
+            "providers": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+            "used": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        },
     },
     environment={},
     tokens={"Hugging Face": True, "Civitai": True},
+    sites={"Hugging Face": True, "Civitai": True},
+    answers="my-lora.toml",
 )
 
 
@@ -97,17 +111,127 @@ def test_a_card_that_others_use_is_a_warning():
     assert "10.0 GB" in found["graphics card"].matters
 
 
-def test_a_broken_bitsandbytes_matters_only_to_who_asked_for_it():
+def planned(vram=8 * 2**30, disk=10**9, **settings):
+    """A situation with these settings, and a plan that needs so much."""
+    config = with_values(TrainingConfig(), {name.replace("__", "."): value for name, value in settings.items()})
+    plan = SimpleNamespace(
+        vram=SimpleNamespace(likely_bytes=vram), disk_bytes=disk, duration=SimpleNamespace(likely_seconds=7200)
+    )
+    return SimpleNamespace(config=config, plan=plan)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "paged_adamw8bit", "lion8bit"])
+def test_a_broken_bitsandbytes_matters_only_to_who_asked_for_it(optimizer):
     broken = with_probe("bitsandbytes", error="libcudart.so.12: cannot open shared object file")
     assert lines(broken)["8-bit optimizer"].state == "note"
-
-    class Asked:
-        config = with_values(TrainingConfig(), {"optimizer.name": "adamw8bit"})
-        plan = None
-
-    line = lines(replace(broken, situation=Asked()))["8-bit optimizer"]
+    assert "install --upgrade bitsandbytes" in lines(broken)["8-bit optimizer"].mend
+    line = lines(replace(broken, situation=planned(optimizer__name=optimizer)))["8-bit optimizer"]
     assert line.state == "problem"
-    assert "optimizer.name=adamw" in line.mend
+    assert line.mend.startswith("lora-wizard train my-lora.toml --set optimizer.name=")
+    assert line.mend.endswith(("=adamw", "=lion"))
+    assert "8bit" not in line.mend
+
+
+def test_a_precision_that_does_not_work_here_is_in_the_way_of_who_asked_for_it():
+    without = with_probe("torch", **{**TORCH, "formats": {**TORCH["formats"], "bfloat16": "not implemented"}})
+    line = lines(replace(without, situation=planned(memory__precision="bf16")))["precision"]
+    assert (line.state, line.mend) == ("problem", "lora-wizard train my-lora.toml --set memory.precision=fp16")
+    assert lines(replace(without, situation=planned(memory__precision="fp16")))["precision"].state == "good"
+
+
+def test_bf16_that_a_card_only_imitates_is_told():
+    older = replace(HEALTHY, cards=[replace(CARD, capability=(7, 5))])
+    line = lines(older)["precision"]
+    assert (line.state, "imitates bf16" in line.matters) == ("note", True)
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "works"),
+    [
+        ((8, 6), ["sm_80", "sm_90"], True),
+        ((8, 0), ["sm_86"], False),
+        ((6, 1), ["sm_75", "sm_80"], False),
+        ((12, 0), ["sm_90", "compute_90"], True),
+        ((12, 0), ["sm_80", "sm_90a"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((10, 0), ["sm_100"], True),
+        ((8, 6), [], True),
+    ],
+)
+def test_kernels_serve_their_generation_and_intermediate_code_all_later_ones(capability, architectures, works):
+    assert has_kernels(replace(CARD, capability=capability), architectures) is works
+
+
+def test_a_second_card_without_kernels_is_named():
+    older = GraphicsCard("NVIDIA GeForce GTX 1080", 8 * 2**30, 8 * 2**30, (6, 1), "560.94")
+    line = lines(replace(HEALTHY, cards=[CARD, older]))["PyTorch"]
+    assert (line.state, "GTX 1080" in line.matters) == ("warning", True)
+    assert "compute capability 8.6" in lines(HEALTHY)["PyTorch"].found
+
+
+def test_a_tagger_that_cannot_use_the_card_is_found_by_multiplying():
+    slow = with_probe("onnxruntime", version="1.20", providers=["CUDAExecutionProvider"], used=["CPUExecutionProvider"])
+    line = lines(slow)["tagger"]
+    assert (line.state, line.found) == ("note", "onnxruntime 1.20 computes on CPU")
+    assert "onnxruntime-gpu" in line.mend
+    assert lines(replace(slow, cards=[]))["tagger"].state == "good"
+
+
+def test_the_probe_of_onnxruntime_multiplies_on_this_computer():
+    answer = probes.onnxruntime()
+    assert "CPUExecutionProvider" in answer["used"]
+
+
+def test_a_card_whose_driver_is_silent_is_told_with_what_starts_it():
+    none = replace(with_probe("torch", **{**TORCH, "cuda": None, "device": "cpu"}), cards=[])
+    silent = lines(replace(none, silent_card=True))["graphics card"]
+    assert (silent.state, "does not answer" in silent.found) == ("warning", True)
+    assert silent.mend
+    docker = lines(replace(none, silent_card=True, places=("a Docker container",)))["graphics card"]
+    assert "docker run --gpus all" in docker.mend
+    colab = lines(replace(none, places=("Google Colab",)))["graphics card"]
+    assert "Change runtime type" in colab.mend
+    assert "2 h" in lines(replace(none, situation=planned()))["graphics card"].matters
+
+
+def test_a_base_model_that_is_missing_is_in_the_way(tmp_path):
+    gone = planned(base_model__path=str(tmp_path / "gone.safetensors"), base_model__family="sdxl")
+    line = lines(replace(HEALTHY, situation=gone))["base model"]
+    assert (line.state, line.mend) == ("problem", "lora-wizard download sdxl")
+    pocket = planned(base_model__path="pocket", base_model__family="sd15")
+    wrong = lines(replace(HEALTHY, situation=pocket))["base model"]
+    assert wrong.mend == "lora-wizard train my-lora.toml --set base_model.family=pocket"
+    assert lines(replace(HEALTHY, situation=planned(base_model__path="pocket")))["base model"].state == "good"
+
+
+def test_little_memory_counts_the_page_file():
+    small = replace(HEALTHY, hardware=replace(HEALTHY.hardware, ram_bytes=6 * 2**30))
+    assert lines(small)["memory"].state == "warning"
+    assert lines(small)["memory"].mend
+    assert lines(replace(small, swap_bytes=8 * 2**30))["memory"].state == "good"
+    sdxl = replace(small, swap_bytes=8 * 2**30, situation=planned(base_model__family="sdxl"))
+    assert (lines(sdxl)["memory"].state, "16 GB" in lines(sdxl)["memory"].matters) == ("warning", True)
+    assert ".wslconfig" in lines(replace(small, places=("WSL",)))["memory"].mend
+
+
+def test_a_training_that_fits_only_an_empty_card_is_a_warning():
+    busy = replace(HEALTHY, cards=[replace(CARD, vram_free_bytes=4 * 2**30)], situation=planned(vram=8 * 2**30))
+    assert lines(busy)["fits"].state == "warning"
+    assert lines(replace(HEALTHY, situation=planned(vram=8 * 2**30)))["fits"].state == "good"
+
+
+def test_every_line_that_is_not_good_says_how_it_is_mended():
+    ill = replace(
+        with_probe("torch", error="gone"),
+        cards=[],
+        tokens={"Hugging Face": False, "Civitai": False},
+        sites={"Hugging Face": False, "Civitai": False},
+        hardware=Hardware("CPU", 0, 2**30, 10**9, None, 2),
+        probes={name: {"error": "gone"} for name in HEALTHY.probes},
+        places=("RunPod",),
+    )
+    for line in examine(ill):
+        assert line.state == "good" or (line.matters and line.mend), line
 
 
 def test_a_training_that_does_not_fit_is_in_the_way():
@@ -143,11 +267,47 @@ def test_rented_machines_are_recognised():
     assert lines(replace(HEALTHY, places=("RunPod",)))["rented machine"].matters.startswith("What is on its disk")
 
 
-def test_the_network_is_asked_by_opening_a_connection():
+def test_the_network_is_asked_by_opening_a_connection(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert hub_answers(f"http://127.0.0.1:{port}", 2)
-    assert not hub_answers(f"http://127.0.0.1:{port}", 2)
+        here = f"http://127.0.0.1:{port}"
+        assert connects(here, 2)
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            gone = f"http://127.0.0.1:{other.getsockname()[1]}"
+        assert sites({"HF_ENDPOINT": here, "CIVITAI_ENDPOINT": gone}) == {"Hugging Face": True, "Civitai": False}
+        monkeypatch.setenv("http_proxy", here)
+        monkeypatch.setenv("no_proxy", "")
+        assert connects("http://somewhere.invalid", 2)  # through the proxy, which would find it
+    assert not connects(here, 2)
+
+
+def test_what_a_plan_needs_of_the_network_is_nothing():
+    silent = replace(HEALTHY, sites={"Hugging Face": False, "Civitai": True}, situation=planned())
+    line = lines(silent)["network"]
+    assert line.found == "Hugging Face does not answer, Civitai answers"
+    assert line.matters == "This training needs none."
+    assert "HF_ENDPOINT" in line.mend
+
+
+def test_without_torch_the_doctor_still_speaks(tmp_path):
+    """In a process of its own, in which neither torch nor what stands on it can be imported."""
+    for name in ("torch", "diffusers", "bitsandbytes", "onnxruntime"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('No module named {name}')")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    answer = subprocess.run(
+        [sys.executable, "-m", "wizard.cli", "doctor", "--json"],
+        env=os.environ
+        | {"PYTHONPATH": path, "HF_ENDPOINT": "http://127.0.0.1:9", "CIVITAI_ENDPOINT": "http://127.0.0.1:9"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 1, answer.stderr
+    found = {line["name"]: line for line in json.loads(answer.stdout)["lines"]}
+    assert found["PyTorch"]["found"] == "No module named torch"
+    assert "pip install" in found["PyTorch"]["mend"]
+    assert found["tagger"]["state"] == "note"
 
 
 def test_a_probe_that_crashes_is_an_answer(monkeypatch):
@@ -166,7 +326,7 @@ def test_the_probe_of_torch_multiplies_on_this_computer():
     ("patient", "code"), [(HEALTHY, 0), (with_probe("torch", error="gone"), 1)], ids=["well", "ill"]
 )
 def test_the_exit_code_and_the_json_tell_the_same(monkeypatch, patient, code):
-    monkeypatch.setattr(module, "_patient", lambda answers: patient)
+    monkeypatch.setattr(module, "patient_for", lambda answers: patient)
     answer = CliRunner().invoke(doctor, ["--json"], standalone_mode=False)
     assert answer.return_value == code
     document = json.loads(answer.stdout)
