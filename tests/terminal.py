@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from wizard import computer
+from wizard.hardware import graphics_cards
+
 pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals are not for Windows")
 pyte = pytest.importorskip("pyte")
 if sys.platform == "win32":
@@ -18,10 +21,29 @@ ROOT = Path(__file__).parents[1]
 UP, DOWN, LEFT, ENTER, ESCAPE, CTRL_C = "\x1b[A", "\x1b[B", "\x1b[D", "\r", "\x1b", "\x03"
 
 
-class Terminal:
-    """A program in a terminal of 80 × 24, and what is to be seen in it."""
+def looked_at(home: Path) -> None:
+    """As if the wizard had looked at this computer before: asking its libraries takes long, and one test is enough."""
+    works = {"float32": "", "bfloat16": "", "float16": ""}
+    probes = {
+        "torch": {"version": "2", "cuda": None, "rocm": None, "device": "cpu", "architectures": [], "formats": works},
+        "libraries": {"imported": []},
+        "bitsandbytes": {"version": "0", "device": "cpu", "moved": True},
+        "onnxruntime": {"version": "1", "providers": [], "used": ["CPUExecutionProvider"]},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_WIZARD_HOME", str(home))
+        computer.remember(probes, graphics_cards())
 
-    def __init__(self, *arguments: str, here: Path, **environment: str) -> None:
+
+class Terminal:
+    """A program in a terminal of 80 × 24, and what is to be seen in it.
+
+    first_start: nobody has looked at this computer yet, so the wizard does.
+    """
+
+    def __init__(self, *arguments: str, here: Path, first_start: bool = False, **environment: str) -> None:
+        if not first_start:
+            looked_at(here / "home")
         self.screen = pyte.Screen(80, 24)
         self._stream = pyte.Stream(self.screen)
         settings = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "HOME": str(here)} | environment

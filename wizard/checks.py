@@ -223,7 +223,7 @@ def _network(patient: Patient) -> Iterator[Line]:
     if silent:
         mend = "Set HTTPS_PROXY to your proxy" + (", or HF_ENDPOINT to a mirror" if "Hugging Face" in silent else "")
         yield Line("network", found, "note", needs, mend)
-    else:
+    elif patient.sites:
         yield Line("network", found, "good", needs if patient.situation else "")
     missing = [name for name, there in patient.tokens.items() if not there]
     needs = "This training needs none." if patient.situation else ""

@@ -45,25 +45,11 @@ def doctor(answers: Path | None, as_json: bool) -> int:
 
 def page(lines: Sequence[Line]) -> Iterator[RenderableType]:
     """All lines as the terminal shows them, and what comes of them."""
-    from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(style="quiet", no_wrap=True)
-    grid.add_column()
-    for line in lines:
-        mark, style = MARKS[line.state]
-        said: list[RenderableType] = [Text(line.found)]
-        if line.matters:
-            said.append(Text(line.matters, style="quiet"))
-        if line.mend:
-            said.append(Text.assemble(("→ ", "accent"), line.mend, overflow="fold"))
-        grid.add_row(Text(mark, style=style), line.name, Group(*said))
     yield ""
     yield views.heading("This computer")
-    yield grid
+    yield grid(lines)
     problems = in_the_way(lines)
     if problems:
         yield Text.assemble(
@@ -72,6 +58,27 @@ def page(lines: Sequence[Line]) -> Iterator[RenderableType]:
         )
     else:
         yield Text.assemble(("✓ ", "good"), "Nothing is in the way of training.")
+
+
+def grid(lines: Sequence[Line], briefly: bool = False) -> RenderableType:
+    """The lines below each other, each with what it means and what mends it; `briefly` only with what was found."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(style="quiet", no_wrap=True)
+    table.add_column()
+    for line in lines:
+        mark, style = MARKS[line.state]
+        said: list[RenderableType] = [Text(line.found)]
+        if line.matters and not briefly:
+            said.append(Text(line.matters, style="quiet"))
+        if line.mend and not briefly:
+            said.append(Text.assemble(("→ ", "accent"), line.mend, overflow="fold"))
+        table.add_row(Text(mark, style=style), line.name, Group(*said))
+    return table
 
 
 def patient_for(answers: Path | None) -> Patient:

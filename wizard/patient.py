@@ -68,19 +68,28 @@ class Patient:
         return self.probes["torch"]
 
 
-def find_out(situation: Situation | None = None, answers: str = "FILE") -> Patient:
-    """Everything about this computer, for this training where there is one. Takes seconds: libraries are asked too."""
+def find_out(
+    situation: Situation | None = None,
+    answers: str = "FILE",
+    *,
+    probes: Mapping[str, Mapping[str, Any]] | None = None,
+    network: bool = True,
+) -> Patient:
+    """Everything about this computer, for this training where there is one.
+
+    Takes seconds: libraries are asked too, unless `probes` has what they said. network: ask the sites as well.
+    """
     from wizard.probes import ask_all
 
     cards = graphics_cards()
     return Patient(
         hardware=this_computer(situation.config.output.folder if situation else "."),
         cards=cards,
-        probes=ask_all(),
+        probes=probes if probes is not None else ask_all(),
         environment=os.environ,
         situation=situation,
         places=tuple(places(os.environ)),
-        sites=sites(os.environ),
+        sites=sites(os.environ) if network else {},
         tokens=tokens(os.environ),
         swap_bytes=int(psutil.swap_memory().total),
         silent_card=not cards and nvidia_card_inside(),

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers, write_answers
 from knowledge.config import TrainingConfig, choices, fields, value_of
 from knowledge.parameters import parameters
-from wizard import base_models, drafts, forms, questions, settings, steps, views, words
+from wizard import base_models, computer, drafts, forms, questions, settings, steps, views, words
 from wizard import situation as situations
 from wizard.prompts import Asker, Move, Option, Page, ask
 from wizard.review import answers_path, review, summary, told
@@ -379,6 +379,7 @@ def _guided(session: Session, *, fresh: bool) -> str:
     """Asks, after offering to go on with an earlier draft; says on Ctrl-C how to come back."""
     try:
         if fresh:
+            computer.first_look(session)
             _welcome(session)
         return session.run()
     except KeyboardInterrupt:

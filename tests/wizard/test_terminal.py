@@ -143,3 +143,25 @@ def test_every_page_of_the_path_fits_a_terminal_of_80_by_24(here: Path, photos: 
     terminal.sees("This is what will happen", "Ctrl-C leave")
     terminal.press(CTRL_C)
     assert terminal.ends(within=60) == 130
+
+
+def test_the_first_start_looks_at_the_computer_and_the_next_does_not(here: Path):
+    terminal = Terminal("new", here=here, first_start=True)
+    terminal.sees("Looking at this computer", within=60)
+    terminal.sees("This computer", "It is ready", "PyTorch", "memory", "Go on", within=300)
+    terminal.settle()
+    terminal.point_at("Show everything")
+    terminal.press(ENTER)
+    terminal.sees("8-bit optimizer")
+    terminal.press("q")
+    terminal.sees("It is ready")
+    terminal.settle()
+    terminal.press(ENTER)
+    terminal.sees("What do you want to teach?")
+    terminal.press(CTRL_C)
+    assert terminal.ends(within=30) == 130
+    again = Terminal("new", here=here, first_start=True)
+    again.sees("What do you want to teach?")
+    assert "This computer" not in again.text
+    again.press(CTRL_C)
+    assert again.ends(within=30) == 130
