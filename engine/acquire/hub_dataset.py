@@ -131,6 +131,7 @@ def import_dataset(
         entries = partial(_entries, offer, staging, caption_column)
         imported = import_entries([(address.repository, entries)], destination, limits)
     except RefusalError as refused:
+        shutil.rmtree(staging, ignore_errors=True)
         raise explain(address)(refused) from None
     except PlainError as problem:
         if not isinstance(problem, transfer.NetworkError | transfer.DiskError):
@@ -142,12 +143,14 @@ def import_dataset(
 
 def _fetch(offer: DatasetOffer, staging: Path, progress: Callable[[int], None], notice: Notice) -> None:
     """Every file of the offer below `staging`, several at a time; those that are there already are not asked for."""
-    lock = threading.Lock()
+    lock, stopped = threading.Lock(), threading.Event()
     have: Counter[str] = Counter()
     total = 0
 
     def told(path: str, size: int) -> None:
         nonlocal total
+        if stopped.is_set():  # somebody has pressed Ctrl-C, or another file cannot be had
+            raise transfer.NetworkError("The download was interrupted.")
         with lock:
             total += size - have[path]
             have[path] = size
@@ -164,6 +167,7 @@ def _fetch(offer: DatasetOffer, staging: Path, progress: Callable[[int], None], 
             for done in [pool.submit(fetch, path) for path in offer.paths]:
                 done.result()
         finally:
+            stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -324,6 +324,10 @@ def bring_in(
                 if not isinstance(problem, transfer.NetworkError | transfer.DiskError):
                     shutil.rmtree(staging, ignore_errors=True)
                 raise
+            except RefusalError:
+                if not have:
+                    shutil.rmtree(staging, ignore_errors=True)
+                raise
             return _take_in(found, folder, staging, got)
     except RefusalError as refused:
         raise offer.explain(refused) from None

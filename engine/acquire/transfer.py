@@ -188,15 +188,20 @@ def download(
             headers["If-Range"] = part.etag  # with a hash the hash decides, whichever server sends the rest
         with _opened(source, headers, patience) as response:
             part.receive(response, progress)
+        if part.size < (source.size_bytes or 0):  # ended early, and without a word
+            raise requests.exceptions.ChunkedEncodingError("ended early")
 
     try:
         if source.size_bytes is None or part.size < source.size_bytes:
             patiently(source.host, read, patience, notice, gained=lambda: part.size)
         return part.finish()
     except RefusalError as refused:
-        if refused.status == 416:  # there is no such part any more: another file has taken its place
+        if refused.status == 416:  # there is no such part: the file is another than was promised, or has become one
             part.discard()
-            raise PlainError(f"The file on {source.host} has changed. Start the download again.") from None
+            raise PlainError(
+                f"{target.name} on {source.host} is not the file that was announced: it has other bytes. "
+                "Start the download again."
+            ) from None
         raise
     except OSError as error:
         if isinstance(error, requests.RequestException):
@@ -240,8 +245,11 @@ class _Part:
     def receive(self, response: requests.Response, progress: Progress) -> None:
         """Writes what comes behind what is there; from the start where the server sends the whole file again."""
         begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-        if response.status_code != 206 or begins is None or int(begins[1]) != self.size:
+        if response.status_code != 206:
             self.discard()
+        elif begins is None or int(begins[1]) != self.size:
+            self.discard()
+            raise requests.exceptions.ChunkedEncodingError("another part than the one asked for")
         self.etag = response.headers.get("ETag", "")
         if self.etag.startswith("W/"):
             self.etag = ""  # a weak tag does not promise the same bytes

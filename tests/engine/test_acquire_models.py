@@ -258,6 +258,15 @@ def test_a_lie_about_the_content_is_found_and_nothing_stays(hub, folder):
     assert not folder.path.exists()
 
 
+def test_a_refusal_in_the_end_leaves_nothing(hub, folder):
+    hub.repositories["maker/a"] = Repository({"a.safetensors": safetensors(SD15)})
+    found = recognise(huggingface.offer("maker/a"), folder)
+    hub.faults = [Fault("/resolve/", status=403)]
+    with pytest.raises(PlainError, match="refused maker/a"):
+        bring_in(found, folder)
+    assert not folder.path.exists()
+
+
 def test_an_interrupted_folder_goes_on_with_the_file_it_was_at(hub, folder, tiny_sd15):
     hub.repositories["maker/tiny"] = Repository(diffusers_folder(tiny_sd15))
     found = recognise(huggingface.offer("maker/tiny"), folder)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import sys
+import time
 import zipfile
 
 import pyarrow
@@ -161,7 +163,7 @@ def test_a_gated_dataset_is_explained_with_its_page(hub, new):
     with pytest.raises(PlainError) as told:
         imported(address, new)
     assert f"{hub.address}/datasets/maker/pics" in str(told.value)
-    assert not new.exists()
+    assert list(new.parent.iterdir()) == []
 
 
 def test_one_folder_and_one_revision_can_be_meant(hub, new):
@@ -188,6 +190,21 @@ def test_a_cut_import_keeps_what_came_and_goes_on(hub, new):
     assert len(hub.asked("/cdn/")) <= max(came, 20) + 21 - came + 1
     assert max(told) == sum(len(body) for body in hub.repositories["maker/pics"].files.values())
     assert [path.name for path in new.parent.iterdir()] == ["pics"]
+
+
+def test_one_file_that_cannot_be_had_stops_the_others_at_once(hub, new):
+    """As Ctrl-C does: a table of gigabytes is not waited for."""
+    address = dataset(hub, {"a.bmp": picture("red", "BMP", side=2000), "b.png": RED})
+    slow = Fault("/cdn/" + hub_digest(hub, "a.bmp"), seconds=0.1, slice_bytes=64 * 1024, times=9)
+    hub.faults = [slow, Fault("b.png", status=404)]
+    began = time.monotonic()
+    with pytest.raises(PlainError):
+        imported(address, new)
+    assert time.monotonic() - began < 6  # the whole of it would take 18 s
+
+
+def hub_digest(hub, path):
+    return hashlib.sha256(hub.repositories["maker/pics"].files[path]).hexdigest()
 
 
 def test_a_wrong_picture_is_refused_and_nothing_stays(hub, new):

@@ -79,6 +79,20 @@ def test_a_cut_connection_goes_on_where_it_stopped(files, tmp_path):
     assert third == f"bytes={(chunks + 200_000 // CHUNK) * CHUNK}-"
 
 
+def test_another_part_than_the_one_asked_for_is_not_taken(files, tmp_path):
+    wrong = Fault(status=206, headers={"Content-Range": f"bytes 5-9/{len(CONTENT)}"}, body=b"wrong")
+    files.faults = [Fault(cut_after=300_000), wrong]
+    download(source(files, sha256=SHA256, size_bytes=len(CONTENT)), tmp_path / "a.bin", patience=QUICK)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_an_answer_that_ends_early_without_a_word_is_gone_on_with(files, tmp_path):
+    files.faults = [Fault(status=200, body=CONTENT[:300_000])]
+    download(source(files, sha256=SHA256, size_bytes=len(CONTENT)), tmp_path / "a.bin", patience=QUICK)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert files.asked("file")[-1].headers["Range"] == "bytes=300000-"
+
+
 def test_another_process_goes_on_where_a_killed_one_stopped(files, tmp_path):
     """The reason for downloading by ourselves: the hub's own downloads begin anew in another process."""
     files.faults = [Fault(seconds=0.05, slice_bytes=64 * 1024)]
@@ -130,9 +144,11 @@ def test_a_small_file_is_checked_by_its_name_in_git(files, tmp_path):
     assert download(source(files, git_blob=blob), tmp_path / "a.bin").size_bytes == len(CONTENT)
 
 
-@pytest.mark.parametrize("wrong", [len(CONTENT) + 1, len(CONTENT) - 1], ids=["too short", "too long"])
-def test_a_file_of_another_size_is_refused_and_leaves_nothing(files, tmp_path, wrong):
-    with pytest.raises(PlainError, match="should have"):
+@pytest.mark.parametrize(
+    ("wrong", "words"), [(len(CONTENT) + 1, "not the file that was announced"), (len(CONTENT) - 1, "should have")]
+)
+def test_a_file_of_another_size_is_refused_and_leaves_nothing(files, tmp_path, wrong, words):
+    with pytest.raises(PlainError, match=words):
         download(source(files, size_bytes=wrong), tmp_path / "a.bin", patience=QUICK)
     assert nothing_is_left(tmp_path)
 
