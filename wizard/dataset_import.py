@@ -70,10 +70,11 @@ def from_the_hub(
             here = "" if "://" in said else f"\n{said} is no folder on this computer either."
             raise PlainError(f"{problem}{here}", problem.exit_code) from None
     if not quiet:
-        pictures = words.count(offer.pictures, "picture") if offer.pictures else words.count(len(offer.paths), "file")
+        files = words.count(len(offer.paths), "file")
+        what = words.count(offer.pictures, "picture") if offer.pictures else f"{files} ({offer.form})"
         lines = [
             ("From", f"{address.page}\nrevision {offer.repository.commit[:12]}"),
-            ("What", f"{pictures} ({offer.form}), {words.size(offer.size_bytes)}"),
+            ("What", f"{what}, {words.size(offer.size_bytes)}"),
             ("To", str(target)),
         ]
         views.console().print(

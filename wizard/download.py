@@ -27,6 +27,8 @@ Tell = Callable[[str, int], None]
 
 PREDICTIONS = {"epsilon": "predicts the noise (epsilon)", "v_prediction": "predicts v"}
 PARTS_OF_A_LINE = 10
+LITTLE_BYTES = 1_000_000
+"""The configuration files, which come while a folder is looked at."""
 
 
 @click.command()
@@ -160,14 +162,17 @@ def _unknown(text: str) -> str:
 
 def offered(found: Recognised, folder: ModelsFolder) -> Iterator[RenderableType]:
     """What would be downloaded, in lines."""
+    from engine.acquire.models import begun_bytes
     from wizard.hardware import disk_free_bytes
 
     offer = found.offer
     size = offer.size_bytes
+    here = begun_bytes(offer, folder)
+    begun = f", of which {words.size(here)} are here already" if here > LITTLE_BYTES else ""
     lines: list[tuple[str, RenderableType]] = [
         ("What", kind_in_words(found.kind, *_of(found))),
         ("From", f"{offer.page}\nrevision {offer.revision[:12]}"),
-        ("Size", f"{words.size(size or 0)}; {words.size(disk_free_bytes(folder.path))} are free"),
+        ("Size", f"{words.size(size or 0)}{begun}; {words.size(disk_free_bytes(folder.path))} are free"),
         ("To", str(folder.path / folder.free_name(offer))),
         *(("Note", note) for note in offer.notes),
     ]

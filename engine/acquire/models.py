@@ -333,6 +333,11 @@ def bring_in(
         raise offer.explain(refused) from None
 
 
+def begun_bytes(offer: Offer, folder: ModelsFolder) -> int:
+    """Bytes of the offer that an earlier download has left, and that need not come again."""
+    return sum(_there(file, folder.staging(offer)) for file in offer.files)
+
+
 def _there(file: Wanted, staging: Path) -> int:
     """Bytes of a file that an earlier call has left."""
     target = staging / file.path

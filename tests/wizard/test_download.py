@@ -9,6 +9,7 @@ from pathlib import Path
 import pexpect
 import pytest
 from hubs import Repository, Version, safetensors
+from servers import Fault
 
 from knowledge.answers import PlainError
 from wizard.cli import main
@@ -174,6 +175,20 @@ def test_an_address_is_checked_without_the_network(hub):
 def test_what_a_model_is_in_words():
     assert kind_in_words("vae", "", "", False).startswith("VAE")
     assert kind_in_words("base model", "sd15", "epsilon", False).endswith("it predicts the noise (epsilon)")
+
+
+def test_what_is_here_already_of_a_cut_download_is_told(hub, capsys):
+    content = safetensors({**SDXL, f"{UNET}out.1.weight": (3000, 1000)})
+    hub.repositories["maker/big"] = Repository({"big.safetensors": content})
+    hub.faults = [Fault("/cdn/", times=0), Fault("/cdn/", times=1), Fault("/cdn/", cut_after=4_000_000)]
+    hub.faults += [Fault("/cdn/", status=500, times=99)]
+    code, _, err = run(capsys, "maker/big", "--yes")
+    assert (code, "goes on from there" in " ".join(err.split())) == (1, True)
+    hub.faults.clear()
+    code, out, _ = run(capsys, "maker/big", "--yes")
+    assert code == 0
+    assert "of which 4.0 MB are here already" in " ".join(out.split())
+    assert hub.asked("/cdn/")[-1].headers["Range"].startswith("bytes=39")
 
 
 def test_in_a_terminal_it_asks_first_and_shows_a_bar(sdxl, tmp_path):
