@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from knowledge.answers import PlainError
 from knowledge.config import fields
 from knowledge.formats.sd_scripts import DIALECT, translate
 from knowledge.formats.translation import Imported, alike, as_bool, facts_of, is_empty, of_another_kind
@@ -17,6 +18,11 @@ from knowledge.formats.translation import Note as Said
 
 SUBSET_KEYS = ("image_dir", "num_repeats", "class_tokens", "is_reg", "conditioning_data_dir")
 """Subset options that become a folder; the others hold for the whole dataset here."""
+TRAINING = {
+    "pretrained_model_name_or_path", "network_dim", "network_module", "learning_rate", "unet_lr", "train_data_dir",
+    "dataset_config", "config_file", "output_dir", "max_train_epochs", "max_train_steps",
+}  # fmt: skip
+"""Options of which every command that trains has one, whatever its script is called."""
 SCRIPTS = {"train_network.py": "sd15", "sdxl_train_network.py": "sdxl"}
 
 
@@ -37,16 +43,54 @@ def flattened(document: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+EASY_TRAINING = {
+    "tag_occurrence": "It writes a list of the tags beside the file.",
+    "save_toml": "It writes these settings beside the file; here every run keeps its config.toml.",
+    "save_toml_location": "It says where these settings are kept; here every run keeps its config.toml.",
+    "name": "It names the folder in that program's window.",
+}
+"""Settings of the window of LoRA Easy Training Scripts that do nothing to the training, and why."""
+
+
 def _read_derrian(document: Mapping[str, Any], path: Path) -> Imported:
-    """LoRA_Easy_Training_Scripts: groups of options, each split into those of the run and those of the dataset."""
+    """LoRA_Easy_Training_Scripts: groups of options, each split into those of the run and those of the dataset.
+
+    Its warmup_ratio is sd-scripts' lr_warmup_steps below 1, `sdxl` chooses the script, and a network argument `algo`
+    the module.
+    """
     options: dict[str, Any] = {}
     dataset: dict[str, Any] = {}
     for group in document.values():
         if isinstance(group, dict):
-            options |= group.get("args", {})
-            dataset |= group.get("dataset_args", {})
-    whole = {"general": dataset, "datasets": [{"subsets": document["subsets"]}]}
-    return read_options(options, "LoRA Easy Training Scripts TOML", path.parent, dataset=whole)
+            options |= group["args"] if isinstance(group.get("args"), dict) else {}
+            dataset |= group["dataset_args"] if isinstance(group.get("dataset_args"), dict) else {}
+    subsets = tables(document["subsets"])
+    own = [Said(key, options.pop(key), "no_effect", why=why) for key, why in EASY_TRAINING.items() if key in options]
+    for number, subset in enumerate(subsets, 1):
+        own += [
+            Said(f"datasets.1.subsets.{number}.{key}", subset[key], "no_effect", why=why)
+            for key, why in EASY_TRAINING.items()
+            if key in subset
+        ]
+    family = None
+    if "sdxl" in options:
+        family = "sdxl" if as_bool(options["sdxl"]) else "sd15"
+        own.append(Said("sdxl", options.pop("sdxl"), "mapped", "base_model.family", family))
+    renamed = "warmup_ratio" in options and "lr_warmup_steps" not in options
+    if renamed:
+        options["lr_warmup_steps"] = options.pop("warmup_ratio")
+    arguments = options.get("network_args")
+    added = {} if "network_module" in options else {"network_module": "networks.lora"}
+    if added and isinstance(arguments, dict) and "algo" in arguments:
+        added["network_module"] = "lycoris.kohya"
+    options |= added
+    plain = [{key: value for key, value in subset.items() if key not in EASY_TRAINING} for subset in subsets]
+    whole = {"general": dataset, "datasets": [{"subsets": plain}]}
+    kind = "LoRA Easy Training Scripts TOML"
+    imported = read_options(options, kind, path.parent, family=family, dataset=whole)
+    older = {"lr_warmup_steps": "warmup_ratio"} if renamed else {}
+    notes = [dataclasses.replace(note, key=older.get(note.key, note.key)) for note in imported.notes]
+    return _with(imported, notes=(*(note for note in notes if note.key not in added), *own))
 
 
 def read_command_line(text: str, beside: Path) -> Imported:
@@ -56,7 +100,16 @@ def read_command_line(text: str, beside: Path) -> Imported:
     start = words.index(script) + 1 if script else 0
     script_name = Path(script.replace("\\", "/")).name
     family = SCRIPTS.get(script_name)
-    imported = read_options(options_of(words[start:]), "sd-scripts command line", beside, family=family)
+    options = options_of(words[start:])
+    known = facts_of("sd_scripts")
+    meant = TRAINING if script and "train" not in script_name else {*known["options"], *known["unset"]}
+    if not meant & options.keys():
+        raise PlainError(f"This command{f' ({script_name})' if script else ''} trains nothing that is known here.", 2)
+    imported = read_options(options, "sd-scripts command line", beside, family=family)
+    open_words = [word for word in words[start:] if re.search(r"\$[\w{(@]|%\w+%", word)]
+    if open_words:
+        warning = f"What stands for {', '.join(dict.fromkeys(open_words))} is decided when the script runs; see there."
+        imported = _with(imported, warnings=(*imported.warnings, warning))
     if script and family is None:
         return of_another_kind(imported, f"what {script_name} is for")
     return imported
@@ -64,7 +117,7 @@ def read_command_line(text: str, beside: Path) -> Imported:
 
 def command_words(text: str) -> list[str]:
     """The words of the command that trains, with continued lines joined; of several commands the one with a script."""
-    joined = re.sub(r"[\\^`]\s*\r?\n", " ", text)
+    joined = with_variables(re.sub(r"[\\^`]\s*\r?\n", " ", text))
     lines = [
         line.strip() for line in joined.splitlines() if line.strip() and not re.match(r"\s*(#|rem\b|::)", line, re.I)
     ]
@@ -78,6 +131,30 @@ def command_words(text: str) -> list[str]:
         return list(lexer)
     except ValueError:
         return chosen.split()
+
+
+ASSIGNMENT = re.compile(
+    r"""^\s*(?:export\s+|set\s+)?\$?(?P<name>[A-Za-z_]\w*)\s*=\s*
+        (?:"(?P<double>[^"\n]*)"|'(?P<single>[^'\n]*)'|(?P<bare>[\w./:\\+-]+))\s*(?:[#;].*)?$""",
+    re.VERBOSE | re.MULTILINE,
+)
+
+
+def with_variables(text: str) -> str:
+    """The script with $NAME, ${NAME} and %NAME% replaced by what the script itself assigns to them.
+
+    A name that is assigned twice is left open, since which value holds depends on how the script runs.
+    """
+    found: dict[str, set[str]] = {}
+    for match in ASSIGNMENT.finditer(text):
+        found.setdefault(match["name"], set()).add(match["double"] or match["single"] or match["bare"] or "")
+    values = {name: next(iter(given)) for name, given in found.items() if len(given) == 1}
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2] or match[3]
+        return values.get(name, match[0]) if "$" not in values.get(name, "") else match[0]
+
+    return re.sub(r"\$\{(\w+)\}|\$(\w+)|%(\w+)%", value, text)
 
 
 def options_of(words: list[str]) -> dict[str, Any]:
@@ -139,6 +216,9 @@ def read_options(
         imported, notes=tuple(_in_dataset(note) if note.key in merged else note for note in imported.notes)
     )
     notes += [_overridden(key, options[key]) for key in (*ignored, *merged) if key in options]
+    if not isinstance(dataset.get("datasets"), list):
+        warning = "sd-scripts itself stops at this dataset file: each dataset must begin with a line [[datasets]]."
+        imported = _with(imported, warnings=(*imported.warnings, warning))
     return _with_folders(imported, notes, folders)
 
 
@@ -158,14 +238,15 @@ def from_dataset(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[Said
 
     Settings cascade there: a subset's own, else its dataset's, else the general ones.
     """
-    general = document.get("general", {})
+    general = document.get("general")
+    general = general if isinstance(general, dict) else {}
     same, known = alike(DIALECT), facts_of("sd_scripts")
     options: dict[str, Any] = {}
     notes: list[Said] = []
     folders: list[dict[str, Any]] = []
-    for number, dataset in enumerate(document.get("datasets", []), 1):
+    for number, dataset in enumerate(tables(document.get("datasets")), 1):
         own = {key: value for key, value in dataset.items() if key != "subsets"}
-        for part, subset in enumerate(dataset.get("subsets", []), 1):
+        for part, subset in enumerate(tables(dataset.get("subsets")), 1):
             where = f"datasets.{number}.subsets.{part}"
             effective = {**general, **own, **subset}
             folder, said = _folder_of(effective, subset, where)
@@ -190,6 +271,16 @@ def from_dataset(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[Said
                 else:
                     notes.append(Said(f"{where}.{key}", value, "unknown"))
     return options, notes, folders
+
+
+def tables(value: Any) -> list[dict[str, Any]]:
+    """The tables of a list of them; also where a pair of brackets was forgotten, or each was given a name."""
+    if isinstance(value, list):
+        return [entry for entry in value if isinstance(entry, dict)]
+    if not isinstance(value, dict):
+        return []
+    named = [entry for entry in value.values() if isinstance(entry, dict)]
+    return named if named and len(named) == len(value) else [value]
 
 
 def _folder_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from knowledge.formats.translation import (
     as_bool,
     as_number,
     choice_of,
+    facts_of,
     is_empty,
     rest,
 )
@@ -64,8 +66,9 @@ DEFAULTS: dict[str, Any] = {
 
 
 def read_json(document: Mapping[str, Any], path: Path) -> Imported:
-    """The config that this file describes."""
-    job = Translation("OneTrainer JSON", DIALECT, flattened(document))
+    """The config that this file describes; settings of older versions are told under the names they have in it."""
+    settings, older = renewed(flattened(document))
+    job = Translation("OneTrainer JSON", DIALECT, settings)
     job.implied |= DEFAULTS
     for rule in RULES:
         rule(job, path.parent)
@@ -75,7 +78,28 @@ def read_json(document: Mapping[str, Any], path: Path) -> Imported:
         elif not job.done(key) and key.startswith("optimizer."):
             _optimizer_setting(job, key)
     rest(job, "onetrainer")
-    return job.result()
+    imported = job.result()
+    notes = [dataclasses.replace(note, key=older.get(note.key, note.key)) for note in imported.notes]
+    return dataclasses.replace(imported, notes=tuple(note for note in notes if note.key))
+
+
+def renewed(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings under the names of today, and by these the older names that the file had, "" for what they imply.
+
+    An older name beside its new one stays as it is: the new one counts.
+    """
+    names = facts_of("onetrainer")["older"]
+    now: dict[str, Any] = {}
+    older: dict[str, str] = {}
+    for key, value in settings.items():
+        new = names.get(key)
+        if new is None or new in settings or isinstance(value, dict):
+            now[key] = value
+            continue
+        now[new], older[new] = value, key
+        if key == "min_snr_gamma" and as_number(value) and "loss_weight_fn" not in settings:
+            now["loss_weight_fn"], older["loss_weight_fn"] = "MIN_SNR_GAMMA", ""
+    return now, older
 
 
 def flattened(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -280,6 +280,93 @@ weight_decay = "0.1"
     assert (config.network.rank, config.optimizer.name, config.optimizer.weight_decay) == (12, "prodigy", 0.1)
 
 
+EASY_TRAINING = """
+[[subsets]]
+image_dir = "pics"
+num_repeats = 4
+name = "fox"
+[general_args.args]
+sdxl = true
+max_train_epochs = 8
+[network_args.args]
+network_dim = 16
+[network_args.args.network_args]
+algo = "loha"
+[optimizer_args.args]
+optimizer_type = "AdamW8bit"
+lr_scheduler = "cosine"
+learning_rate = 0.0005
+warmup_ratio = 0.05
+[saving_args.args]
+tag_occurrence = true
+save_toml = true
+"""
+
+
+def test_what_is_special_in_easy_training_scripts_has_its_meaning(tmp_path):
+    imported = read(tmp_path, "x.toml", EASY_TRAINING)
+    config = imported.config
+    assert (config.base_model.family, config.network.algorithm) == ("sdxl", "loha")
+    assert config.schedule.warmup == 0.05
+    assert imported.listed("unknown") == []
+    assert outcome(imported, "warmup_ratio") == outcome(imported, "sdxl") == "mapped"
+    assert outcome(imported, "datasets.1.subsets.1.name") == "no_effect"
+    assert read(tmp_path, "y.toml", EASY_TRAINING.replace("sdxl = true", "sdxl = false")).config.base_model.family == (
+        "sd15"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "folders"),
+    [
+        ('[[datasets.subsets]]\nimage_dir = "a"\n', ["a"]),
+        ('[datasets.first]\n[[datasets.first.subsets]]\nimage_dir = "a"\n', ["a"]),
+        ('general = 3\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = "a"\n', ["a"]),
+        ("datasets = [1, 2]\n", []),
+        ("[[datasets]]\nsubsets = 3\n", []),
+    ],
+)
+def test_dataset_files_of_a_wrong_shape_are_read_as_they_are_meant(content, folders, tmp_path):
+    imported = read(tmp_path, "x.toml", content)
+    assert [folder["path"] for folder in imported.values["dataset.folders"]] == folders
+    told = any("[[datasets]]" in warning for warning in imported.warnings)
+    assert told == content.startswith(("[datasets", "[[datasets.subsets"))
+
+
+SCRIPT = """
+$pretrained_model = "./models/base.safetensors"  # the base model
+$network_dim = 24
+$repeats = 1
+$repeats = 2
+$extra = [System.Collections.ArrayList]::new()
+accelerate launch train_network.py `
+  --pretrained_model_name_or_path=$pretrained_model `
+  --network_dim=$network_dim --min_snr_gamma=${network_dim} --seed=$repeats --caption_extension=.txt $extra
+"""
+
+
+def test_variables_of_a_script_are_those_that_it_sets_itself(tmp_path):
+    imported = read(tmp_path, "x.ps1", SCRIPT)
+    config = imported.config
+    assert (config.base_model.path, config.network.rank) == ("./models/base.safetensors", 24)
+    assert config.loss.minimum_snr_gamma == 24
+    assert "$extra" in imported.warnings[0]
+    assert "$repeats" in imported.warnings[0]  # set twice
+    assert "$network_dim" not in imported.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python networks/resize_lora.py --save_to small.safetensors --new_rank 4 --model big.safetensors",
+        "pip install --upgrade x",
+    ],
+)
+def test_a_command_that_trains_nothing_is_refused(command, tmp_path):
+    with pytest.raises(PlainError, match="trains nothing"):
+        read(tmp_path, "x.sh", command)
+
+
 # kohya_ss' meanings
 
 
@@ -367,6 +454,41 @@ def test_onetrainer_is_sparse_over_its_own_defaults(tmp_path):
     assert config.loss.minimum_snr_gamma == 5.0
     assert config.saving.every_epochs == 2
     assert [note.key for note in imported.listed("unknown")] == ["bogus"]
+
+
+OLDER_ONETRAINER = {
+    "training_method": "LORA",
+    "model_type": "STABLE_DIFFUSION_15",
+    "optimizer": "ADAFACTOR",
+    "weight_decay": 0.03,
+    "train_unet": True,
+    "unet_learning_rate": 0.0002,
+    "train_text_encoder": False,
+    "train_text_encoder_epochs": 30,
+    "save_after": 3,
+    "save_after_unit": "EPOCH",
+    "min_snr_gamma": 5,
+    "lora_layer_preset": "attn-mlp",
+    "token_count": 1,
+}
+
+
+def test_settings_of_older_onetrainers_have_their_meaning_under_their_own_names(tmp_path):
+    imported = read(tmp_path, "x.json", OLDER_ONETRAINER)
+    config = imported.config
+    assert (config.optimizer.name, config.optimizer.weight_decay) == ("adafactor", 0.03)
+    assert config.optimizer.learning_rate == 0.0002
+    assert (config.network.train_text_encoder, config.network.algorithm) == (False, "lora")
+    assert (config.saving.every_epochs, config.loss.minimum_snr_gamma) == (3, 5.0)
+    assert Counter(note.key for note in imported.notes) == Counter(list(OLDER_ONETRAINER))
+    assert imported.listed("unknown") == []
+
+
+def test_a_newer_name_counts_where_both_stand(tmp_path):
+    imported = read(tmp_path, "x.json", OLDER_ONETRAINER | {"unet": {"learning_rate": 0.0007}})
+    assert imported.config.optimizer.learning_rate == 0.0007
+    keys = [note.key for note in imported.notes]
+    assert len(keys) == len(set(keys)) == len(OLDER_ONETRAINER) + 1
 
 
 AI_TOOLKIT = """
