@@ -16,9 +16,9 @@ from engine.tools.decompose import (
     Keep,
     Singular,
     kernel_shape,
+    leading,
     lora_matrices,
     share,
-    singular,
     singular_of_product,
 )
 from engine.tools.names import Naming, block_of, spelled
@@ -88,7 +88,8 @@ def combine(
                     "Say how much to keep: --rank 32 or --norm 0.99."
                 )
             weight = weights(name)
-            values = singular(sum((change(a, weight, s) for a, s in main), torch.zeros(())))
+            whole = sum((change(a, weight, s) for a, s in main), torch.zeros(()))
+            values = leading(whole, keep.most(name, module, block_of(name)))
             kernel = kernel_shape(main[0][0], family)
         report.append(_written(tensors, module, name, values, keep, kernel, dtype))
         progress(done, len(names))
@@ -267,9 +268,9 @@ def extract(
                 limits = Keep(rank=conv_rank) if conv else keep
                 kernel = tuple(original.shape[2:])
                 module = spelled(target.module, naming, family)
-                report.append(
-                    _written(tensors, module, target.module, singular(difference.flatten(1)), limits, kernel, dtype)
-                )
+                most = limits.most(target.module, module, block_of(target.module))
+                values = leading(difference.flatten(1), most)
+                report.append(_written(tensors, module, target.module, values, limits, kernel, dtype))
         progress(done, len(places))
     if not report:
         raise PlainError(f"{base.path} and {tuned.path} have the same weights; there is nothing to extract.")

@@ -80,9 +80,10 @@ def resize(
             tensors |= {name: adapter.tensors[name] for name in adapter.parts.values()}
             untouched += 1
             continue
-        values = singular_of(adapter, weights(adapter.canonical or module))
-        block = block_of(adapter.canonical or module)
-        rank = keep.rank_of(values.values, adapter.canonical or module, module, block)
+        name = adapter.canonical or module
+        block = block_of(name)
+        values = singular_of(adapter, weights(name), keep.most(name, module, block))
+        rank = keep.rank_of(values.values, name, module, block)
         ratio = adapter.scale if adapter.algorithm in ("lora", "locon") else 1.0
         out = dtype or adapter.dtype
         new_alpha = ratio * rank if alpha is None else alpha

@@ -13,7 +13,7 @@ import torch
 from engine.tools.adapters import adapters, change, in_memory
 from engine.tools.checkpoints import Checkpoint
 from engine.tools.convert import converted
-from engine.tools.decompose import Keep, singular, singular_of_product
+from engine.tools.decompose import Keep, leading, singular, singular_of_product
 from engine.tools.files import LoadedTensors, TensorFile, open_tensors, save_tensors
 from engine.tools.inspect import inspect
 from engine.tools.merge import Weighted, combine, extract, merge_into
@@ -55,6 +55,27 @@ def test_singular_values_of_a_product_are_those_of_the_dense_matrix():
     factored, dense = singular_of_product(up, down), singular(up @ down)
     torch.testing.assert_close(factored.values, dense.values[:5], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(factored.left * factored.values @ factored.right, up @ down, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (160, 400)])
+def test_the_first_values_alone_are_as_good_as_cutting_all_of_them(shape):
+    torch.manual_seed(30)
+    left, right = torch.linalg.qr(torch.randn(shape[0], 150)).Q, torch.linalg.qr(torch.randn(shape[1], 150)).Q
+    matrix = left * torch.linspace(1, 0.1, 150) ** 3 @ right.T
+    first, every = leading(matrix, 8), singular(matrix)
+    assert len(first.values) == 8
+    torch.testing.assert_close(first.values, every.values[:8], rtol=3e-3, atol=0)
+    best = float(every.values[8:].double().norm())  # Eckart and Young 1936
+    error = float((matrix.double() - (first.left * first.values @ first.right).double()).norm())
+    assert error == pytest.approx(best, rel=2e-3)
+    assert first.energy == pytest.approx(every.energy, rel=1e-5)
+    assert len(leading(matrix, None).values) == min(shape)
+
+
+def test_only_a_limit_in_ranks_spares_the_rest_of_the_values():
+    assert Keep(rank=8).most("x") == 8
+    assert Keep(rank=8, norm_share=0.9).most("x") is None
+    assert Keep(norm_share=0.9, ranks={"x": 3}).most("x") == 3
 
 
 @pytest.mark.parametrize("alpha", [None, 1.0, 8.0])
