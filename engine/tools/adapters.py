@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -171,6 +171,16 @@ def adapters(tensors: Tensors) -> dict[str, Adapter]:
         sample = ", ".join(f'"{name}"' for name in list(tensors)[:2])
         raise PlainError(f"This is not a LoRA file: none of its {len(tensors)} tensors belongs to one ({sample} …).")
     return found
+
+
+def refuse_broken(found: Iterable[Adapter]) -> None:
+    """Raises PlainError for weights that are not finite: whatever is computed from them would be noise as well."""
+    for adapter in found:
+        if not all(bool(torch.isfinite(adapter[part]).all()) for part in adapter.parts):
+            raise PlainError(
+                f'"{adapter.module}" holds numbers that are not finite (NaN or infinity): its training went off the '
+                "rails. See which layers are sound: lora-wizard tools inspect FILE --layers"
+            )
 
 
 def split_name(name: str) -> tuple[str, str] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.tools.adapters import Adapter, bias_change, change
+from engine.tools.adapters import Adapter, bias_change, change, refuse_broken
 from engine.tools.checkpoints import Checkpoint, Place
 from engine.tools.decompose import (
     Keep,
@@ -63,6 +63,7 @@ def combine(
     report, untouched = [], 0
     for done, name in enumerate(names, 1):
         present = [(layers[name], network.strength_at(name)) for network, layers in layered if name in layers]
+        refuse_broken(adapter for adapter, _ in present)
         module = spelled(name, naming, family) if present[0][0].canonical else name
         shifts = _shifts(module, present, dtype)
         tensors |= shifts
@@ -170,6 +171,8 @@ def merge_into(
         raise PlainError(
             f"None of the {len(wanted)} layers exists in {checkpoint.path}: the LoRA is for another family of models."
         )
+    for _, layers in layered:
+        refuse_broken(layers.values())
     for name in sorted(wanted & checkpoint.where.keys()):
         _check_shapes(name, [layers[name] for _, layers in layered if name in layers], checkpoint)
 
@@ -258,6 +261,8 @@ def extract(
                 )
             difference = other.float() - original.float()
             energy = float(difference.double().square().sum())
+            if not math.isfinite(energy):
+                raise PlainError(f"{target.module} of {base.path} or {tuned.path} holds numbers that are not finite.")
             conv = original.dim() == 4 and original.shape[-1] > 1
             if energy == 0:
                 equal += 1

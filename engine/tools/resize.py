@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.tools.adapters import Adapter
+from engine.tools.adapters import Adapter, refuse_broken
 from engine.tools.decompose import Keep, kernel_shape, lora_matrices, share, singular_of
 from engine.tools.names import block_of
 from engine.tools.progress import Progress, no_progress
@@ -76,6 +76,7 @@ def resize(
     tensors: dict[str, Tensor] = {}
     layers, untouched = [], 0
     for done, (module, adapter) in enumerate(found.items(), 1):
+        refuse_broken([adapter])
         if adapter.algorithm in ("norm", "bias") or (adapter.algorithm == "full" and len(adapter.shape("diff")) < 2):
             tensors |= {name: adapter.tensors[name] for name in adapter.parts.values()}
             untouched += 1

@@ -29,6 +29,8 @@ WHERE = {
     "loss.huber_schedule": ("loss.function", ("huber", "smooth_l1")),
 }
 """Parameters that mean something only under some choice of another; written only then."""
+OF_AN_OFFSET = ("noise.offset_random", "noise.offset_adaptive")
+"""They change a noise offset, and sd-scripts stops at them where there is none."""
 ALWAYS = {"dataset.resolution", "seed", "output.name", "output.folder"}
 """Written whatever they are: sd-scripts has no default for them, or a random one."""
 SCRIPTS = {"sd15": "train_network.py", "sdxl": "sdxl_train_network.py"}
@@ -105,11 +107,14 @@ def to_sd_scripts(config: TrainingConfig, stem: str = "sd-scripts") -> Exported:
     if masks or job.options.get("alpha_mask"):
         job.options["masked_loss"] = True
     dataset = {key: job.options.pop(key) for key in list(job.options) if key in DATASET_OPTIONS}
-    batch_size = job.options.pop("train_batch_size", 1)
-    subsets = [_subset(folder) for folder in config.dataset.folders]
+    head = {"resolution": config.dataset.resolution, "batch_size": job.options.pop("train_batch_size", 1)}
+    subsets = [_subset(job, folder, bool(dataset.get("alpha_mask"))) for folder in config.dataset.folders]
+    kinds = [
+        [subset for subset in subsets if ("conditioning_data_dir" in subset) == masked] for masked in (False, True)
+    ]  # folders with masks and without cannot stand in one dataset there
     document = {
-        "general": {key: value for key, value in dataset.items() if key != "resolution"},
-        "datasets": [{"resolution": config.dataset.resolution, "batch_size": batch_size, "subsets": subsets}],
+        "general": {key: value for key, value in dataset.items() if key not in ("resolution", "alpha_mask")},
+        "datasets": [{**head, "subsets": kind} for kind in kinds if kind] or [{**head, "subsets": []}],
     }
     job.options["dataset_config"] = f"{stem}.dataset.toml"
     files = {f"{stem}.toml": _toml(job.options), f"{stem}.dataset.toml": _toml(document)}
@@ -127,13 +132,24 @@ def _toml(document: dict[str, Any]) -> str:
     return tomlkit.dumps(document)
 
 
-def _subset(folder: Any) -> dict[str, Any]:
+def _subset(job: Writing, folder: Any, alpha_masks: bool) -> dict[str, Any]:
+    """One folder there. A folder with masks is of another kind, which knows neither class tokens nor is_reg."""
     subset = {"image_dir": folder.path, "num_repeats": folder.repeats}
+    masks, caption = folder.masks, folder.caption
+    if masks and folder.regularisation:
+        job.lost.append(Lost("dataset.folders.masks", masks, "A folder there has masks or is for regularisation."))
+        masks = ""
+    if masks and caption:
+        job.lost.append(Lost("dataset.folders.caption", caption, "A folder with masks has no caption for all there."))
+        caption = ""
     if folder.regularisation:
         subset["is_reg"] = True
-    for column, key in (("caption", "class_tokens"), ("masks", "conditioning_data_dir")):
-        if getattr(folder, column, ""):
-            subset[key] = getattr(folder, column)
+    if caption:
+        subset["class_tokens"] = caption
+    if masks:
+        subset["conditioning_data_dir"] = masks
+    elif alpha_masks:
+        subset["alpha_mask"] = True
     return subset
 
 
@@ -234,8 +250,10 @@ def _memory_and_saving(job: Writing) -> None:
         ("memory.cache_latents", "cache_latents"),
         ("memory.cache_text_encoder_outputs", "cache_text_encoder_outputs"),
     ):
-        if job.value(name):
+        if job.value(name) and (key != "cache_text_encoder_outputs" or job.config.base_model.family == "sdxl"):
             job.options[key] = True
+        elif job.value(name):
+            job.lose(name, "Only its script for SDXL can keep them.")
     job.options["save_precision"] = SAVED_PRECISIONS[job.value("saving.precision")]
     job.options["save_model_as"] = "safetensors"
     epochs, steps = job.value("saving.every_epochs"), job.value("saving.every_steps")
@@ -300,6 +318,8 @@ def _alike(job: Writing) -> None:
         value = value_of(job.config, name)
         options = [key for key in parameters()[name].names.get(DIALECT, ()) if key not in RULED]
         option = next((key for key in options if key in known["options"] or key in known["unset"]), None)
+        if name in OF_AN_OFFSET and not job.config.noise.offset:
+            continue
         if name not in ALWAYS and value == unasked.get(name, fields()[name].default):
             continue
         if name == "dataset.resolution":

@@ -99,6 +99,47 @@ def test_the_change_is_what_the_training_forward_pass_adds(algorithm, options, s
         torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=0)
 
 
+def made(algorithm: str, rank: int, alpha: float) -> tuple[dict, torch.Tensor]:
+    """Tensors of a layer of 24 × 32 with random weights, and its ΔW in float64 from the algorithm's definition."""
+    chance = torch.Generator().manual_seed(rank)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=chance)
+
+    scale = alpha / rank
+    if algorithm == "lora":
+        parts = {"lora_up.weight": draw(24, rank), "lora_down.weight": draw(rank, 32)}
+        up, down = (part.double() for part in parts.values())
+        whole = up @ down * scale
+    elif algorithm == "loha":
+        parts = {f"hada_{p}": draw(*s) for p, s in (("w1_a", (24, rank)), ("w1_b", (rank, 32)))}
+        parts |= {f"hada_{p}": draw(*s) for p, s in (("w2_a", (24, rank)), ("w2_b", (rank, 32)))}
+        a, b, c, d = (part.double() for part in parts.values())
+        whole = (a @ b) * (c @ d) * scale
+    elif algorithm == "lokr":
+        parts = {"lokr_w1": draw(4, 4), "lokr_w2_a": draw(6, rank), "lokr_w2_b": draw(rank, 8)}
+        left, a, b = (part.double() for part in parts.values())
+        whole = torch.kron(left, a @ b) * scale
+    else:
+        parts = {"lokr_w1_a": draw(4, rank), "lokr_w1_b": draw(rank, 4), "lokr_w2": draw(6, 8)}
+        a, b, right = (part.double() for part in parts.values())
+        whole = torch.kron(a @ b, right) * scale
+    named = {f"lora_unet_x.{name}": tensor for name, tensor in parts.items()}
+    return named | {"lora_unet_x.alpha": torch.tensor(alpha)}, whole
+
+
+@pytest.mark.parametrize("alpha", [1.0, 4.0, 7.5])
+@pytest.mark.parametrize("rank", [1, 4, 16])
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr", "lokr of two halves"])
+def test_the_strength_is_that_of_the_definition_in_float64(algorithm, rank, alpha):
+    """LyCORIS' own merge_to applies alpha / rank twice to LoHa and LoKr; a file's effect is that of the training."""
+    tensors, whole = made(algorithm, rank, alpha)
+    adapter = in_memory(tensors)["lora_unet_x"]
+    assert adapter.scale == pytest.approx(alpha / rank)
+    assert float(change(adapter).double().norm()) == pytest.approx(float(whole.norm()), rel=1e-6)
+    torch.testing.assert_close(change(adapter).double(), whole, rtol=1e-4, atol=1e-5)
+
+
 def test_what_depends_on_the_base_model_says_so():
     tensors, _ = trained("lora", {"dora_wd": True}, 1.0)
     with pytest.raises(PlainError, match=r"DoRA .* --base"):

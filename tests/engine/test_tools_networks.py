@@ -350,6 +350,23 @@ def test_sd_scripts_own_file_is_looked_into():
     )
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_is_computed_from_a_broken_file(value, tiny_sd15, tmp_path):
+    tensors = network(31)
+    tensors[f"{CONV}.lora_down.weight"].flatten()[7] = value
+    found = in_memory(tensors)
+    attempts = (
+        lambda: resize(found, Keep(rank=2)),
+        lambda: combine([Weighted(found)], keep=Keep(rank=2)),
+        lambda: combine([Weighted(found)]),
+        lambda: merge_into(Checkpoint(tiny_sd15), [Weighted(found)], tmp_path / "merged"),
+    )
+    for attempt in attempts:
+        with pytest.raises(PlainError, match=r"conv1.*not finite"):
+            attempt()
+    assert not (tmp_path / "merged").exists()
+
+
 def test_norms_by_block_are_those_of_the_definition():
     tensors = {name: tensor.float() for name, tensor in open_tensors(KOHYA).items()}
     for layer in inspect(KOHYA).layers:
