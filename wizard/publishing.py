@@ -172,6 +172,7 @@ def _prepared(
         steps=_steps(reports[0]),
         images=_images(reports[0]),
         base_repository=base_model or base_repository(config),
+        goal_known=run is not None or "lora_wizard.config" in reports[0].metadata,
     )
     card = Upload(CARD, model_card(config, facts).encode())
     uploads = (card, *(Upload(file.name, file) for file in files), *picture_uploads)

@@ -15,13 +15,13 @@ from knowledge.config import TrainingConfig, value_of
 from knowledge.parameters import parameters
 
 LICENCES: dict[str, str] = {
-    "creativeml-openrail-m": "the licence of Stable Diffusion 1.5: free use, with a list of forbidden ones",
-    "openrail++": "the licence of SDXL: the same idea, reworded",
+    "creativeml-openrail-m": "as Stable Diffusion 1.5: free, but for a list of harmful uses",
+    "openrail++": "as SDXL: free, but for a list of harmful uses",
     "cc0-1.0": "no rights reserved",
     "cc-by-4.0": "anything, if your name is given",
-    "cc-by-sa-4.0": "the same, and what is made of it stays under this licence",
+    "cc-by-sa-4.0": "your name is given, and what is made of it is shared alike",
     "cc-by-nc-4.0": "not for money, and your name is given",
-    "cc-by-nc-sa-4.0": "not for money, your name is given, and what is made of it stays under this licence",
+    "cc-by-nc-sa-4.0": "not for money, your name is given, shared alike",
     "apache-2.0": "anything; patents are granted too",
     "mit": "anything, if the licence text comes along",
 }
@@ -55,7 +55,8 @@ class CardPicture:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the card tells besides the settings. The first file is the one to use; steps and images where known."""
+    """What the card tells besides the settings. The first file is the one to use; steps and images where known;
+    `goal_known` is false for a file of another trainer, which has no word for what was taught."""
 
     repository: str
     licence: str
@@ -66,6 +67,7 @@ class Facts:
     steps: int | None = None
     images: int | None = None
     base_repository: str = ""
+    goal_known: bool = True
 
 
 def base_repository(config: TrainingConfig) -> str:
@@ -112,8 +114,9 @@ def _page(config: TrainingConfig, facts: Facts) -> Iterator[str]:
     if config.output.description:
         yield config.output.description
     made_for = facts.base_repository or base
-    goal = {"character": "a character", "style": "a style", "object": "an object"}.get(config.dataset.goal, "a subject")
-    about = f"A LoRA of {goal} for `{made_for}`" if made_for else f"A LoRA of {goal}"
+    goals = {"character": " of a character", "style": " of a style", "object": " of an object"}
+    goal = goals.get(config.dataset.goal, "") if facts.goal_known else ""
+    about = f"A LoRA{goal} for `{made_for}`" if made_for else f"A LoRA{goal}"
     yield f"{about}{f', trained on {facts.images} pictures' if facts.images else ''}."
     if config.output.author:
         yield f"By {config.output.author}."

@@ -97,6 +97,7 @@ def test_a_run_goes_up_privately_with_a_card_written_from_it(hub, fox):
     }
     for piece in (
         "`zwx fox`",
+        "A LoRA of a character for `v1-5.safetensors`",
         "ComfyUI/models/loras",
         "<lora:fox:1>",
         'load_lora_weights("mila/fox", weight_name="fox.safetensors")',
@@ -209,6 +210,7 @@ def test_a_file_alone_is_published_with_the_recipe_it_carries(hub, own_home):
     run("publish", "toy.safetensors", "--repo", "toy", "--base-model", "a/b", "--license", "mit", "--yes")
     fields, page = card_of(hub.repositories["mila/toy"].files["README.md"].decode())
     assert fields["base_model"] == "a/b"
+    assert "A LoRA for `a/b`" in page  # a kohya file does not say what was taught
     assert re.search(r"\| Rank \| 4 \|", page)
     assert 'from_pretrained(\n    "a/b"' in page
 
