@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from engine.tools.adapters import adapters, bias_change, change, families, in_memory, split_name
+from engine.tools.decompose import Keep, direction
 from engine.tools.files import LoadedTensors
+from engine.tools.resize import resize
 from knowledge.answers import PlainError
 
 ALGORITHMS = [
@@ -97,6 +99,24 @@ def test_the_change_is_what_the_training_forward_pass_adds(algorithm, options, s
         merged = layers(vectors, pictures)
     for ours, theirs in zip(merged, outputs, strict=True):
         torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("algorithm", "options"), ALGORITHMS, ids=str)
+def test_every_algorithm_becomes_plain_lora_of_the_same_effect(algorithm, options):
+    """With all ranks nothing is lost but rounding; with one, as much as is stated."""
+    tensors, _ = trained(algorithm, options, 1.0)
+    torch.manual_seed(0)
+    layers = Layers()
+    weights = {f"lycoris_{name}": getattr(layers, name).weight.detach() for name in ("linear", "conv", "point")}
+    found = {name: direction(adapter) for name, adapter in in_memory(tensors).items()}
+    for rank in (1000, 1):
+        result = resize(found, Keep(rank=rank), dtype=torch.float32, weights=weights.get)
+        for layer in result.layers:
+            whole = change(found[layer.module], weights[layer.module]).double()
+            plain = change(in_memory(result.tensors)[layer.module]).double()
+            error = float((whole - plain).norm() / whole.norm())
+            assert error == pytest.approx((1 - layer.kept**2) ** 0.5, abs=2e-3)
+            assert rank == 1 or error < 1e-5
 
 
 def made(algorithm: str, rank: int, alpha: float) -> tuple[dict, torch.Tensor]:
