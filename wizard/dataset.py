@@ -92,7 +92,7 @@ def inspect(
         print(json.dumps(found.as_dict(), ensure_ascii=False))
     else:
         console = views.console()
-        for part in _pages(found):
+        for part in pages(found):
             console.print(part)
         for written in (sheet, html):
             if written:
@@ -118,7 +118,7 @@ def _settings(folder: Path, resolution: int, trigger: str, caption_extension: st
     )
 
 
-def _pages(found: Inspection) -> list[RenderableType]:
+def pages(found: Inspection) -> list[RenderableType]:
     """What the terminal shows: what is there, what to mend, how it is grouped, which words are used."""
     from rich.padding import Padding
     from rich.text import Text

@@ -10,8 +10,8 @@ from knowledge.answers import PlainError
 from knowledge.config import DatasetFolder, TrainingConfig, with_values
 from knowledge.facts import facts
 from knowledge.parameters import Parameter, parameters, recommended
+from wizard import picture_sources, questions, views, words
 from wizard import pictures as found
-from wizard import questions, views, words
 from wizard.base_models import base_model, model_at
 from wizard.paths import typed_path
 from wizard.prompts import Move, Option, Page, show
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from wizard.session import Session
 
 Values = Mapping[str, Any]
+ELSEWHERE = object()
+"""The answer of who has no folder of pictures yet."""
 
 # --- what a flag or a typed line means --------------------------------------------------------------------------------
 
@@ -103,28 +105,51 @@ def pictures(session: Session, around: Values) -> Values | Move:
             if not isinstance(added, Move):
                 known = {folder["path"] for folder in folders}
                 folders += [folder for folder in added["dataset.folders"] if folder["path"] not in known]
-        elif answer == "captions":
-            _show_captions(session, chosen)
+        elif answer == "work":
+            picture_sources.work_on(session, chosen, around, lambda chosen=chosen: _show_captions(session, chosen))  # type: ignore[misc]
         else:
             folders = _edit_folder(session, folders, answer, around)
 
 
 def _ask_folder(session: Session, around: Values) -> Any:
+    """The folders that somebody names, or that come out of what is fetched; or a Move."""
     entry = parameters()["dataset.folders"]
-    return session.ask(
-        Page(
-            title=session.wording("dataset.folders"),
-            body=(
-                *questions.explanation(entry, None),
-                "[quiet]Captions are read from text files beside the pictures: cat.png and cat.txt.[/]",
-            ),
-            default="",
-            help=lambda _: questions.long_explanation(entry, None),
-            check=folders_in,
-            is_path=True,
-            **around,
+    within = {**around, "more": False, "back": "back"}
+    while True:
+        answer = session.ask(
+            Page(
+                title=session.wording("dataset.folders"),
+                body=(
+                    *questions.explanation(entry, None),
+                    "[quiet]Captions are read from text files beside the pictures: cat.png and cat.txt.[/]",
+                    "A folder, a ZIP archive, picture files, or the page of a dataset on Hugging Face. Or press Enter "
+                    "on the empty line for more ways, Gelbooru among them.",
+                ),
+                default="",
+                help=lambda _: questions.long_explanation(entry, None),
+                check=_source_in,
+                is_path=True,
+                **around,
+            )
         )
-    )
+        if answer is ELSEWHERE:
+            answer = picture_sources.elsewhere(session, within)
+            if isinstance(answer, Move):
+                continue
+        if not isinstance(answer, picture_sources.Fetch):
+            return answer
+        picture_sources.run(answer.words)
+        try:
+            return folders_in(str(answer.folder))
+        except PlainError:
+            around = {**around, "error": "No pictures have come."}
+
+
+def _source_in(text: str) -> Any:
+    """The folders that a typed line means, the import that it means, or ELSEWHERE for an empty one."""
+    if not text:
+        return ELSEWHERE
+    return picture_sources.fetch_in(text) or folders_in(text)
 
 
 def _found_page(session: Session, chosen: Values, around: Values) -> Page:
@@ -148,7 +173,7 @@ def _found_page(session: Session, chosen: Values, around: Values) -> Page:
             refusal = f"Some pictures break off in the middle ({names}). Replace or remove them, then choose again."
         options = (
             Option("use", "Use these pictures", refusal=refusal),
-            Option("captions", "Read every caption"),
+            Option("work", "Look closely, tag, write captions …"),
             Option("add", "Add another folder"),
             Option("other", "Choose other pictures"),
             *(
