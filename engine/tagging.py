@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -185,6 +186,7 @@ def tagger_folder(name: str, tell: Callable[[str], None] = lambda words: None) -
     """
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
+    name = re.sub(r"^wd14-", "wd-", name)  # as other programs call them
     if name not in TAGGERS:
         raise PlainError(
             f'There is no tagger "{name}".{did_you_mean(name, TAGGERS)} There are {", ".join(TAGGERS)}; or name a '

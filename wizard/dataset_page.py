@@ -84,6 +84,7 @@ def page(inspection: Inspection, path: Path) -> Path:
                 title=count(len(inspection.pictures), "picture"), style=STYLE + OWN_STYLE, body="\n".join(parts)
             ),
             encoding="utf-8",
+            errors="replace",  # a file's name may be no text at all
         )
     return path
 

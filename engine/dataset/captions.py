@@ -22,7 +22,10 @@ def read_caption(path: Path) -> str:
     """
     content = path.read_bytes()
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
-    return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n").strip()
+    text = content.decode(encoding)
+    if "\0" in text:  # UTF-16 without its mark, of plain letters, passes for UTF-8
+        raise UnicodeDecodeError(encoding, content, content.find(b"\0"), content.find(b"\0") + 1, "a zero byte")
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def tags(caption: str) -> list[str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.dataset.captions import read_caption
-from engine.dataset.images import TURNS, UNREADABLE, opened, orientation
+from engine.dataset.images import TURNS, UNREADABLE, opened, orientation, require_file
 
 FORMATS = {
     ".png": {"PNG"},
@@ -89,6 +89,7 @@ def examine(path: Path, caption_file: Path | None = None) -> Examined:
             known["caption_readable"] = False
     state: State = "unreadable"
     try:
+        require_file(path)
         content = path.read_bytes()
         known |= {"file_bytes": len(content), "digest": hashlib.sha256(content).hexdigest()}
         with opened(io.BytesIO(content)) as image:

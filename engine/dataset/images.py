@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 import struct
 import warnings
 from collections.abc import Iterator
@@ -40,11 +41,19 @@ UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.De
 @contextmanager
 def opened(path: Path | str | BinaryIO) -> Iterator[Image.Image]:
     """The picture with its header read. Raises one of UNREADABLE; a large picture is no reason to warn."""
+    if isinstance(path, Path | str):
+        require_file(Path(path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks about damaged EXIF data
         with Image.open(path) as image:
             yield image
+
+
+def require_file(path: Path) -> None:
+    """Raises OSError for what is no ordinary file: a pipe would keep its reader waiting for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(f"{path.name} is no file")
 
 
 def orientation(image: Image.Image) -> int:

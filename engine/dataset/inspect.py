@@ -13,7 +13,7 @@ from calculator.buckets import Size, place
 from calculator.steps import batches, views
 from engine.dataset.captions import mentions, tags
 from engine.dataset.examine import Examined, duplicates, examine_all
-from engine.dataset.folders import Listing, folder_listing, no_pictures
+from engine.dataset.folders import PICTURE_EXTENSIONS, Listing, folder_listing, no_pictures
 from engine.dataset.tokens import TOKENS_READ, count_tokens
 from knowledge.config import DatasetSettings
 from knowledge.facts import DatasetFacts, FolderFacts, Picture
@@ -31,7 +31,7 @@ CUT_ABOVE = 0.15
 
 @dataclass(frozen=True)
 class DatasetFinding:
-    """One thing to know about the dataset; `files` are those it is about."""
+    """One thing to know about the dataset; `files` are the names of those it is about, to be shown."""
 
     kind: str
     severity: Severity
@@ -377,6 +377,10 @@ def _folder_findings(listings: Sequence[Listing]) -> Iterator[Found]:
             f"{_count(len(others), 'file')} of a kind that is not trained ({kinds}) {_have(others)} been left out."
         )
         yield _finding("other-formats", "warning", message, others)
+    folders = [path for found in listings for path in found.subfolders if path.suffix.lower() in PICTURE_EXTENSIONS]
+    if folders:
+        message = f"{_count(len(folders), 'folder')} {_have(folders)} the name of a picture; what is in it is left out."
+        yield _finding("folder-as-picture", "warning", message, folders)
     for found in listings:
         if not found.pictures:
             yield _finding("no-pictures", "blocks", no_pictures(found))
@@ -405,7 +409,8 @@ def _buckets(
 
 
 def _finding(kind: str, severity: Severity, message: str, paths: Sequence[Path] = ()) -> Found:
-    return DatasetFinding(kind, severity, message, tuple(map(str, paths))), paths
+    names = tuple(str(path).encode(errors="replace").decode() for path in paths)  # a name may be no text at all
+    return DatasetFinding(kind, severity, message, names), paths
 
 
 def _count(number: int, one: str) -> str:

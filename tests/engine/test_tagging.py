@@ -79,6 +79,20 @@ def test_a_folder_is_taken_as_it_is(tmp_path):
     assert tagger_folder(str(tmp_path)) == tmp_path
 
 
+@pytest.mark.parametrize("name", ["wd-vit-v2", "wd14-vit-v2"])
+def test_a_tagger_that_is_here_is_not_asked_for_again(monkeypatch, tmp_path, name):
+    import huggingface_hub
+
+    folder = make_tagger(tmp_path / "cache")
+    kept = {"SmilingWolf/wd-v1-4-vit-tagger-v2"}
+    monkeypatch.setattr(
+        huggingface_hub,
+        "try_to_load_from_cache",
+        lambda repository, file: str(folder / file) if repository in kept else None,
+    )
+    assert tagger_folder(name) == folder
+
+
 def test_without_the_hub_it_says_what_to_do(monkeypatch, tmp_path):
     import huggingface_hub.constants as constants
 
