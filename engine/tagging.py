@@ -116,8 +116,14 @@ class Tagger:
         character: float = 0.85,
         *,
         rating: bool = False,
+        own_gap: bool = False,
     ) -> list[Tag]:
-        """The tags of one picture at or above these thresholds: characters first, then the surest; rating last."""
+        """The tags of one picture at or above these thresholds: characters first, then the surest; rating last.
+
+        With `own_gap` the largest gap among the picture's own general tags decides in place of their threshold.
+        """
+        if own_gap:
+            general = largest_gap(probabilities[[category == "general" for category in self.categories]])
         thresholds: dict[Category, float] = {"general": general, "character": character, "rating": 2.0}
         found = [
             Tag(name, category, float(probability))
@@ -130,6 +136,13 @@ class Tagger:
             surest = max(ratings, key=lambda index: probabilities[index])
             found.append(Tag(self.names[surest], "rating", float(probabilities[surest])))
         return found
+
+
+def largest_gap(probabilities: NDArray[np.float32]) -> float:
+    """The middle of the largest gap between neighbours, 0 counted among them: MCut (Largeron et al. 2012)."""
+    falling = np.append(np.sort(probabilities)[::-1], np.float32(0))
+    place = int(np.argmax(falling[:-1] - falling[1:]))
+    return float(falling[place] + falling[place + 1]) / 2
 
 
 def spoken(name: str) -> str:

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 @click.option(
     "--character-threshold", type=click.FloatRange(0.01, 1), default=0.85, show_default=True, help="For names."
 )
+@click.option(
+    "--own-gap",
+    is_flag=True,
+    help="Let the largest gap among a picture's own general tags decide in place of --threshold (MCut).",
+)
 @click.option("--blacklist", default="", metavar="TAGS", help="Never write these tags, separated by commas.")
 @click.option("--trigger", metavar="WORD", help="Put the trigger word first.")
 @click.option("--rating", is_flag=True, help="Add the rating (general, sensitive, questionable, explicit).")
@@ -48,6 +53,7 @@ def tag(
     tagger: str,
     threshold: float,
     character_threshold: float,
+    own_gap: bool,
     blacklist: str,
     trigger: str | None,
     rating: bool,
@@ -78,7 +84,7 @@ def tag(
     if not wanted:
         why = "has a caption for every picture; --append or --replace" if files else "has no pictures"
         raise PlainError(f"{folder} {why}.", 2)
-    device, said = _words_for(wanted, tagger, threshold, character_threshold, rating, underscores, batch_size)
+    device, said = _words_for(wanted, tagger, threshold, character_threshold, own_gap, rating, underscores, batch_size)
     unwanted, changes, broken = edits.remove_tags(edits.split(blacklist)), [], []
     with watched(f"Tagging on the {device}", quiet=as_json) as tell:
         for number, (picture, text) in enumerate(said, start=1):
@@ -113,6 +119,7 @@ def _words_for(
     tagger: str,
     threshold: float,
     character_threshold: float,
+    own_gap: bool,
     rating: bool,
     underscores: bool,
     batch_size: int,
@@ -131,7 +138,7 @@ def _words_for(
     def text(row: Any) -> str | PlainError:
         if not hasattr(row, "shape"):
             return row  # type: ignore[no-any-return]
-        names = [tag.name for tag in loaded.tags(row, threshold, character_threshold, rating=rating)]
+        names = [tag.name for tag in loaded.tags(row, threshold, character_threshold, rating=rating, own_gap=own_gap)]
         return join(name if underscores else spoken(name) for name in names)
 
     return loaded.device, ((path, text(row)) for path, row in tag_pictures(loaded, pictures, batch_size))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from taggers import WORDS, make_tagger
 
-from engine.tagging import Tagger, prepared, spoken, tag_pictures, tagger_folder
+from engine.tagging import Tagger, largest_gap, prepared, spoken, tag_pictures, tagger_folder
 from knowledge.answers import PlainError
 
 
@@ -81,16 +81,26 @@ def test_a_folder_is_taken_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("name", ["wd-vit-v2", "wd14-vit-v2"])
 def test_a_tagger_that_is_here_is_not_asked_for_again(monkeypatch, tmp_path, name):
-    import huggingface_hub
+    import huggingface_hub.constants as constants
 
-    folder = make_tagger(tmp_path / "cache")
-    kept = {"SmilingWolf/wd-v1-4-vit-tagger-v2"}
-    monkeypatch.setattr(
-        huggingface_hub,
-        "try_to_load_from_cache",
-        lambda repository, file: str(folder / file) if repository in kept else None,
-    )
+    repository = tmp_path / "models--SmilingWolf--wd-v1-4-vit-tagger-v2"  # as the hub's own library keeps it
+    folder = make_tagger(repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert tagger_folder(name) == folder
+
+
+def test_the_largest_gap_can_decide_in_place_of_the_thresholds(tagger):
+    # general: 0.5 green, 0.45 red, 0.4 ^_^, 0.1 blue: the largest gap is from 0.4 to 0.1, its middle 0.25
+    colour = tuple(round(255 * share) for share in (0.45, 0.5, 0.1))
+    (row,) = tagger.probabilities([prepared(Image.new("RGB", (32, 32), colour), 32)])
+    assert [tag.name for tag in tagger.tags(row, general=0.48)] == ["somebody_(series)", "green_theme"]
+    found = tagger.tags(row, general=0.48, own_gap=True)
+    assert [tag.name for tag in found] == ["somebody_(series)", "green_theme", "red_theme", "^_^"]
+    assert largest_gap(np.array([0.9, 0.8, 0.2, 0.1], np.float32)) == pytest.approx(0.5)
+    assert largest_gap(np.array([0.9], np.float32)) == pytest.approx(0.45)
 
 
 def test_without_the_hub_it_says_what_to_do(monkeypatch, tmp_path):

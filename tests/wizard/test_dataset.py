@@ -166,3 +166,9 @@ def test_tags_are_appended_or_replace_what_is_there(pictures, tagger):
     run("tag", pictures, "--tagger", tagger, "--replace", "--threshold", 0.99, "--rating", "--yes")
     assert (pictures / "0.txt").read_text() == "safe\n"
     assert "caption for every picture" in str(CliRunner().invoke(dataset, ["tag", str(pictures), "--yes"]).exception)
+
+
+def test_the_pictures_own_gap_can_stand_for_the_threshold(pictures, tagger):
+    words = ("tag", pictures, "--tagger", tagger, "--replace", "--threshold", 0.99, "--dry-run", "--json")
+    assert {row["after"] for row in json.loads(run(*words))["changes"]} == {""}
+    assert all("long hair" in row["after"] for row in json.loads(run(*words, "--own-gap"))["changes"])
