@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from knowledge.answers import PlainError
 from knowledge.config import POCKET_MODEL, Family, PredictionType
 
 PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
+HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 LARGEST_HEADER_BYTES = 100_000_000
 
 # Fingerprints of original layouts that are real models, but none that we train. Names of tensors, without prefix.
@@ -55,16 +57,33 @@ def detect(path: str | Path, called: str = "") -> Detected:
         from engine.pocket import MODEL_FOLDER
 
         return Detected(Path(MODEL_FOLDER), "pocket", "epsilon", "folder")
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise PlainError(
-            f"base_model.path is {path}, and nothing is there. Give a diffusers folder or a .safetensors file, "
-            f'or "{POCKET_MODEL}" for the model that comes with this program.'
-        )
+    path = _on_this_computer(str(path))
     if path.is_dir():
         return _detect_folder(path, called or str(path))
     refuse_pickle(path)
     return detect_header(read_header(path), path, called or str(path))
+
+
+def _on_this_computer(given: str) -> Path:
+    """The file or folder that is meant; owner/name is a repository of the Hugging Face hub, looked for in its cache."""
+    path = Path(given).expanduser()
+    if path.exists():
+        return path
+    if not HUB_NAME.fullmatch(given):
+        raise PlainError(
+            f"base_model.path is {path}, and nothing is there. Give a diffusers folder or a .safetensors file, "
+            f'or "{POCKET_MODEL}" for the model that comes with this program.'
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(given, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        raise PlainError(
+            f"base_model.path is {given}, and there is neither such a folder nor this model of the Hugging Face hub on "
+            f"this computer. Training downloads nothing: run lora-wizard download {given} first and give what it names."
+        ) from None
 
 
 def read_header(path: Path) -> Header:
@@ -106,7 +125,8 @@ def refuse_pickle(path: Path | PurePath) -> None:
     if path.suffix.lower() in PICKLES:
         raise PlainError(
             f"{path} is a pickle checkpoint, which can run any program when it is opened, so it is never loaded. "
-            "Download the .safetensors version of this model, or convert it with a tool that you trust."
+            "Download the .safetensors version of this model. If there is none and you trust the file, open it in "
+            "ComfyUI and save it with the node Save Checkpoint, or in A1111 with its Checkpoint Merger, as safetensors."
         )
 
 

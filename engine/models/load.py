@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -81,6 +82,11 @@ def _check(settings: BaseModelSettings, detected: Detected) -> None:
             f"base_model.prediction_type is epsilon, but {detected.path} says of itself that it predicts v. "
             'Set base_model.prediction_type = "v_prediction".'
         )
+    if detected.zero_terminal_snr and not settings.zero_terminal_snr:
+        raise PlainError(
+            f"base_model.zero_terminal_snr is false, but {detected.path} says of itself that its noise ends at zero "
+            "signal. Set base_model.zero_terminal_snr = true."
+        )
 
 
 def _read_folder(detected: Detected, dtype: torch.dtype) -> dict[str, Any]:
@@ -139,12 +145,32 @@ def _read_file(detected: Detected, dtype: torch.dtype) -> dict[str, Any]:
         pipeline = StableDiffusionXLPipeline
         tokenizers["tokenizer_2"] = shipped_tokenizer("!")
         del more["safety_checker"]
+    elif encoder := _merged_text_encoder(detected, config, dtype):
+        more["text_encoder"] = encoder
     whole = pipeline.from_single_file(
         str(detected.path), config=str(config), local_files_only=True, torch_dtype=dtype, vae=vae, **tokenizers, **more
     )
     parts = dict(whole.components)
     parts["scheduler"] = json.loads((config / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     return parts
+
+
+def _merged_text_encoder(detected: Detected, config: Path, dtype: torch.dtype) -> nn.Module | None:
+    """The text encoder of an SD 1 merge that leaves the level `text_model` out of its names; None where it is there.
+
+    diffusers does not find such an encoder.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    prefix = "cond_stage_model.transformer."
+    if f"{prefix}embeddings.position_embedding.weight" not in read_header(detected.path).shapes:
+        return None
+    encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(config / "text_encoder"))
+    level = "text_model." if hasattr(encoder, "text_model") else ""
+    with safe_open(detected.path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix) and not name.endswith("position_ids")]  # noqa: SIM118
+        encoder.load_state_dict({level + name.removeprefix(prefix): file.get_tensor(name) for name in names})
+    return encoder.to(dtype)
 
 
 def load_vae(path: Path, family: str) -> nn.Module:

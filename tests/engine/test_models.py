@@ -80,7 +80,8 @@ def test_what_cannot_be_trained_is_refused_in_words(tmp_path: Path, tiny_sd15: P
     (tmp_path / "short.safetensors").write_bytes(struct.pack("<Q", 10**6) + b"{}")
     refused = {
         tmp_path / "gone.safetensors": "nothing is there",
-        tmp_path / "old.ckpt": "is a pickle checkpoint.*Download the .safetensors version",
+        tmp_path / "old.ckpt": "is a pickle checkpoint.*Download the .safetensors version.*Save Checkpoint",
+        "somebody/some-model": "nor this model of the Hugging Face hub.*lora-wizard download somebody/some-model",
         tmp_path / "page.safetensors": "is not a safetensors file",
         tmp_path / "short.safetensors": "is not a safetensors file",
         tmp_path / "cut.safetensors": "is cut short: 10 bytes are missing",
@@ -127,6 +128,35 @@ def test_a_single_file_is_the_same_model_as_its_folder(
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_a_merge_without_the_level_text_model_is_the_same_model(
+    tiny_sd15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(tiny_sd15, tmp_path / "configs" / "sd15", ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setattr(loading, "CONFIGS", tmp_path / "configs")
+    usual = write_original(tiny_sd15, tmp_path / "usual.safetensors")
+    merge = tmp_path / "merge.safetensors"
+    save_file(
+        {name.replace("transformer.text_model.", "transformer."): t for name, t in load_file(usual).items()}, merge
+    )
+    from_merge, from_usual = (
+        load(BaseModelSettings(path=str(path), family="sd15"), torch.float32) for path in (merge, usual)
+    )
+    assert torch.equal(answer(from_merge), answer(from_usual))
+
+
+def test_a_name_on_the_hub_means_what_the_hubs_cache_holds(tiny_sd15: Path, tmp_path: Path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--somebody--tiny"
+    shutil.copytree(tiny_sd15, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    found = detect("somebody/tiny")
+    assert (found.family, found.path) == ("sd15", repository / "snapshots" / ("0" * 40))
+    assert load(BaseModelSettings(path="somebody/tiny", family="sd15"), torch.float32).latent_factor == 8
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_configurations_we_ship_are_those_of_the_families(family: str):
     unet = json.loads((loading.CONFIGS / family / "unet" / "config.json").read_text())
@@ -153,6 +183,12 @@ def test_a_wrong_family_or_prediction_or_clip_skip_is_told(tiny_sd15: Path, tmp_
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "v_prediction"}))
     with pytest.raises(PlainError, match=r'base_model\.prediction_type = "v_prediction"'):
         load(BaseModelSettings(path=str(predicts_v), family="sd15"), torch.float32)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rescale_betas_zero_snr": True}))
+    predicting_v = BaseModelSettings(path=str(predicts_v), family="sd15", prediction_type="v_prediction")
+    with pytest.raises(PlainError, match=r"Set base_model\.zero_terminal_snr = true"):
+        load(predicting_v, torch.float32)
+    exact = predicting_v.model_copy(update={"zero_terminal_snr": True})
+    assert load(exact, torch.float32).alphas_cumprod[-1] == 0
 
 
 @pytest.mark.parametrize("missing", ["vae", "tokenizer", "unet/diffusion_pytorch_model.safetensors"])
