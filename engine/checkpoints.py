@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.networks import Network
@@ -58,6 +58,24 @@ def _compare(written: Path, path: Path, tensors: Mapping[str, Tensor]) -> None:
         same = False
     if not same:
         raise PlainError(f"{path} was written, but reading it back gave something else. The disk may be failing.")
+
+
+def start_from(network: Network, path: Path) -> None:
+    """Give a new network the weights of a finished file. Raises PlainError that says what does not fit."""
+    if not path.is_file():
+        raise PlainError(f"network.start_from is {path}, and there is no such file.")
+    try:
+        network.take(load_file(path))
+    except (SafetensorError, OSError) as problem:
+        raise PlainError(
+            f"network.start_from is {path}, which is no safetensors file that can be read: {problem}"
+        ) from None
+    except ValueError as problem:
+        raise PlainError(
+            f"network.start_from is {path}, whose weights do not fit this run: {problem}. network.algorithm, rank, "
+            "alpha, train_unet and train_text_encoder must be those of its own training; lora-wizard tools inspect "
+            "tells them, and lora-wizard tools convert --names sd-scripts gives it the names that are needed."
+        ) from None
 
 
 # -- states -----------------------------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ def config_text(config: TrainingConfig) -> str:
     document = config.model_dump(mode="json")
     document["base_model"]["path"] = _name(config.base_model.path)
     document["base_model"]["vae"] = _name(config.base_model.vae)
+    document["network"]["start_from"] = _name(config.network.start_from)
     document["output"]["folder"] = _name(config.output.folder)
     for folder in document["dataset"]["folders"]:
         folder["path"], folder["masks"] = _name(folder["path"]), _name(folder["masks"])

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +109,24 @@ class Network(nn.Module):
                 for name, adapter in self.adapters.items()
                 for suffix, tensor in adapter.state_dict().items()
             }
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from the weights of a network file. Raises ValueError that says what the file has and this has not."""
+        own = {name.removeprefix("adapters."): parameter for name, parameter in self.named_parameters()}
+        alphas = {name: tensor for name, tensor in self.saved_tensors().items() if name.endswith(".alpha")}
+        there = {name for name in tensors if not name.endswith(".alpha")}
+        for names, what in ((set(own) - there, "lacks"), (there - set(own), "has more than this network, as")):
+            if names:
+                raise ValueError(f"it {what} {min(names)} ({len(names)} tensors)")
+        for name, parameter in own.items():
+            if tensors[name].shape != parameter.shape:
+                raise ValueError(f"{name} is {list(tensors[name].shape)} there and {list(parameter.shape)} here")
+        for name, alpha in alphas.items():
+            if name in tensors and abs(float(tensors[name]) - float(alpha)) > 1e-2 * float(alpha):
+                raise ValueError(f"{name} is {float(tensors[name]):g} there and {float(alpha):g} here")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(tensors[name])
 
     def base_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of the base model's weight under each adapter, by saved name."""

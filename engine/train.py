@@ -22,7 +22,7 @@ from torch import Tensor
 from calculator.schedule import learning_rate_multiplier
 from calculator.steps import Run, run_length, sampling_steps, saving_steps, state_steps
 from calculator.validation import DRAWS, held_out, trained_on, validation_steps
-from engine.checkpoints import DTYPES, load_state, network_tensors, save_network, save_state
+from engine.checkpoints import DTYPES, load_state, network_tensors, save_network, save_state, start_from
 from engine.dataset.ahead import PicturesAhead
 from engine.dataset.batches import Batch, dataset_items, epoch_batches, still_batches
 from engine.dataset.folders import scan
@@ -109,6 +109,8 @@ def train(
     if config.memory.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     network = create_network(model, config.network, config.seed).to(accelerator.device)
+    if config.network.start_from:
+        start_from(network, Path(config.network.start_from).expanduser())
     groups = network.trained_parameters(up_apart=config.optimizer.lora_plus_ratio > 1)
     optimizer = accelerator.prepare(create_optimizer(groups, config.optimizer))
     full_rates = {group["name"]: group["lr"] for group in optimizer.param_groups}

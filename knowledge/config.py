@@ -136,6 +136,7 @@ class NetworkSettings(Settings):
     maximum_norm: float | None = Field(None, gt=0.0, le=1000.0)
     train_unet: bool = True
     train_text_encoder: bool = False
+    start_from: str = ""
 
 
 class OptimizerSettings(Settings):

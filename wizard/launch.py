@@ -141,7 +141,7 @@ def anchored(config: TrainingConfig) -> TrainingConfig:
         for folder in config.dataset.folders
     )
     changes: dict[str, Any] = {"dataset.folders": folders}
-    for name in ("base_model.path", "base_model.vae"):
+    for name in ("base_model.path", "base_model.vae", "network.start_from"):
         path = value_of(config, name)
         if path and path != POCKET_MODEL and Path(path).expanduser().exists():  # it may be the name of a model in a hub
             changes[name] = _absolute(path)

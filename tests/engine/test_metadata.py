@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from calculator.steps import batches, run_length, views
 from engine.dataset.folders import scan, suggest_folders
-from engine.metadata import hashes, network_metadata
+from engine.metadata import config_text, hashes, network_metadata
 from knowledge.config import (
     BaseModelSettings,
     DatasetSettings,
@@ -154,3 +154,8 @@ def test_a_single_file_is_known_by_its_hashes(tmp_path):
     assert known["ss_sd_model_hash"] == hashlib.sha256(b"x" * 0x10000).hexdigest()[:8]
     assert known["ss_base_model_version"] == "sd_v1"
     assert known["modelspec.encoder_layer"] == "2"
+
+
+def test_of_the_file_that_a_run_started_from_only_the_name_is_told():
+    config = TrainingConfig.model_validate({"network": {"start_from": "/home/somebody/first.safetensors"}})
+    assert '"start_from": "first.safetensors"' in config_text(config)

@@ -98,6 +98,25 @@ def test_the_same_answers_and_seed_give_the_same_weights(configure: Configure, f
     assert not same(weights(first), weights(other))
 
 
+def test_a_run_starts_from_a_finished_file_that_fits(configure: Configure, tmp_path: Path):
+    first, _ = run_to_end(configure())
+    file = tmp_path / "first.safetensors"
+    shutil.copy(first.checkpoints / "toy.safetensors", file)
+    # A rate of almost nothing leaves the weights as they came.
+    second, _ = run_to_end(configure(network={"start_from": str(file)}, optimizer={"learning_rate": 1e-12}))
+    for name, tensor in weights(second).items():
+        torch.testing.assert_close(tensor, load_file(file)[name], rtol=0, atol=1e-9)
+    for changed, words in (
+        ({"rank": 3}, r"is \[2, \d+\] there and \[3, \d+\] here"),
+        ({"alpha": 1.0}, "alpha is 2 there and 1 here"),
+        ({"train_text_encoder": False}, "has more than this network"),
+        ({"algorithm": "loha"}, "lacks"),
+        ({"start_from": str(tmp_path / "gone")}, "no such file"),
+    ):
+        with pytest.raises(PlainError, match=words):
+            run_to_end(configure(network={"start_from": str(file)} | changed))
+
+
 def test_every_saved_network_says_who_reads_it_and_one_without_effect_is_told(configure: Configure):
     _, events = run_to_end(configure(saving={"every_epochs": 1}))
     saved = of_kind(events, CheckpointSaved)

@@ -626,6 +626,7 @@ CHANGES = {
     "base_model.zero_terminal_snr": st.booleans(),
     "base_model.maximum_tokens": st.sampled_from([75, 150, 225]),
     "base_model.vae": st.sampled_from(["", "vae.safetensors"]),
+    "network.start_from": st.sampled_from(["", "first.safetensors"]),
     "dataset.alpha_masks": st.booleans(),
     "dataset.tag_dropout_rate": st.floats(0, 1),
     "dataset.caption_dropout_every_epochs": st.one_of(st.none(), st.integers(1, 9)),
