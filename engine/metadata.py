@@ -114,7 +114,9 @@ def _run(
     """How it was trained."""
     schedule, optimizer, loss, noise = config.schedule, config.optimizer, config.loss, config.noise
     network, memory = config.network, config.memory
-    text_encoder_rate = optimizer.text_encoder_learning_rate or optimizer.learning_rate
+    text_encoder_rate: Any = optimizer.text_encoder_learning_rate or optimizer.learning_rate
+    if optimizer.text_encoder_2_learning_rate is not None:
+        text_encoder_rate = [text_encoder_rate, optimizer.text_encoder_2_learning_rate]
     warmup = schedule.warmup * length.total_steps if schedule.warmup < 1 else schedule.warmup
     return {
         "session_id": int.from_bytes(hashlib.sha256(f"{config.output.name} {started_at}".encode()).digest()[:4], "big"),

@@ -75,7 +75,10 @@ def learning_rate(group: str, settings: OptimizerSettings) -> float:
     Hayou et al. 2024 (arXiv:2402.12354).
     """
     part, _, up = group.partition(" ")
-    text = part != "unet" and settings.text_encoder_learning_rate is not None
-    rate = settings.text_encoder_learning_rate if text else settings.learning_rate
-    assert rate is not None
-    return rate * settings.lora_plus_ratio if up else rate
+    text = settings.text_encoder_learning_rate or settings.learning_rate
+    rates = {
+        "unet": settings.learning_rate,
+        "text_encoder": text,
+        "text_encoder_2": settings.text_encoder_2_learning_rate or text,
+    }
+    return rates[part] * settings.lora_plus_ratio if up else rates[part]

@@ -143,6 +143,7 @@ class OptimizerSettings(Settings):
     name: OptimizerName = "adamw"
     learning_rate: float = Field(1e-4, gt=0.0, le=10.0)
     text_encoder_learning_rate: float | None = Field(None, gt=0.0, le=10.0)
+    text_encoder_2_learning_rate: float | None = Field(None, gt=0.0, le=10.0)
     lora_plus_ratio: float = Field(1.0, ge=1.0, le=1000.0)
     weight_decay: float = Field(0.01, ge=0.0, le=10.0)
     maximum_gradient_norm: float = Field(1.0, ge=0.0, le=1e6)
@@ -305,6 +306,12 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
         yield (
             f"optimizer.lora_plus_ratio is {config.optimizer.lora_plus_ratio:g}, but {network.algorithm} has no pair "
             "of matrices to tell apart. Set it to 1, or network.algorithm to lora, locon or dora."
+        )
+    second = config.optimizer.text_encoder_2_learning_rate
+    if second is not None and config.base_model.family != "sdxl":
+        yield (
+            f"optimizer.text_encoder_2_learning_rate is {second:g}, but only SDXL has a second text encoder. "
+            "Leave it empty."
         )
     if config.base_model.clip_skip > 1 and config.base_model.family == "sdxl":
         yield (

@@ -170,7 +170,8 @@ def _merged_text_encoder(detected: Detected, config: Path, dtype: torch.dtype) -
     with safe_open(detected.path, framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(prefix) and not name.endswith("position_ids")]  # noqa: SIM118
         encoder.load_state_dict({level + name.removeprefix(prefix): file.get_tensor(name) for name in names})
-    return encoder.to(dtype)
+    converted: nn.Module = encoder.to(dtype)
+    return converted
 
 
 def load_vae(path: Path, family: str) -> nn.Module:

@@ -206,6 +206,9 @@ def _rates(job: Writing) -> None:
     text = job.value("optimizer.text_encoder_learning_rate")
     if text is not None and job.config.network.train_text_encoder:
         job.options["text_encoder_lr"] = [text]
+    second = job.value("optimizer.text_encoder_2_learning_rate")
+    if second is not None and job.config.network.train_text_encoder:
+        job.lose("optimizer.text_encoder_2_learning_rate", "Its LoRA trains both text encoders at the first rate.")
     name = job.value("optimizer.name")
     word = foreign_choice("optimizer.name", DIALECT, name)
     if word is None:

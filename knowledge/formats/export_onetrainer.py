@@ -65,6 +65,9 @@ def _network(job: Writing) -> dict[str, Any]:
     if text is not None and job.config.network.train_text_encoder:
         document["text_encoder"]["learning_rate"] = text
         document["text_encoder_2"]["learning_rate"] = text
+    second = job.value("optimizer.text_encoder_2_learning_rate")
+    if second is not None and job.config.network.train_text_encoder:
+        document["text_encoder_2"]["learning_rate"] = second
     return document
 
 

@@ -232,10 +232,10 @@ def _rates(job: Translation, beside: Path) -> None:
     if second is not None:
         if second == (text if text is not None else general):
             job.no_effect("text_encoder_2.learning_rate", "It is the rate of the first text encoder.")
+        elif job.values.get("base_model.family", "sd15") != "sdxl":
+            job.no_effect("text_encoder_2.learning_rate", "Only SDXL has a second text encoder.")
         else:
-            job.unsupported(
-                "text_encoder_2.learning_rate", "A rate for the second text encoder. Here both have the same."
-            )
+            job.mapped("text_encoder_2.learning_rate", "optimizer.text_encoder_2_learning_rate", second)
 
 
 def _optimizer_setting(job: Translation, key: str) -> None:

@@ -294,7 +294,7 @@ def _rates(job: Translation, beside: Path | None) -> None:
             "text_encoder_lr", "network.train_text_encoder", False, "A rate of 0 leaves the text encoder as it is."
         )
     elif isinstance(job.get("text_encoder_lr"), list) and len(set(job.get("text_encoder_lr"))) > 1:
-        why = "Its LoRA trains both text encoders at the first rate, whatever the second says; so does ours."
+        why = "Its LoRA trains both text encoders at the first rate, whatever the second says."
         job.changed("text_encoder_lr", "optimizer.text_encoder_learning_rate", text, why)
     else:
         job.mapped("text_encoder_lr", "optimizer.text_encoder_learning_rate", text)

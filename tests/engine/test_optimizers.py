@@ -49,3 +49,6 @@ def test_text_encoders_may_have_a_rate_of_their_own():
     assert learning_rate("unet", settings) == 1e-4
     assert learning_rate("text_encoder_2", settings) == 1e-5
     assert learning_rate("text_encoder_2", OptimizerSettings(learning_rate=1e-4)) == 1e-4
+    both = settings.model_copy(update={"text_encoder_2_learning_rate": 1e-6})
+    assert learning_rate("text_encoder", both) == 1e-5
+    assert learning_rate("text_encoder_2", both) == 1e-6

@@ -117,6 +117,15 @@ def test_a_run_starts_from_a_finished_file_that_fits(configure: Configure, tmp_p
             run_to_end(configure(network={"start_from": str(file)} | changed))
 
 
+def test_sdxls_second_text_encoder_may_learn_at_a_rate_of_its_own(configure: Configure):
+    rates = {"learning_rate": 1e-3, "text_encoder_learning_rate": 1e-4, "text_encoder_2_learning_rate": 1e-5}
+    run, events = run_to_end(configure("sdxl", optimizer=rates))
+    used = of_kind(events, StepFinished)[0].learning_rate
+    assert used == {"text_encoder": 1e-4, "text_encoder_2": 1e-5, "unet": 1e-3}
+    same_rate, _ = run_to_end(configure("sdxl", optimizer=rates | {"text_encoder_2_learning_rate": None}))
+    assert not same(weights(run), weights(same_rate))
+
+
 def test_every_saved_network_says_who_reads_it_and_one_without_effect_is_told(configure: Configure):
     _, events = run_to_end(configure(saving={"every_epochs": 1}))
     saved = of_kind(events, CheckpointSaved)
