@@ -40,8 +40,8 @@ def _low_rank_change(adapter: Any) -> Tensor:
 # LyCORIS' default forward applies ΔW as a second full layer; `bypass_mode` runs the small matrices one after the other
 # instead, which is the same function for a fraction of the memory and time.
 ALGORITHMS: dict[Algorithm, AlgorithmRecipe] = {
-    "lora": AlgorithmRecipe("lycoris.modules.locon:LoConModule", {"bypass_mode": True}, change=_low_rank_change),
-    "locon": AlgorithmRecipe("lycoris.modules.locon:LoConModule", {"bypass_mode": True}, change=_low_rank_change),
+    "lora": AlgorithmRecipe("engine.low_rank:LowRank", {"bypass_mode": True}, change=_low_rank_change),
+    "locon": AlgorithmRecipe("engine.low_rank:LowRank", {"bypass_mode": True}, change=_low_rank_change),
     # Normed over the input axis: applications apply the other form wrongly (Comfy-Org/ComfyUI#15458).
     "dora": AlgorithmRecipe(
         "lycoris.modules.locon:LoConModule", {"weight_decompose": True, "wd_on_out": False}, change=_low_rank_change

@@ -82,7 +82,7 @@ def train(
     everything = scan(config.dataset)
     dataset = trained_on(everything, config)
     prompts = sample_prompts(config.sampling, config.dataset.resolution)
-    model = load(config.base_model, DTYPES[config.memory.precision])
+    model = load(config.base_model, DTYPES[config.memory.precision], unet_later=True)
     model.weighted_captions = config.dataset.weighted_captions
 
     # What it learns from: pictures as latents, captions as text or as what the encoders make of them.
@@ -296,7 +296,7 @@ def fill(
         model.vae.to(accelerator.device)
         for done, total in caches.latents.fill(items, model.encode_pictures, flipped=config.dataset.flip):
             yield PhaseProgress(phase="caching", done=done, total=total)
-        leave(model.vae)
+        leave(model.vae, for_good=not prompts)
     if caches.texts is not None:
         yield PhaseStarted(phase="caching", detail="captions")
         for encoder in model.text_encoders.values():
@@ -310,13 +310,14 @@ def fill(
         captions += [text for prompt in prompts for text in (prompt.negative_prompt, prompt.prompt)]
         for done, total in caches.texts.fill(captions, encode):
             yield PhaseProgress(phase="caching", done=done, total=total)
-        leave(*model.text_encoders.values())
+        leave(*model.text_encoders.values(), for_good=True)
+    yield PhaseStarted(phase="loading", detail="UNet")  # which comes when the others have left
 
 
-def leave(*parts: torch.nn.Module) -> None:
-    """Bring parts back to the CPU, and their room on the GPU back to everybody."""
+def leave(*parts: torch.nn.Module, for_good: bool = False) -> None:
+    """Bring parts back to the CPU, or out of memory for good, and their room on the GPU back to everybody."""
     for part in parts:
-        part.to("cpu")
+        part.to("meta" if for_good else "cpu")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

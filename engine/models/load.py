@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from engine.models.convolutions import speed_up_convolutions
 from engine.models.detect import Detected, detect, read_header
+from engine.models.reading import read_weights, weight_files, without_weights
 from engine.models.sd import StableDiffusion
 from engine.models.sdxl import StableDiffusionXL
 from knowledge import architectures
@@ -30,25 +33,23 @@ FAMILIES: dict[str, type[StableDiffusion]] = {
 TEXT_ENCODERS = {"pocket": ("text_encoder",), "sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
 
 
-def load(settings: BaseModelSettings, dtype: torch.dtype) -> StableDiffusion:
+def load(settings: BaseModelSettings, dtype: torch.dtype, *, unet_later: bool = False) -> StableDiffusion:
     """The base model on the CPU, frozen, weights in `dtype`; the VAE in float32, where no picture turns black.
 
-    Raises PlainError when the files are not what the settings say, or are broken.
+    With `unet_later` the UNet of a folder, its largest part, takes no memory before `complete` is called: whoever
+    caches pictures and captions first never holds everything at once. Raises PlainError, then as now, when the files
+    are not what the settings say, or are broken.
     """
     quiet_libraries()
     detected = detect(settings.path)
     _check(settings, detected)
-    try:
+    with _named(detected):
         parts = _read_folder(detected, dtype) if detected.layout == "folder" else _read_file(detected, dtype)
-    except (OSError, ValueError, KeyError, RuntimeError) as problem:
-        if isinstance(problem, torch.OutOfMemoryError):
-            raise
-        first_line = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise PlainError(f"The base model {detected.path} cannot be loaded: {first_line}") from problem
     if settings.vae:
         parts["vae"] = load_vae(Path(settings.vae).expanduser(), detected.family)
     for name in ("unet", "vae", *TEXT_ENCODERS[detected.family]):
         parts[name].requires_grad_(False).eval()
+    speed_up_convolutions(parts["unet"])
     layers = parts["text_encoder"].config.num_hidden_layers
     if settings.clip_skip > layers:
         raise PlainError(
@@ -56,7 +57,7 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> StableDiffusion:
             f"has {layers} layers. 1 takes the last one."
         )
     betas = parts["scheduler"]
-    return FAMILIES[detected.family](
+    model = FAMILIES[detected.family](
         parts["unet"],
         parts["vae"],
         {name: parts[name] for name in TEXT_ENCODERS[detected.family]},
@@ -68,6 +69,28 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> StableDiffusion:
         beta_start=float(betas.get("beta_start", 0.00085)),
         beta_end=float(betas.get("beta_end", 0.012)),
     )
+    if detected.layout == "folder":
+
+        def read_unet() -> None:
+            with _named(detected):
+                read_weights(model.unet, weight_files(detected.path / "unet"), dtype)
+
+        model.later = read_unet
+    if not unet_later:
+        model.complete()
+    return model
+
+
+@contextmanager
+def _named(detected: Detected) -> Iterator[None]:
+    """Turns what the libraries raise about files into a sentence that names the model."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as problem:
+        if isinstance(problem, torch.OutOfMemoryError):
+            raise
+        first_line = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise PlainError(f"The base model {detected.path} cannot be loaded: {first_line}") from problem
 
 
 def _check(settings: BaseModelSettings, detected: Detected) -> None:
@@ -121,7 +144,9 @@ def _readers(family: str) -> dict[str, Callable[[Path, torch.dtype], nn.Module]]
 
         return read
 
-    return {name: reader(kind) for name, kind in classes.items()}
+    readers = {name: reader(kind) for name, kind in classes.items()}
+    readers["unet"] = lambda path, dtype: without_weights(UNet2DConditionModel, path)
+    return readers
 
 
 def _variant(folder: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,6 +82,7 @@ class StableDiffusion:
         # min-SNR never divides by zero.
         self.snr = diffusion.signal_to_noise(plain)
         self.zero_terminal_snr = zero_terminal_snr
+        self.later: Callable[[], None] | None = None  # reads what `load` left for later
         self.latent_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_channels: int = vae.config.latent_channels
         self.scaling_factor: float = vae.config.scaling_factor
@@ -93,12 +94,19 @@ class StableDiffusion:
         device: torch.device = next(self.unet.parameters()).device
         return device
 
+    def complete(self) -> None:
+        """Read the weights that were left for later. Raises PlainError when their file is broken."""
+        if self.later is not None:
+            self.later()
+            self.later = None
+
     def parts(self) -> dict[str, Any]:
         """The parts that a network may change, by name."""
         return {"unet": self.unet, **self.text_encoders}
 
     def to(self, device: torch.device, *, but: Collection[Any] = ()) -> None:
-        """Move all parts but these, and the tables with them."""
+        """Move all parts but these, and the tables with them; what was left for later is read now."""
+        self.complete()
         for part in (*self.parts().values(), self.vae):
             if not any(part is left for left in but):
                 part.to(device)
