@@ -10,7 +10,7 @@ from calculator.buckets import Size
 from calculator.network_size import BYTES, NOT_TRAINED, Shape, network_layers
 from calculator.step_cost import activation_bytes, course_of, phase_bytes, sizes_of, traced
 from knowledge.architectures import Architecture
-from knowledge.config import OptimizerName, TrainingConfig
+from knowledge.config import OptimizerName, TrainingConfig, with_values
 from knowledge.facts import Hardware
 
 MIB = 1024**2
@@ -98,10 +98,13 @@ def estimate_memory(
         "sampling": _sampling(config, architecture),
     }
     cuda = hardware.name != "CPU"
-    unused = {
-        name: round(_fragmentation(parts, len(views) > 1, config.memory.gradient_checkpointing and name == "training"))
-        for name, parts in phases.items()
-    }
+    unused = {name: round(_fragmentation(parts, len(views) > 1)) for name, parts in phases.items()}
+    if config.memory.gradient_checkpointing:
+        # More lies unused between the pieces that come and go, but never more than keeping all of them would take.
+        plain = _training(with_values(config, {"memory.gradient_checkpointing": False}), architecture, views)
+        most = sum(plain.values()) + round(_fragmentation(plain, len(views) > 1)) - sum(phases["training"].values())
+        torn = round(_fragmentation(phases["training"], len(views) > 1, checkpointing=True))
+        unused["training"] = min(torn, most)
     phase = max(phases, key=lambda name: sum(phases[name].values()) + cuda * unused[name])
     parts = {name: size for name, size in phases[phase].items() if size}
     allocated = sum(parts.values())
@@ -123,7 +126,7 @@ def estimate_memory(
     )
 
 
-def _fragmentation(parts: Mapping[str, int], several_shapes: bool, checkpointing: bool) -> float:
+def _fragmentation(parts: Mapping[str, int], several_shapes: bool, checkpointing: bool = False) -> float:
     """Bytes that the allocator holds and cannot use."""
     weights = parts.get("base model", 0)
     return 0.05 * weights + FRAGMENTED[several_shapes, checkpointing] * (sum(parts.values()) - weights)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from knowledge.answers import PlainError, did_you_mean
 from knowledge.facts import Hardware
+from knowledge.parsed import parsed
 
 DATA = Path(__file__).parent / "data" / "gpus.toml"
 GB = 1024**3
@@ -43,7 +43,7 @@ class Gpu:
 @lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
     """All cards we know figures of."""
-    rows = tomllib.loads(DATA.read_text(encoding="utf-8"))["gpu"]
+    rows = parsed(DATA)["gpu"]
     return tuple(
         Gpu(
             row["name"],

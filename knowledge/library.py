@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from knowledge.parsed import parsed
 
 DATA = Path(__file__).parent / "data"
 
@@ -16,7 +17,7 @@ DATA = Path(__file__).parent / "data"
 @cache
 def document(path: str) -> dict[str, Any]:
     """The tables of one file below data/, read once."""
-    return tomllib.loads((DATA / path).read_text(encoding="utf-8"))
+    return parsed(DATA / path)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from knowledge.expressions import UnknownFactError, evaluate
+from knowledge.parsed import parsed
 
 Form = Literal["", "pictures", "base_model", "prompts", "offers"]
 REVIEW = "review"
@@ -71,7 +71,7 @@ class Draft:
 @lru_cache(maxsize=1)
 def steps() -> tuple[Step, ...]:
     """The steps of the guided path, in order, without the review that follows them."""
-    document = tomllib.loads((Path(__file__).parent / "steps.toml").read_text(encoding="utf-8"))
+    document = parsed(Path(__file__).parent / "steps.toml")
     return tuple(
         Step(
             name=table["name"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from knowledge.config import DatasetSettings
 from knowledge.facts import DatasetFacts
+from knowledge.parsed import parsed
 from wizard.pictures import as_trained
 
 
@@ -41,7 +41,7 @@ def _filled(template: str, caption: str, trigger_word: str) -> str:
 
 @lru_cache(maxsize=1)
 def _templates() -> dict[str, list[str]]:
-    document = tomllib.loads((Path(__file__).parent / "steps.toml").read_text(encoding="utf-8"))
+    document = parsed(Path(__file__).parent / "steps.toml")
     templates: dict[str, list[str]] = document["prompts"]
     return templates
 

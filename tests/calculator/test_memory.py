@@ -1,6 +1,7 @@
 """VRAM: traces agree with the engine, state bytes with real optimizers, and more never needs less."""
 
 import json
+from statistics import median
 
 import pytest
 from hypothesis import given, settings
@@ -43,21 +44,59 @@ def test_a_fresh_trace_of_the_engines_step_is_what_the_calculator_says(checkpoin
     assert work(course, sizes).traffic == pytest.approx(traced.traffic, rel=0.01)
 
 
-def test_sd15_at_512_needs_what_independent_traces_found():
-    # Peaks of one step, MiB, LoRA rank 16 on all linear layers, AdamW, half precision, text outputs cached, from a
-    # tracer written apart from this one: 1640 of weights are in them.
-    for batch, peak in ((1, 2969), (2, 4207), (4, 6683)):
-        config = config_of(
-            base_model__family="sd15",
-            base_model__path="model",
-            memory__precision="bf16",
-            memory__cache_text_encoder_outputs=True,
-            schedule__batch_size=batch,
-        )
-        found = estimate_memory(config, architecture("sd15"), {(512, 512): 8}, CARD)
-        allocated = found.low_bytes - found.parts["CUDA context"]
-        assert allocated / 1024**2 == pytest.approx(peak, rel=0.03)
+# Peaks of one step in MiB, recorded by a tracer that was written apart from ours: rank 16, AdamW, flash attention,
+# half-precision base and text outputs cached, without what CUDA takes for itself. As ours they are of LoRA on every
+# linear layer and 1×1 convolution of the transformer blocks; its figures for attention alone train other layers.
+RECORDED = {
+    ("sd15", 512, 1, False): 2969,
+    ("sd15", 512, 2, False): 4207,
+    ("sd15", 512, 4, False): 6683,
+    ("sd15", 512, 1, True): 1945,
+    ("sd15", 512, 2, True): 2172,
+    ("sd15", 512, 4, True): 2627,
+    ("sdxl", 1024, 1, False): 13547,
+    ("sdxl", 1024, 1, True): 6203,
+}
+# Operations of one step in units of 10¹², per picture, forward and backward, from the same recording.
+RECORDED_WORK = {
+    ("sd15", 512, False): 0.81 + 1.00,
+    ("sd15", 512, True): 0.81 + 1.70,
+    ("sdxl", 1024, False): 6.85 + 7.89,
+    ("sdxl", 1024, True): 6.85 + 14.89,
+}
+
+
+def recorded_config(family, side, batch, checkpointing):
+    return config_of(
+        base_model__family=family,
+        base_model__path="model",
+        dataset__resolution=side,
+        dataset__bucket_maximum_side=2048,
+        memory__precision="bf16",
+        memory__gradient_checkpointing=checkpointing,
+        memory__cache_text_encoder_outputs=True,
+        schedule__batch_size=batch,
+    )
+
+
+def test_recorded_peaks_are_met_within_eight_percent_and_four_in_the_middle():
+    apart = []
+    for (family, side, batch, checkpointing), recorded in RECORDED.items():
+        config = recorded_config(family, side, batch, checkpointing)
+        found = estimate_memory(config, architecture(family), {(side, side): 8}, CARD)
         assert found.phase == "training"
+        allocated = (found.low_bytes - found.parts["CUDA context"]) / 1024**2
+        apart.append(abs(allocated / recorded - 1))
+    assert max(apart) <= 0.08
+    assert median(apart) <= 0.04
+
+
+@pytest.mark.parametrize("case", RECORDED_WORK)
+def test_recorded_operations_are_met_within_eight_percent(case):
+    family, side, checkpointing = case
+    config = recorded_config(family, side, 1, checkpointing)
+    found = work(course_of(config), sizes_of(config, 1, side * side / 64))
+    assert found.flops / 1e12 == pytest.approx(RECORDED_WORK[case], rel=0.08)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "prodigy"])
@@ -152,18 +191,21 @@ def test_more_of_anything_never_needs_less(values, side):
 
 
 @settings(deadline=None, max_examples=40)
-@given(values=CONFIGS, side=SIDES)
-def test_checkpointing_never_allocates_more(values, side):
-    values = {**values, "memory.gradient_checkpointing": False}
+@given(values=CONFIGS, side=SIDES, shapes=st.integers(1, 3))
+def test_checkpointing_never_needs_more(values, side, shapes):
+    views = {(side, side - 64 * number): 100 for number in range(shapes)}
     plain, checkpointed = (
-        with_values(TrainingConfig(), {"base_model.path": "model", **values, "memory.gradient_checkpointing": on})
+        estimate_memory(
+            with_values(TrainingConfig(), {"base_model.path": "model", **values, "memory.gradient_checkpointing": on}),
+            architecture(values["base_model.family"]),
+            views,
+            CARD,
+        )
         for on in (False, True)
     )
-    area = side**2 / 64
-    batch = values["schedule.batch_size"]
-    assert activation_bytes(course_of(checkpointed), sizes_of(checkpointed, batch, area)) <= activation_bytes(
-        course_of(plain), sizes_of(plain, batch, area)
-    )
+    assert checkpointed.low_bytes <= plain.low_bytes
+    assert checkpointed.likely_bytes <= plain.likely_bytes
+    assert checkpointed.high_bytes <= plain.high_bytes
 
 
 @pytest.mark.parametrize("family", FAMILIES)
