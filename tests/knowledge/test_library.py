@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from knowledge.library import DATA, guides, sources
+from knowledge.library import DATA, document, guides, sources
 from knowledge.parameters import find, terms
 from wizard.cli import COMMANDS
 
@@ -55,4 +55,6 @@ def test_every_source_is_cited_somewhere_or_gone():
         cited |= set(table.get("sources", ()))
         cited |= {source for choice in table.get("choices", {}).values() for source in choice.get("sources", ())}
     cited |= {source for _, _, table in module._term_tables() for source in table.get("sources", ())}
+    cited |= {source for rows in document("assessment.toml").values() for row in rows for source in row["sources"]}
+    cited |= set(document("prices.toml")["sources"])
     assert set(sources()) <= cited, set(sources()) - cited
