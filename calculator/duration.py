@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from calculator.buckets import Size
 from calculator.measurements import Measurement, nearest
@@ -63,11 +64,12 @@ def estimate_duration(
     hardware: Hardware,
     measurements: Sequence[Measurement] = (),
     held_out: int = 0,
+    processes: int = 1,
 ) -> DurationEstimate:
     """Start, caching, steps, held-out pictures, samples and saves.
 
     `views` and `batches` are those of an epoch by bucket, `epochs` may end inside one, `samples` counts pictures drawn,
-    `pictures` those to encode, `held_out` those that are measured, each time counted.
+    `pictures` those to encode, `held_out` those that are measured, each time counted; `processes` share the batches.
     """
     machine = machine_of(hardware, config.memory.precision)
     family, half = architecture.family, config.memory.precision != "fp32"
@@ -87,10 +89,12 @@ def estimate_duration(
         family, half, "decode", area
     )
     encoded = phase_flops(family, False, "encode", mean_area) / machine.flops + PICTURE_SECONDS / hardware.cores
+    together = sum(batches.values())
+    shared = ceil(together / processes) / together if together else 0.0  # the last round of an epoch may be part-filled
     parts = {
         "start": START_SECONDS[family],
         "caching": encoded * pictures if config.memory.cache_latents else 0.0,
-        "steps": factor * epochs * sum(step_seconds[bucket] * count for bucket, count in batches.items()),
+        "steps": factor * epochs * sum(step_seconds[bucket] * count for bucket, count in batches.items()) * shared,
         # Denoising a sample runs the UNet twice, measuring a picture once for each draw of noise.
         "validation": factor * held_out * DRAWS * phase_flops(family, half, "denoise", mean_area) / 2 / machine.flops,
         "samples": factor * samples * drawn / machine.flops,

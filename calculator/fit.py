@@ -40,10 +40,11 @@ class Case:
     hardware: Hardware
     architecture: Architecture | None = None
     measurements: Sequence[Measurement] = ()
+    processes: int = 1
 
     @property
     def plan(self) -> Plan:
-        return plan(self.config, self.dataset, self.hardware, self.architecture, self.measurements)
+        return plan(self.config, self.dataset, self.hardware, self.architecture, self.measurements, self.processes)
 
 
 @dataclass(frozen=True)
@@ -296,3 +297,46 @@ def table(
         }
         found = replace(case, config=with_values(case.config, changes)).plan
         yield Cell(batch_size, resolution, checkpointing, found.vram.likely_bytes, found.duration.likely_seconds)
+
+
+MOST_BATCH = 64
+RANKS = tuple(2**power for power in range(9))
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a card allows at one resolution, with checkpointing or without: the largest batch at the rank of the case,
+    and the largest rank at batch 1, of powers of two; 0 where not even the smallest fits."""
+
+    resolution: int
+    gradient_checkpointing: bool
+    batch_size: int
+    rank: int
+
+
+def allowed(case: Case, vram_bytes: int, resolutions: Sequence[int] = (512, 768, 1024)) -> Iterator[Allowance]:
+    """What this much memory would allow, everything else as in the case."""
+    for resolution, checkpointing in itertools.product(resolutions, (False, True)):
+        base: Changes = {
+            "dataset.resolution": resolution,
+            "dataset.bucket_maximum_side": max(case.config.dataset.bucket_maximum_side, resolution),
+            "dataset.bucket_minimum_side": min(case.config.dataset.bucket_minimum_side, resolution),
+            "memory.gradient_checkpointing": checkpointing,
+        }
+
+        def fits(changes: Changes, base: Changes = base) -> bool:
+            config = with_values(case.config, base | changes)
+            return replace(case, config=config).plan.vram.likely_bytes <= vram_bytes
+
+        batch_size = _most(lambda count: fits({"schedule.batch_size": count}), MOST_BATCH)
+        fitting = _most(lambda count: fits({"schedule.batch_size": 1, "network.rank": RANKS[count - 1]}), len(RANKS))
+        yield Allowance(resolution, checkpointing, batch_size, RANKS[fitting - 1] if fitting else 0)
+
+
+def _most(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number from 1 to `most` that fits, 0 when none does; what fits goes on fitting below."""
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -18,7 +18,7 @@ MIB = 1024**2
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Memory in bytes: low, likely and high, the phase that makes the peak, and what it consists of.
+    """Memory in bytes: low, likely and high, the phase that makes the peak, and the parts of that and every phase.
 
     Low: everything that is allocated. Likely: and what the allocator cannot use between pieces. High: and workspaces of
     the kernels, which differ between cards and drivers.
@@ -30,6 +30,7 @@ class MemoryEstimate:
     phase: str
     parts: dict[str, int]
     basis: str
+    phases: dict[str, dict[str, int]]
 
 
 # -- the optimizer's state, bytes of one tensor --------------------------------------------------------------------
@@ -96,6 +97,7 @@ def estimate_memory(
         "caching": _caching(config, architecture, views),
         "training": _training(config, architecture, views),
         "sampling": _sampling(config, architecture),
+        "saving": _saving(config, architecture),
     }
     cuda = hardware.name != "CPU"
     unused = {name: round(_fragmentation(parts, len(views) > 1)) for name, parts in phases.items()}
@@ -106,23 +108,28 @@ def estimate_memory(
         torn = round(_fragmentation(phases["training"], len(views) > 1, checkpointing=True))
         unused["training"] = min(torn, most)
     phase = max(phases, key=lambda name: sum(phases[name].values()) + cuda * unused[name])
-    parts = {name: size for name, size in phases[phase].items() if size}
-    allocated = sum(parts.values())
+    allocated = sum(phases[phase].values())
+    more = {
+        name: {"CUDA context": CUDA_CONTEXT, "fragmentation": unused[name]} if cuda else {"program": PROGRAM}
+        for name in phases
+    }
+    everything = {
+        name: {part: size for part, size in parts.items() if size} | more[name]
+        for name, parts in phases.items()
+        if parts
+    }
+    parts = everything[phase]
     how = "from a trace of" if traced(course_of(config)) else "put together from traces of"
     basis = f"weights and optimizer counted, activations {how} the engine's own step"
-    if not cuda:
-        parts["program"] = PROGRAM
-        likely = allocated + PROGRAM
-        return MemoryEstimate(likely, likely, round(likely * (1 + WORKSPACE_SHARE)), phase, parts, basis)
-    likely = allocated + CUDA_CONTEXT + unused[phase]
-    parts |= {"CUDA context": CUDA_CONTEXT, "fragmentation": unused[phase]}
+    likely = sum(parts.values())
     return MemoryEstimate(
-        low_bytes=allocated + CUDA_CONTEXT,
+        low_bytes=allocated + (CUDA_CONTEXT if cuda else PROGRAM),
         likely_bytes=likely,
         high_bytes=round(likely * (1 + WORKSPACE_SHARE)),
         phase=phase,
         parts=parts,
         basis=basis,
+        phases=everything,
     )
 
 
@@ -188,6 +195,16 @@ def _sampling(config: TrainingConfig, architecture: Architecture) -> dict[str, i
         for name, parts in (("denoise", resident), ("decode", decoding))
     ]
     return max(passes, key=lambda parts: sum(parts.values()))
+
+
+def _saving(config: TrainingConfig, architecture: Architecture) -> dict[str, int]:
+    """What stays while a file is written: the tensors are rounded on their way to the main memory, one by one."""
+    trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
+    return {
+        "base model": _weights(config, architecture, _resident(config, architecture)),
+        "network": 4 * trainable,
+        "optimizer": optimizer_bytes(architecture, config),
+    }
 
 
 def _resident(config: TrainingConfig, architecture: Architecture) -> list[str]:

@@ -49,6 +49,8 @@ class Plan:
 
     `file_bytes` is exact but for the file's metadata, a few thousand bytes that are only known at the end.
     `naive_total_steps` is what the usual sum without buckets gives; `partial_batches` of an epoch are not full.
+    `saving_steps` are the updates after which a file is saved, `sampling_steps` those after which samples are drawn (0:
+    before the first); `processes` train side by side, each with batches of its own.
     """
 
     batches_per_epoch: int
@@ -60,6 +62,9 @@ class Plan:
     partial_batches: int
     naive_total_steps: int
     buckets: tuple[BucketPlan, ...]
+    saving_steps: tuple[int, ...]
+    sampling_steps: tuple[int, ...]
+    processes: int
     trainable_parameters: int
     file_bytes: int
     saved_files: int
@@ -84,6 +89,7 @@ class Plan:
         """The plan as the document that --json prints; findings and the learning-rate curve when they are wanted."""
         document = asdict(self)
         del document["schedule"], document["learning_rate"]
+        document |= {name: list(document[name]) for name in ("buckets", "saving_steps", "sampling_steps")}
         document["smallest_bucket_images"] = self.smallest_bucket_images
         if findings is not None:
             document["findings"] = [asdict(finding) for finding in findings]
@@ -109,13 +115,15 @@ def plan(
     hardware: Hardware,
     architecture: Architecture | None = None,
     measurements: Sequence[Measurement] = (),
+    processes: int = 1,
 ) -> Plan:
     """The plan of this config. `architecture` is that of the base model where it is not the family's usual one;
-    `measurements` are timings that make the forecast of time sharper."""
+    `measurements` are timings that make the forecast of time sharper; `processes` cards share the batches."""
     trained = trained_on(dataset, config)
     apart = dataset.images - trained.images
+    counted = views(trained, config.dataset)
     return plan_of_views(
-        config, views(trained, config.dataset), trained, hardware, architecture, measurements, held_out=apart
+        config, counted, trained, hardware, architecture, measurements, held_out=apart, processes=processes
     )
 
 
@@ -128,17 +136,17 @@ def plan_of_views(
     measurements: Sequence[Measurement] = (),
     *,
     held_out: int = 0,
+    processes: int = 1,
 ) -> Plan:
     """`plan` for a dataset whose views by bucket are known already; `held_out` pictures are not among them."""
     known = architecture or usual_architecture(config.base_model.family)
     batch_size = config.schedule.batch_size
     by_bucket = batches(views_by_bucket, batch_size)
-    run = run_length(sum(by_bucket.values()), config.schedule)
+    run = run_length(sum(by_bucket.values()), config.schedule, processes)
     epochs = run.total_steps / run.updates_per_epoch if run.updates_per_epoch else 0.0
     saves = saving_steps(config.saving, run.updates_per_epoch, run.total_steps)
-    pictures = len(sampling_steps(config.sampling, run.updates_per_epoch, run.total_steps)) * len(
-        config.sampling.prompts
-    )
+    sampled = sampling_steps(config.sampling, run.updates_per_epoch, run.total_steps)
+    pictures = len(sampled) * len(config.sampling.prompts)
     trainable = trainable_parameters(known, config.network)
     size = file_bytes(known, config.network, config.saving.precision)
     return Plan(
@@ -153,6 +161,9 @@ def plan_of_views(
         buckets=tuple(
             BucketPlan(*bucket, images=count, batches=by_bucket[bucket]) for bucket, count in views_by_bucket.items()
         ),
+        saving_steps=tuple(saves),
+        sampling_steps=tuple(sampled),
+        processes=processes,
         trainable_parameters=trainable,
         file_bytes=size,
         saved_files=_files_kept(len(saves), config.saving.keep_last),
@@ -171,6 +182,7 @@ def plan_of_views(
             hardware=hardware,
             measurements=measurements,
             held_out=held_out * len(validation_steps(config.validation, run.updates_per_epoch, run.total_steps)),
+            processes=processes,
         ),
         learning_rate=config.optimizer.learning_rate,
         schedule=config.schedule,

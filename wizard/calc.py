@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -30,10 +30,8 @@ from knowledge.config import (
 from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture, facts
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.text import Text
-
     from calculator import fit
+    from knowledge.assessment import Assessment
     from knowledge.rules import Finding
 
 SUPPOSED_IMAGES = 20
@@ -67,16 +65,28 @@ class Case:
     supposed: Mapping[str, Any]
     answered: bool = False
     measurements: tuple[Measurement, ...] = ()
+    processes: int = 1
 
     @property
     def plan(self) -> Plan:
-        return plan(self.config, self.dataset, self.hardware, measurements=self.measurements)
+        return plan(self.config, self.dataset, self.hardware, measurements=self.measurements, processes=self.processes)
 
     @property
     def to_fit(self) -> fit.Case:
         from calculator import fit
 
-        return fit.Case(self.config, self.dataset, self.hardware, measurements=self.measurements)
+        return fit.Case(
+            self.config, self.dataset, self.hardware, measurements=self.measurements, processes=self.processes
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the run costs in money, and how that is known; without a currency it is that of who named the price."""
+
+    money: float
+    currency: str
+    basis: str
 
 
 def size_of(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -136,6 +146,11 @@ def seconds_of(context: click.Context, parameter: click.Parameter, value: str | 
 @click.option("--steps", type=click.IntRange(1), help="What to change so that it makes this many steps.")
 @click.option("--table", is_flag=True, help="Memory and time by batch size, resolution and checkpointing.")
 @click.option("--measure", is_flag=True, help="Time a few real steps here first; every later forecast uses them.")
+@click.option("--allow", "allowance", callback=bytes_of, metavar="12GB", help="What a card of this size would allow.")
+@click.option("--processes", type=click.IntRange(1, 64), default=1, help="Cards that share the batches.")
+@click.option(
+    "--charts", type=click.Path(path_type=Path), metavar="FOLDER", help="Draw memory, rate and shapes as PNG."
+)
 @click.option("--price", type=click.FloatRange(min=0), help="What the computer costs per hour, in your money.")
 @click.option("--curve", is_flag=True, help="Also the learning rate over the run.")
 @click.option("--json", "as_json", is_flag=True, help="The plan as one JSON document.")
@@ -148,6 +163,8 @@ def calc(
     steps: int | None,
     table: bool,
     measure: bool,
+    allowance: int | None,
+    charts: Path | None,
     **options: Any,
 ) -> None:
     """Steps, time, memory and file size of a run, before you start it."""
@@ -160,11 +177,20 @@ def calc(
     findings = _findings(case, found)
     proposal = _proposal(case, room, time, steps) if room or time or steps else None
     cells = _cells(case) if table else []
+    judged = _assessed(case, found)
+    cost = _cost(case, found, price)
+    allowed = _allowed(case, allowance) if allowance else []
+    drawn = _drawn(case, found, charts) if charts else []
     if as_json:
         document = found.as_dict(findings, learning_rate=curve)
         document |= {"supposed": dict(case.supposed), "hardware": _hardware(case.hardware)}
-        if price is not None:
-            document["cost"] = found.duration.likely_seconds / 3600 * price
+        document["assessment"] = [asdict(one) for one in judged]
+        if cost is not None:
+            document |= {"cost": cost.money, "cost_basis": cost.basis}
+        if allowed:
+            document["allowed"] = [asdict(one) for one in allowed]
+        if drawn:
+            document["charts"] = [str(path) for path in drawn]
         if proposal is not None:
             document["proposal"] = {
                 "reached": proposal.reached,
@@ -176,14 +202,17 @@ def calc(
             document["table"] = [asdict(cell) for cell in cells]
         click.echo(json.dumps(document, ensure_ascii=False))
         return
-    from wizard import views
+    from wizard import calc_page, views
 
     console = views.console()
-    parts = [page(case, found, findings, price, curve)]
+    parts = [calc_page.page(case, found, judged, findings, cost, curve)]
     if proposal is not None:
-        parts.append(proposed(case, proposal))
+        parts.append(calc_page.proposed(case, proposal))
+    if allowance:
+        parts.append(calc_page.allowances(case, allowance, allowed))
     if table:
-        parts.append(_table(case, cells))
+        parts.append(calc_page.grid(case, cells))
+    parts += [f"[good]✓[/] Drawn: {views.escape(str(path))}" for path in drawn]
     console.print()
     console.print(views.indented(views.page(*parts)))
     console.print()
@@ -198,6 +227,7 @@ def gathered(
     answers: Path | None,
     assignments: tuple[str, ...],
     room: int | None = None,
+    processes: int = 1,
     **flags: Any,
 ) -> Case:
     """The case that the options describe. Raises PlainError for what contradicts itself or cannot be read."""
@@ -241,7 +271,7 @@ def gathered(
         supposed = {"images": SUPPOSED_IMAGES, **supposed}
     if supposed_card and hardware.vram_bytes:
         supposed = {"gpu": hardware.name, **supposed}
-    return Case(config, counted, hardware, supposed, answers is not None, _measurements())
+    return Case(config, counted, hardware, supposed, answers is not None, _measurements(), processes)
 
 
 def _with(base: TrainingConfig, values: dict[str, Any]) -> TrainingConfig:
@@ -290,8 +320,48 @@ def _card_with(memory_bytes: int | None) -> Hardware | None:
 def _findings(case: Case, found: Plan) -> list[Finding]:
     from knowledge.rules import check
 
-    everything = check(facts(case.config, case.dataset, case.hardware, found.facts()))
+    everything = check(_facts(case, found))
     return [finding for finding in everything if case.answered or not NOT_ASKED & set(finding.parameters)]
+
+
+def _facts(case: Case, found: Plan) -> dict[str, Any]:
+    return facts(case.config, case.dataset, case.hardware, found.facts())
+
+
+def _assessed(case: Case, found: Plan) -> list[Assessment]:
+    from knowledge.assessment import assess
+
+    return assess(_facts(case, found))
+
+
+def _cost(case: Case, found: Plan, price: float | None) -> Cost | None:
+    """What the run costs: at the price that was named, or at the table's for renting such a card."""
+    hours = found.duration.likely_seconds / 3600 * case.processes
+    cards = f" for each of {case.processes} cards" if case.processes > 1 else ""
+    if price is not None:
+        return Cost(hours * price, "", f"at {price:g} an hour{cards}")
+    from knowledge.prices import price_of
+
+    known = price_of(case.hardware.name, case.hardware.vram_bytes)
+    if known is None:
+        return None
+    basis = f"if you rent it, at {known.hour:.2f} an hour{cards} ({known.where}, {known.date}); yours: --price"
+    return Cost(hours * known.hour, known.currency, basis)
+
+
+def _allowed(case: Case, room: int) -> list[fit.Allowance]:
+    from calculator import fit
+
+    return list(fit.allowed(case.to_fit, room))
+
+
+def _drawn(case: Case, found: Plan, folder: Path) -> list[Path]:
+    from wizard.plan_charts import draw_plan
+
+    try:
+        return draw_plan(found, case.hardware, folder)
+    except OSError as problem:
+        raise PlainError(f"The charts cannot be written to {folder}: {problem.strerror or problem}.") from None
 
 
 def _hardware(hardware: Hardware) -> dict[str, Any]:
@@ -327,212 +397,3 @@ def _cells(case: Case) -> list[fit.Cell]:
     from calculator import fit
 
     return list(fit.table(case.to_fit))
-
-
-# -- the page ------------------------------------------------------------------------------------------------------
-
-
-def page(case: Case, found: Plan, findings: list[Finding], price: float | None, curve: bool) -> RenderableType:
-    """The answer: the sum in words, the figures, the shapes, what to look at, and what was supposed."""
-    from rich.text import Text
-
-    from wizard import views
-
-    parts: list[RenderableType] = [sentence(case, found), views.rows(list(_figures(case, found, price)))]
-    if len(found.buckets) > 1:
-        parts.append(_shapes(found))
-    if curve:
-        parts.append(_curve(found))
-    if findings:
-        from rich.console import Group
-
-        parts.append(Group(*(views.finding(finding.severity, finding.message) for finding in findings)))
-    if case.supposed:
-        parts.append(Text("Supposed, since you did not say: " + _supposed(case.supposed), "quiet"))
-    return views.page(*parts)
-
-
-def sentence(case: Case, found: Plan) -> Text:
-    """How the steps come about: "24 pictures × 10 repeats in 5 shapes make 63 batches …"."""
-    from rich.text import Text
-
-    from wizard.words import count
-
-    dataset, schedule = case.dataset, case.config.schedule
-    repeats = {folder.repeats for folder in dataset.folders if not folder.regularisation}
-    text = Text(count(dataset.images, "picture"))
-    if len(repeats) > 1:
-        text.append(f", with their repeats {dataset.views_per_epoch:,} views,")
-    elif repeats != {1}:
-        text.append(f" × {count(max(repeats, default=1), 'repeat')}")
-    extra = found.views_per_epoch - dataset.views_per_epoch
-    if extra:
-        text.append(f" and {count(extra, 'view')} of regularisation pictures")
-    text.append(f" in {count(len(found.buckets), 'shape')} make ")
-    text.append(count(found.batches_per_epoch, "batch", "batches"), "strong")
-    text.append(f" of {schedule.batch_size}" if schedule.batch_size > 1 else "")
-    text.append(" an epoch")
-    if schedule.gradient_accumulation_steps > 1:
-        text.append(f", {schedule.gradient_accumulation_steps} to a step: ")
-        text.append(f"{count(found.updates_per_epoch, 'step')} an epoch", "strong")
-    text.append(f". {count(found.epochs, 'epoch').capitalize()} {'are' if found.epochs != 1 else 'is'} ")
-    text.append(count(found.total_steps, "step"), "accent")
-    if schedule.maximum_steps == found.total_steps and found.total_steps < found.epochs * found.updates_per_epoch:
-        text.append(", where the step limit ends the run")
-    text.append(f"; each picture is seen {found.views_per_image:,.0f} times.")
-    if found.naive_total_steps != found.total_steps and schedule.maximum_steps is None:
-        text.append(f" The usual sum, which knows no shapes, says {found.naive_total_steps:,}.", "quiet")
-    return text
-
-
-def _figures(case: Case, found: Plan, price: float | None) -> Iterator[tuple[str, RenderableType]]:
-    from rich.text import Text
-
-    from wizard import views
-    from wizard.words import count, duration, size
-
-    hardware, time, memory = case.hardware, found.duration, found.vram
-    on = f"on {hardware.name}" if hardware.vram_bytes else "on this processor, without a graphics card"
-    yield (
-        "Time",
-        Text.assemble(
-            ("about " + duration(time.likely_seconds), "strong"),
-            (f"  {on}; {duration(time.low_seconds)} to {duration(time.high_seconds)}", "quiet"),
-        ),
-    )
-    if price is not None:
-        cost = time.likely_seconds / 3600 * price
-        yield "Cost", Text.assemble((f"{cost:,.2f}", "strong"), (f"  at {price:g} an hour", "quiet"))
-    room = hardware.vram_bytes or hardware.ram_bytes
-    text = Text.assemble((views.memory(memory.likely_bytes), "strong"))
-    if room:
-        kind = "VRAM" if hardware.vram_bytes else "main memory"
-        text.append(f" of {views.memory(room)} {kind}  ").append(views.bar(memory.likely_bytes / room, 24))
-    text.append(
-        f"  {views.memory(memory.low_bytes)} to {views.memory(memory.high_bytes)}, most while {memory.phase}", "quiet"
-    )
-    yield "Memory", text
-    yield "", Text(" · ".join(f"{name} {views.memory(part)}" for name, part in memory.parts.items() if part), "quiet")
-    yield (
-        "File",
-        Text.assemble(
-            (size(found.file_bytes), "strong"),
-            (f"  {found.trainable_parameters:,} trained weights in {case.config.saving.precision}", "quiet"),
-        ),
-    )
-    disk = Text.assemble((size(found.disk_bytes), "strong"), (f"  {count(found.saved_files, 'file')}", "quiet"))
-    if found.sample_pictures:
-        disk.append(f", {count(found.sample_pictures, 'sample')}", "quiet")
-    yield "Disk", disk
-    yield "Basis", Text(f"steps and file size are exact; time: {time.basis}; memory: {memory.basis}", "quiet")
-
-
-def _shapes(found: Plan) -> RenderableType:
-    from wizard import views
-
-    most = max(bucket.batches for bucket in found.buckets)
-    return views.table(
-        ("Shape", "Pictures", "Batches", ""),
-        [
-            (f"{b.width} × {b.height}", f"{b.images:,}", f"{b.batches:,}", views.bar(b.batches / most, 24))
-            for b in found.buckets
-        ],
-        right=("Pictures", "Batches"),
-    )
-
-
-def _curve(found: Plan) -> RenderableType:
-    """The learning rate over the run in eight rows of blocks."""
-    from rich.text import Text
-
-    from wizard.words import number
-
-    rates = found.learning_rates()
-    columns = min(60, len(rates))
-    picked = [rates[index * len(rates) // columns] for index in range(columns)]
-    highest = max(picked, default=0.0) or 1.0
-    rows, eighths = 6, " ▁▂▃▄▅▆▇█"
-    lines = []
-    for row in reversed(range(rows)):
-        filled = (min(max(rate / highest * rows - row, 0.0), 1.0) for rate in picked)
-        label = number(highest) if row == rows - 1 else "0" if row == 0 else ""
-        lines.append(
-            Text.assemble((f"{label:>9} ", "quiet"), ("".join(eighths[round(8 * f)] for f in filled), "accent"))
-        )
-    foot = f"{'':>10}step 1{f'step {len(rates):,}':>{max(columns - 6, 0)}}"
-    return Text("\n").join([Text("Learning rate", "quiet"), *lines, Text(foot, "quiet")])
-
-
-def _supposed(supposed: Mapping[str, Any]) -> str:
-    from wizard import views
-
-    return ", ".join(f"{_called(name)} {views.value(value)}" for name, value in supposed.items())
-
-
-def _called(name: str) -> str:
-    """A setting as one says it: "optimizer" for optimizer.name, "rank" for network.rank."""
-    section, _, last = name.rpartition(".")
-    return section if last == "name" else last.replace("_", " ")
-
-
-def proposed(case: Case, proposal: fit.Proposal) -> RenderableType:
-    """What would reach the goal: every change, what it does, and the figures after it."""
-    from rich.text import Text
-
-    from wizard import views
-    from wizard.words import duration
-
-    if not proposal.changes:
-        words = "Nothing has to change." if proposal.reached else "No change would reach that."
-        return Text(words, "good" if proposal.reached else "high")
-    title = "What to change" if proposal.reached else "As near as it comes"
-    lines = [
-        (_called(name), Text.assemble(views.value(value_of(case.config, name)), " → ", (views.value(value), "accent")))
-        for name, value in proposal.changes.items()
-    ]
-    before, after = proposal.before, proposal.after
-    figures = [
-        ("Memory", _change(views.memory(before.vram.likely_bytes), views.memory(after.vram.likely_bytes))),
-        ("Time", _change(duration(before.duration.likely_seconds), duration(after.duration.likely_seconds))),
-        ("Steps", _change(f"{before.total_steps:,}", f"{after.total_steps:,}")),
-    ]
-    effects = Text("\n".join(proposal.effects), "quiet")
-    changes = " ".join(f"--set {name}={_written(value)}" for name, value in proposal.changes.items())
-    return views.page(views.heading(title), views.rows(lines), effects, views.rows(figures), Text(changes, "quiet"))
-
-
-def _change(before: str, after: str) -> Text:
-    from rich.text import Text
-
-    return Text(before) if before == after else Text.assemble((f"{before} → ", "quiet"), (after, "accent"))
-
-
-def _written(value: Any) -> str:
-    return {None: "none", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, str) else value
-
-
-def _table(case: Case, cells: list[fit.Cell]) -> RenderableType:
-    """Memory and time by resolution, batch size and checkpointing; what does not fit the card is marked."""
-    from rich.text import Text
-
-    from wizard import views
-    from wizard.words import duration
-
-    room = case.hardware.vram_bytes
-
-    def memory(cell: fit.Cell) -> Text:
-        return Text(views.memory(cell.vram_bytes), "blocks" if room and cell.vram_bytes > room else "")
-
-    lines = [
-        (
-            str(plain.resolution),
-            str(plain.batch_size),
-            memory(plain),
-            Text(duration(plain.duration_seconds), "quiet"),
-            memory(checkpointed),
-            Text(duration(checkpointed.duration_seconds), "quiet"),
-        )
-        for plain, checkpointed in zip(cells[::2], cells[1::2], strict=True)
-    ]
-    columns = ("Pixels", "Batch", "Memory", "Time", "checkpointed", "takes")
-    return views.table(columns, lines, right=columns)

@@ -84,7 +84,7 @@ def loss_chart(events: Sequence[Event], path: Path) -> Path | None:
     numbers, losses = [step.step for step in steps], [step.loss for step in steps]
     window = max(2, min(len(losses) // 2, max(10, min(200, len(losses) // 10))))
     centres, means, errors = moving_average(numbers, losses, window)
-    figure, axes = _figure(
+    figure, axes = new_figure(
         "How far off the guesses were: the loss",
         f"dot: one step   line: average of {window} steps   "
         "band: where chance alone puts that average (two standard errors)",
@@ -119,7 +119,7 @@ def loss_chart(events: Sequence[Event], path: Path) -> Path | None:
         marks = [bottom + 0.018 * (top - bottom)] * len(saved)
         axes.plot(sorted(saved), marks, marker="^", markersize=6, color=INK, linestyle="", clip_on=False, zorder=6)
         axes.text(0, -0.13, "▲ a LoRA file was saved", transform=axes.transAxes, color=QUIET, size=8.5)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def learning_rate_chart(events: Sequence[Event], path: Path) -> Path | None:
@@ -127,7 +127,7 @@ def learning_rate_chart(events: Sequence[Event], path: Path) -> Path | None:
     steps = steps_of(events)
     if len(steps) < 2:
         return None
-    figure, axes = _figure("How big the steps were: the learning rate", "the rate each step really used")
+    figure, axes = new_figure("How big the steps were: the learning rate", "the rate each step really used")
     groups = list(dict.fromkeys(group for step in steps for group in step.learning_rate))
     for index, group in enumerate(groups):
         used = [(step.step, step.learning_rate[group]) for step in steps if group in step.learning_rate]
@@ -144,7 +144,7 @@ def learning_rate_chart(events: Sequence[Event], path: Path) -> Path | None:
     if len(groups) > 1:
         axes.legend(frameon=False, loc="upper right")
     _steps_axis(axes, events, steps)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def held_out_chart(events: Sequence[Event], path: Path) -> Path | None:
@@ -152,7 +152,7 @@ def held_out_chart(events: Sequence[Event], path: Path) -> Path | None:
     losses = held_out_losses(events)
     if len(losses) < 2:
         return None
-    figure, axes = _figure(
+    figure, axes = new_figure(
         "On pictures it never saw: the held-out loss",
         "the same noise at every measurement   step 0: the base model   ring: the lowest",
     )
@@ -183,7 +183,7 @@ def held_out_chart(events: Sequence[Event], path: Path) -> Path | None:
     axes.set_ylim(min(values) - 0.25 * spread, max(values) + 0.12 * spread)
     axes.yaxis.set_major_formatter(lambda value, _: number(value))
     _steps_axis(axes, events, steps_of(events))
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def moving_average(
@@ -206,7 +206,8 @@ def _share(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def _figure(title: str, subtitle: str) -> tuple[Figure, Axes]:
+def new_figure(title: str, subtitle: str) -> tuple[Figure, Axes]:
+    """An empty chart in our look, with a title and a quiet line below it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=CHART_INCHES, dpi=CHART_DPI, facecolor=PAPER)
@@ -231,7 +232,8 @@ def _steps_axis(axes: Axes, events: Sequence[Event], steps: Sequence[StepFinishe
     axes.set_xlabel("step", color=QUIET, size=9, loc="right")
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """The chart written to `path` as PNG, whole or not at all."""
     with whole_file(path) as partial:
         figure.savefig(partial, format="png")
     return path

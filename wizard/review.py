@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from knowledge.config import POCKET_MODEL, TrainingConfig, value_of
 from knowledge.parameters import parameters
 from knowledge.rules import Finding
-from wizard import estimate, pictures, questions, settings, views, words
+from wizard import estimate, pictures, questions, settings, solvers, views, words
 from wizard.prompts import Move, Option, Page, show
 from wizard.situation import Situation
 
@@ -52,6 +52,9 @@ def review(session: Session, around: dict[str, Any]) -> str | Move:
         elif answer == "settings":
             settings.browse(session, around)
             at = "settings"
+        elif answer == "goals":
+            solvers.solve(session, around)
+            at = "goals"
         elif answer == "remarks":
             remarks(session, around)
         elif answer == "fix all":
@@ -98,6 +101,7 @@ def _options(situation: Situation) -> tuple[Option, ...]:
             Option("remarks", f"Go through {'all ' if len(findings) > 1 else ''}{words.count(len(findings), 'remark')}")
         )
     rest = [
+        *([Option("goals", "Make it fit a card, a time or a number of steps")] if situation.plan else []),
         Option("settings", "Change a setting"),
         Option("plan", "See the whole plan"),
         Option("save", "Save the answers, train later"),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calculator.fit import FOR_MEMORY, FOR_TIME, Case, fit_memory, fit_steps, fit_time, table
+from calculator.fit import FOR_MEMORY, FOR_TIME, Case, allowed, fit_memory, fit_steps, fit_time, table
 from knowledge.config import TrainingConfig, with_values
 from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture
 
@@ -102,3 +102,47 @@ def test_the_table_has_every_combination():
     by_size = {(c.batch_size, c.resolution, c.gradient_checkpointing): c.vram_bytes for c in cells}
     assert by_size[1, 512, False] < by_size[4, 512, False]
     assert by_size[4, 768, True] < by_size[4, 768, False]
+
+
+@settings(deadline=None, max_examples=8)
+@given(gigabytes=st.sampled_from([6, 8, 12, 24]), family=st.sampled_from(["sd15", "sdxl"]))
+def test_what_a_card_allows_fits_it_and_one_more_does_not(gigabytes, family):
+    case = case_of(base_model__family=family, memory__precision="bf16", memory__cache_text_encoder_outputs=True)
+
+    def need(one, **changes):
+        values = {
+            "dataset.resolution": one.resolution,
+            "dataset.bucket_maximum_side": max(1024, one.resolution),
+            "memory.gradient_checkpointing": one.gradient_checkpointing,
+        }
+        values |= {name.replace("__", "."): value for name, value in changes.items()}
+        return Case(with_values(case.config, values), DATASET, CARD).plan.vram.likely_bytes
+
+    for one in allowed(case, gigabytes * GIB, (512, 1024)):
+        if one.batch_size:
+            assert need(one, schedule__batch_size=one.batch_size) <= gigabytes * GIB
+        if one.batch_size < 64:
+            assert need(one, schedule__batch_size=one.batch_size + 1) > gigabytes * GIB
+        if one.rank:
+            assert need(one, schedule__batch_size=1, network__rank=one.rank) <= gigabytes * GIB
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    limit=st.floats(5, 16),
+    batch=st.integers(1, 8),
+    rank=st.sampled_from([8, 64]),
+    algorithm=st.sampled_from(["lora", "locon", "dora", "loha", "lokr"]),
+    resolution=st.sampled_from([768, 1024]),
+)
+def test_what_is_proposed_for_sdxl_fits(limit, batch, rank, algorithm, resolution):
+    case = case_of(
+        base_model__family="sdxl",
+        dataset__resolution=resolution,
+        schedule__batch_size=batch,
+        network__rank=rank,
+        network__algorithm=algorithm,
+    )
+    found = fit_memory(case, round(limit * GIB))
+    assert found.reached == (found.after.vram.likely_bytes <= round(limit * GIB))
+    assert Case(with_values(case.config, found.changes), DATASET, CARD).plan == found.after

@@ -129,3 +129,73 @@ def test_what_fits_a_size_is_asked_of_a_card_of_that_size_where_there_is_none(mo
     assert found["proposal"]["reached"]
     assert found["proposal"]["plan"]["vram"]["likely_bytes"] <= 8 * 2**30
     assert document(*asked)["hardware"]["name"] == "CPU"
+
+
+ORDINARY = ("--images", "20", "--repeats", "5", "--family", "sd15", "--gpu", "3060", "--batch-size", "2")
+
+
+def test_every_figure_is_judged_with_a_reason_and_what_to_change():
+    judged = {one["measure"]: one for one in document(*ORDINARY, "--epochs", "2")["assessment"]}
+    assert set(judged) == {"steps", "views", "time", "memory"}
+    assert judged["steps"]["verdict"] == "too low"  # 2 × 50 steps
+    assert "Raise schedule.epochs to about 8." in judged["steps"]["change"]
+    told = " ".join(run(*ORDINARY, "--epochs", "2").output.split())
+    assert "too low: a character usually takes 400 to 3000 updates. Raise schedule.epochs to about 8." in told
+
+
+def test_it_says_when_files_and_samples_come():
+    arguments = (*ORDINARY, "--epochs", "4", "--set", "saving.every_epochs=1", "--set", "sampling.every_epochs=2")
+    found = document(*arguments, "--set", "sampling.prompts=['a cat']")
+    assert found["saving_steps"] == [50, 100, 150, 200]
+    assert found["sampling_steps"] == [0, 100, 200]
+    told = " ".join(run(*arguments, "--set", "sampling.prompts=['a cat']").output.split())
+    assert "after step 50, 100, 150, 200" in told
+    assert "after the start, 100, 200" in told
+
+
+def test_cards_that_share_the_batches_make_fewer_steps_in_less_time():
+    one, four = document(*ORDINARY, "--epochs", "4"), document(*ORDINARY, "--epochs", "4", "--processes", "4")
+    # 50 batches an epoch: 13 each, the last of them with two batches only
+    assert (one["total_steps"], four["total_steps"]) == (200, 52)
+    assert four["duration"]["parts"]["steps"] == pytest.approx(one["duration"]["parts"]["steps"] * 52 * 4 / 200 / 4)
+    assert four["views_per_image"] == one["views_per_image"] == 20
+
+
+def test_money_is_the_price_that_was_named_or_that_of_a_dated_table():
+    rented = document("--images", "20", "--gpu", "RTX 4090")
+    assert rented["cost"] == pytest.approx(rented["duration"]["likely_seconds"] / 3600 * 0.34)
+    assert "2026" in rented["cost_basis"]
+    assert "cost" not in document("--images", "20", "--gpu", "RTX 2060")
+    own = document("--images", "20", "--gpu", "RTX 2060", "--price", "1.5")
+    assert own["cost"] == pytest.approx(own["duration"]["likely_seconds"] / 3600 * 1.5)
+
+
+def test_it_says_what_another_card_would_allow():
+    small, large = (document(*ORDINARY, "--allow", size)["allowed"] for size in ("6GB", "24GB"))
+    assert [one["resolution"] for one in small] == [512, 512, 768, 768, 1024, 1024]
+    assert all(a["batch_size"] <= b["batch_size"] for a, b in zip(small, large, strict=True))
+    assert small[1]["batch_size"] > small[0]["batch_size"]  # checkpointing makes room
+    assert "What 6.0 GB would allow" in run(*ORDINARY, "--allow", "6GB").output
+
+
+def test_the_plan_is_drawn(tmp_path):
+    from PIL import Image
+
+    arguments = ("--dataset", str(PICTURES), "--gpu", "3060", "--charts", str(tmp_path / "charts"))
+    found = document(*arguments)
+    assert [Path(path).name for path in found["charts"]] == ["memory.png", "learning-rate.png", "steps-by-shape.png"]
+    for path in found["charts"]:
+        with Image.open(path) as chart:
+            assert chart.size == (1350, 690)
+            assert len(chart.convert("RGB").getcolors(1_000_000)) > 20
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PlainError, match="cannot be written"):
+        run("--gpu", "3060", "--charts", str(tmp_path / "file"))
+
+
+def test_every_phase_has_its_memory():
+    phases = document(*ORDINARY, "--set", "sampling.prompts=['a cat']")["vram"]["phases"]
+    assert list(phases) == ["caching", "training", "sampling", "saving"]
+    assert sum(phases["saving"].values()) < sum(phases["training"].values())
+    told = run(*ORDINARY).output
+    assert "Memory while" in told
