@@ -42,8 +42,8 @@ def measure(config: TrainingConfig, hardware: Hardware) -> Measurement:
     """
     with tempfile.TemporaryDirectory(prefix="lora-wizard-measure-") as folder:
         pictures = Path(folder) / "pictures"
-        _noise_pictures(pictures, config)
-        run = RunFolder.create(_short(config, pictures, folder))
+        noise_pictures(pictures, config)
+        run = RunFolder.create(shortened(config, pictures, folder))
         process = start_engine(run)
         try:
             process.wait()
@@ -86,7 +86,7 @@ def timing(
     return measurement_of(config, hardware, median(taken), forecast, date.today().isoformat())
 
 
-def _short(config: TrainingConfig, pictures: Path, folder: str) -> TrainingConfig:
+def shortened(config: TrainingConfig, pictures: Path, folder: str) -> TrainingConfig:
     """The config for a few steps without caches to fill, samples or states."""
     return with_values(
         config,
@@ -104,7 +104,7 @@ def _short(config: TrainingConfig, pictures: Path, folder: str) -> TrainingConfi
     )
 
 
-def _noise_pictures(folder: Path, config: TrainingConfig) -> None:
+def noise_pictures(folder: Path, config: TrainingConfig) -> None:
     """As many pictures as a step takes, of the resolution's size."""
     from PIL import Image
 
