@@ -209,9 +209,14 @@ def _numbers(name: str) -> dict[str, Any]:
 
 
 def number(name: str) -> Any:
-    """A believed number by its address, as in network.rank.large or network.rank.default. Raises UnknownFactError."""
+    """A believed number by its address, as in network.rank.large or network.rank.default; a measured one as in
+    lab.rank.small.creature_loss. Raises UnknownFactError."""
     if name in CONSTANTS:
         return CONSTANTS[name]
+    if name.startswith("lab."):
+        from knowledge.lessons import figure  # which stands on this module
+
+        return figure(name.removeprefix("lab."))
     parameter, _, key = name.rpartition(".")
     if parameter in _fields() and key in _numbers(parameter):
         return _numbers(parameter)[key]

@@ -336,8 +336,26 @@ class Sheet:
             left += picture.width + self.gap
         return block
 
+    def text(self, text: str, width: int) -> Image:
+        """A paragraph as a block of this width."""
+        from PIL import Image, ImageDraw
+
+        font = self.fonts["caption"]
+        lines = _wrapped(text, font, width, most=12)
+        block = Image.new("RGB", (width, _height(font) * len(lines)), PAPER)
+        for index, line in enumerate(lines):
+            ImageDraw.Draw(block).text((0, index * _height(font)), line, INK, font)
+        return block
+
     def save(self, blocks: list[Image], columns: int, path: Path) -> Path:
         """The blocks in this many columns, row by row; written to `path` as PNG."""
+        sheet = self.drawn(blocks, columns)
+        with whole_file(path) as partial:
+            sheet.save(partial, format="PNG")
+        return path
+
+    def drawn(self, blocks: list[Image], columns: int) -> Image:
+        """The blocks under the title, in this many columns, row by row."""
         from PIL import Image, ImageDraw
 
         rows = [blocks[start : start + columns] for start in range(0, len(blocks), columns)]
@@ -361,9 +379,7 @@ class Sheet:
                 # captions may need different numbers of lines; the pictures of a row still stand in line
                 sheet.paste(block, (self.margin + index * (across + self.between), top + low - block.height))
             top += low + self.between
-        with whole_file(path) as partial:
-            sheet.save(partial, format="PNG")
-        return path
+        return sheet
 
 
 FONTS = {

@@ -13,6 +13,7 @@ from knowledge.answers import PlainError, did_you_mean
 COMMANDS = {
     "new": "wizard.session:new",
     "demo": "wizard.demo:demo",
+    "lab": "wizard.lab:lab",
     "train": "wizard.launch:train",
     "resume": "wizard.launch:resume",
     "watch": "wizard.runs:watch",
@@ -53,6 +54,7 @@ GROUPS = {
         "calc": "Steps, time, memory and file size before you start.",
         "check": "Read an answers file and say what is wrong or risky in it.",
         "explain": "Any setting, choice or word, under any name it has anywhere.",
+        "lab": "Try a setting too low, right and too high on the built-in model.",
         "doctor": "What this computer can train.",
     },
 }

@@ -13,6 +13,7 @@ import click
 from knowledge.answers import PlainError, write_whole
 from knowledge.config import sections
 from knowledge.expressions import in_words
+from knowledge.lessons import Lesson, of_parameter, record
 from knowledge.library import Guide, guides, sources
 from knowledge.parameters import (
     LEVELS,
@@ -234,7 +235,17 @@ def _of_parameter(entry: Parameter) -> Iterator[RenderableType]:
         columns = headings(priced)
         lines = [(cost.value, *(cost.words()[column] for column in columns)) for cost in priced]
         yield _titled("What it costs", views.table((entry.title, *columns), lines, right=columns), EXAMPLE_WORDS)
+    tried = [(f"lab {lesson.name}", said) for lesson, said in measured(entry)]
+    if tried:
+        yield _labelled(tried, "Measured on the pocket model")
     yield _labelled([("Default", in_words(entry.default)), ("Allowed", allowed(entry))])
+
+
+def measured(entry: Parameter) -> list[tuple[Lesson, str]]:
+    """The lessons about a setting, each with its conclusion in the figures that were recorded, averaged over seeds."""
+    return [
+        (lesson, lesson.said(found.mean())) for lesson in of_parameter(entry.name) if (found := record(lesson.name))
+    ]
 
 
 def allowed(entry: Parameter) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html as markup
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -10,14 +11,20 @@ from typing import Any
 
 from knowledge.expressions import in_words
 from knowledge.facts import facts
+from knowledge.lessons import PICTURES, Lesson, lessons, record
 from knowledge.library import guides, sources
 from knowledge.parameters import Choice, Entry, Parameter, Term, advice_words, parameters, terms
 from knowledge.rules import Finding, check, example, rules
 from wizard import views
 from wizard.costs import EXAMPLE_WORDS, costs, headings
-from wizard.explain import DIALECTS, EVIDENCE, SECTIONS, allowed, section_of
+from wizard.explain import DIALECTS, EVIDENCE, SECTIONS, allowed, measured, section_of
 
 TITLE = "The LoRA handbook"
+LAB = "The pocket lab"
+LAB_INTRODUCTION = (
+    "Experiments on the built-in model: one setting, a few values, the pictures side by side. Losses are measured on "
+    "pictures that were not trained on; lower is nearer."
+)
 INTRODUCTION = (
     "Every setting of lora-wizard: what it does, what to choose and why, what it costs, and where you may have been "
     "told otherwise."
@@ -88,6 +95,7 @@ def html() -> str:
 def _contents() -> Iterator[tuple[str, str]]:
     if guides():
         yield "guides", "Guides"
+    yield "lab", LAB
     yield from SECTIONS.items()
     yield "words", "Words"
     if vocabulary("elsewhere"):
@@ -98,6 +106,8 @@ def _contents() -> Iterator[tuple[str, str]]:
 def _parts() -> Iterator[str]:
     if guides():
         yield _part("guides", "Guides", (_guide(guide.name, guide.text) for guide in guides().values()))
+    introduction = f"<p>{markup.escape(LAB_INTRODUCTION)}</p>"
+    yield _part("lab", LAB, (introduction, *(_lesson(lesson) for lesson in lessons().values())))
     for section, title in SECTIONS.items():
         yield _part(section, title, (_article(parameter) for parameter in in_section(section)))
     yield _part("words", "Words", (_article(term) for term in vocabulary("term")))
@@ -113,6 +123,30 @@ def _part(anchor: str, title: str, articles: Iterable[str]) -> str:
 
 def _guide(name: str, text: str) -> str:
     return f'<article id="{name}" class="guide">{_markdown(text, lower_headings_by=2)}</article>'
+
+
+def _lesson(lesson: Lesson) -> str:
+    """An experiment with its picture, which stands in the file itself."""
+    parts = [f"<h3>{markup.escape(lesson.title)}</h3>", f'<p class="meaning">{_inline(lesson.question)}</p>']
+    found, picture = record(lesson.name), PICTURES / f"{lesson.name}.png"
+    if found:
+        parts.append(f"<p>{_inline(lesson.said(found.mean()))}</p>")
+    if picture.exists():
+        data = base64.b64encode(picture.read_bytes()).decode("ascii")
+        alternative = markup.escape(f"Samples of every training side by side. {lesson.look}", quote=True)
+        parts.append(f'<img src="data:image/png;base64,{data}" alt="{alternative}">')
+    parts.append(f"<p>{_inline(lesson.look)}</p>")
+    about = ", ".join(_reference(name) for name in lesson.parameters)
+    parts.append(f'<p class="quiet">{_basis_of(lesson)} About: {about}. Try it: lora-wizard lab {lesson.name}</p>')
+    return f'<article id="lab-{lesson.name}" class="lesson">{"".join(parts)}</article>'
+
+
+def _basis_of(lesson: Lesson) -> str:
+    found = record(lesson.name)
+    if found is None:
+        return ""
+    seeds = f"mean of {len(found.seeds)} seeds" if len(found.seeds) > 1 else "one seed"
+    return f"Measured on the pocket model, {seeds}; the picture shows the first."
 
 
 def _article(entry: Parameter | Choice | Term) -> str:
@@ -154,6 +188,8 @@ def _of_parameter(entry: Parameter) -> Iterator[str]:
         figures = [[markup.escape(cost.value), *(cost.words()[column] for column in columns)] for cost in priced]
         table = _table((entry.title, *columns), figures, "numbers")
         yield f"<h4>What it costs <small>{EXAMPLE_WORDS}</small></h4>{table}"
+    for lesson, said in measured(entry):
+        yield f'<p class="measured"><b>Measured.</b> {_inline(said)} <a href="#lab-{lesson.name}">See it</a></p>'
     own = [choice for choice in entry.choices.values() if choice.parameter == entry.name]
     if own:
         yield "<h4>Choices</h4>" + "".join(map(_choice, own))
@@ -247,6 +283,14 @@ def _paragraphs() -> Iterator[str]:
     yield INTRODUCTION
     for guide in guides().values():
         yield "\n".join(f"#{line}" if line.startswith("#") else line for line in guide.text.strip().splitlines())
+    yield f"## {LAB}"
+    yield LAB_INTRODUCTION
+    for lesson in lessons().values():
+        found = record(lesson.name)
+        yield f"### {lesson.title} `lora-wizard lab {lesson.name}`"
+        yield f"**{lesson.question}**"
+        if found:
+            yield f"{lesson.said(found.mean())} ({_basis_of(lesson)})"
     for section, title in SECTIONS.items():
         yield f"## {title}"
         for parameter in in_section(section):

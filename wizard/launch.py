@@ -176,10 +176,10 @@ def ready_to_resume(run: RunFolder) -> None:
 # The engine's process
 
 
-def start_engine(run: RunFolder, *, resume: bool = False) -> subprocess.Popen[bytes]:
+def start_engine(run: RunFolder, *, resume: bool = False, threads: int | None = None) -> subprocess.Popen[bytes]:
     """The engine, training in this folder, in a process that the keyboard's Ctrl-C does not reach.
 
-    Whatever it prints goes to engine.log in the run folder.
+    Whatever it prints goes to engine.log in the run folder. `threads` limits the processor cores that it uses.
     """
     command = [sys.executable, *ENGINE, str(run.path), *(["--resume"] if resume else [])]
     options: dict[str, Any] = (
@@ -193,12 +193,12 @@ def start_engine(run: RunFolder, *, resume: bool = False) -> subprocess.Popen[by
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
-            env=engine_environment(),
+            env=engine_environment(threads),
             **options,
         )
 
 
-def engine_environment() -> dict[str, str]:
+def engine_environment(threads: int | None = None) -> dict[str, str]:
     """The environment in which Python finds our engine, and not a folder of that name where the user stands.
 
     Threads of a library that wait for each other sleep instead of spinning: on two cores shared with another program
@@ -210,6 +210,8 @@ def engine_environment() -> dict[str, str]:
     added = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     if "OMP_WAIT_POLICY" not in os.environ:
         added["OMP_WAIT_POLICY"] = "PASSIVE"
+    if threads is not None:
+        added["OMP_NUM_THREADS"] = str(threads)
     if home != Path(sysconfig.get_path("purelib")).resolve():  # a checkout
         added["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, **added}

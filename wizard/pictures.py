@@ -68,6 +68,7 @@ def report(dataset: DatasetFacts, settings: DatasetSettings, damaged: Sequence[s
         lines.append(("Sizes", _sizes(training, settings)))
         lines.append(("Shapes", _shapes(training, settings)))
         lines.append(("Captions", _captions(dataset, training)))
+        lines.append(("Repeats", _repeats(dataset)))
     return views.rows(lines, 9)
 
 
@@ -76,11 +77,19 @@ def _counted(dataset: DatasetFacts, folders: Sequence[DatasetFolder]) -> Text:
 
     text = Text.assemble((words.count(dataset.images, "picture"), "strong"))
     text.append(f" in {short(folders[0].path)}" if len(folders) == 1 else f" in {words.count(len(folders), 'folder')}")
-    if dataset.views_per_epoch != dataset.images:
-        text.append(f"; with repeats, {dataset.views_per_epoch:,} views in an epoch")
     if dataset.regularisation_images:
         text.append(f"; {dataset.regularisation_images:,} more to keep it from forgetting")
     return text
+
+
+def _repeats(dataset: DatasetFacts) -> Text:
+    """How often an epoch shows each picture, and what that is."""
+    from rich.text import Text
+
+    each = sorted({folder.repeats for folder in dataset.folders if not folder.regularisation})
+    often = words.count(each[0], "time") if len(each) == 1 else f"{each[0]} to {each[-1]} times, folder by folder"
+    views = words.count(dataset.views_per_epoch, "view")
+    return Text(f"each picture is shown {often} in one epoch, which is one pass through all of them: {views}")
 
 
 def _sizes(pictures: Sequence[Picture], settings: DatasetSettings) -> Text:

@@ -193,7 +193,8 @@ def _summary(situation: Situation) -> Iterator[tuple[str, RenderableType]]:
     )
     rate = views.value(config.optimizer.learning_rate)
     network = (
-        f"{chosen('network.algorithm')} of rank {config.network.rank}, learned by {chosen('optimizer.name')} at {rate}"
+        f"{chosen('network.algorithm')} of rank {config.network.rank} and alpha {config.network.alpha:g}, "
+        f"learned by {chosen('optimizer.name')} at {rate}"
     )
     yield "Network", Text(network)
     if plan is None:

@@ -169,6 +169,25 @@ def test_applying_every_offered_fix_ends_without_a_blocking_finding(config_, dat
     assert not [finding for finding in left if finding.severity == "blocks"]
 
 
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(config_=configs(), dataset=DATASETS, hardware=CARDS.filter(bool), order=st.randoms(use_true_random=False))
+def test_fixes_taken_in_any_order_end_without_a_blocking_finding_when_the_plan_follows_them(
+    config_, dataset, hardware, order
+):
+    from calculator.plan import plan
+
+    def findings():
+        return check(facts(config_, dataset, hardware, plan(config_, dataset, hardware).facts()))
+
+    taken = []
+    while offered := [finding for finding in findings() if finding.fix]:
+        finding = order.choice(offered)
+        taken.append(finding.rule)
+        assert len(taken) < 80, f"fixes chase each other: {taken[-8:]}"
+        config_ = apply_fix(config_, finding)
+    assert not [finding for finding in findings() if finding.severity == "blocks"]
+
+
 def test_a_fix_that_is_made_already_is_not_offered_again():
     known = facts(with_values(TrainingConfig(), {"saving.keep_last": 3}))
     full = known | {"plan.disk_bytes": 2**40, "plan.saved_files": 3, "hardware.disk_free_bytes": 2**30}

@@ -1,5 +1,6 @@
 """`explain`: any name leads to its entry, the index is complete, and the handbook is one file with everything in it."""
 
+import html
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from knowledge.answers import PlainError
+from knowledge.lessons import lessons, record
 from knowledge.parameters import parameters, terms
 from wizard import handbook
 from wizard.explain import explain
@@ -66,7 +68,7 @@ def test_the_index_names_every_parameter():
 class Page(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.ids, self.links, self.addresses, self.open = [], [], [], []
+        self.ids, self.links, self.addresses, self.open, self.pictures = [], [], [], [], []
 
     def handle_starttag(self, tag, attributes):
         known = dict(attributes)
@@ -74,7 +76,9 @@ class Page(HTMLParser):
             self.ids.append(known["id"])
         if tag == "a":
             self.links.append(known.get("href", ""))
-        if "src" in known or (tag == "link" and "href" in known):
+        if known.get("src", "").startswith("data:image/png;base64,"):
+            self.pictures.append(known)
+        elif "src" in known or (tag == "link" and "href" in known):
             self.addresses.append(known)
         if tag not in {"meta", "input", "br", "img", "hr"}:
             self.open.append(tag)
@@ -95,6 +99,26 @@ def test_the_handbook_is_one_sound_file_with_every_entry(tmp_path):
     assert set(parameters()) | set(terms()) <= set(page.ids)
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     assert not re.search(r"\{[a-z_.]+\}", text.partition("</style>")[2].partition("<script>")[0])
+
+
+def test_the_handbook_shows_every_lesson_with_its_picture_and_figures():
+    text = handbook.html()
+    page = Page()
+    page.feed(text)
+    assert len(page.pictures) == len(lessons())
+    assert all(picture["alt"] for picture in page.pictures)
+    assert {f"lab-{name}" for name in lessons()} <= set(page.ids)
+    for lesson in lessons().values():
+        assert html.escape(lesson.said(record(lesson.name).mean()), quote=False)[:60] in text
+    assert len(text) < 3_000_000
+
+
+def test_a_page_says_what_was_measured_on_the_pocket_model():
+    page = " ".join(run("network.rank").split())
+    lesson = lessons()["rank"]
+    assert "lab rank" in page
+    assert f"{record('rank').mean()['small']['creature_loss']:.3f}" in page
+    assert lesson.said(record("rank").mean())[:40] in page
 
 
 def test_the_handbook_exists_in_markdown_too():

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 LEFT, UP, DOWN, ENTER, CTRL_B, CTRL_C = "\x1b[D", "\x1b[A", "\x1b[B", "\r", "\x02", "\x03"
 TO_THE_MODEL = ENTER + "{photos}" + ENTER + ENTER + "zorb" + ENTER
 THE_POCKET_MODEL = DOWN + ENTER
-AS_RECOMMENDED = ENTER * 10
+AS_RECOMMENDED = ENTER * 11
 SAVE = UP + ENTER
 
 

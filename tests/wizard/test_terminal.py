@@ -54,6 +54,8 @@ def test_from_the_first_question_to_a_finished_training(here: Path, photos: Path
     terminal.press(ENTER)
     terminal.sees("How much room")
     terminal.press(ENTER)
+    terminal.sees("How strongly shall its change be applied?")
+    terminal.press(ENTER)
     terminal.sees("Which optimizer")
     terminal.press(ENTER)
     terminal.sees("How big shall each learning step be?")
