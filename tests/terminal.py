@@ -87,6 +87,15 @@ class Terminal:
             assert time.monotonic() < end, f"{words} still seen after {within} s on\n{self.text}"
             self.read()
 
+    def leaves(self, *words: str, within: float = 60.0) -> None:
+        """Waits until none of these words is to be seen: what is typed before the next page is there would be lost."""
+        end = time.monotonic() + within
+        while any(word in self.text for word in words):
+            assert time.monotonic() < end, f"{words} still seen after {within} s on\n{self.text}"
+            self.read()
+        self.sees("Ctrl-C leave")
+        self.settle()
+
     def settle(self) -> None:
         """Waits until nothing more is drawn."""
         before = ""
