@@ -92,7 +92,7 @@ def small_flow(tiny_sd15: Path) -> SmallFlow:
 def test_a_flow_matching_family_trains_and_draws_without_a_change_to_the_loop(
     tiny_sd15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loop, "load", lambda settings, dtype: small_flow(tiny_sd15))
+    monkeypatch.setattr(loop, "load", lambda settings, dtype, unet_later: small_flow(tiny_sd15))
     config = TrainingConfig.model_validate(
         {
             "base_model": {"path": str(tiny_sd15), "family": "sd15"},

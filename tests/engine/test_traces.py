@@ -68,7 +68,18 @@ def bench(name: str) -> Bench:
     optimizer = accelerator.prepare(create_optimizer(network.trained_parameters(), config.optimizer))
     nothing: Any = None
     return Bench(
-        config, nothing, accelerator, model, network, optimizer, Caches(None, None), DatasetFacts(), nothing, (), 0.0
+        config=config,
+        run=nothing,
+        accelerator=accelerator,
+        model=model,
+        network=network,
+        optimizer=optimizer,
+        caches=Caches(None, None),
+        dataset=DatasetFacts(),
+        length=nothing,
+        prompts=(),
+        held_out=[],
+        started_at=0.0,
     )
 
 
