@@ -18,6 +18,8 @@ from knowledge.facts import DatasetFacts, Hardware
 Changes = dict[str, Any]
 STEPS_OF_RESOLUTION = 64
 MOST_TRIED = 400
+LEAST_RELIEF = 0.05
+"""The share of the estimated memory by which a change after running out of it must need less."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Move:
     effect: str
     changes: Callable[[TrainingConfig, Hardware], Changes]
     """What to change, empty where the move is not possible or already made."""
+    keeps_state: bool = False
+    """Whether a run that is half done can go on with it: network and optimizer stay what they are."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +144,24 @@ def _fewer_samples(config: TrainingConfig, hardware: Hardware) -> Changes:
 
 
 FOR_MEMORY = (
-    Move("cache text", 0.1, "Captions are read once; the result is the same.", _cache_texts),
-    Move("cache pictures", 0.1, "Pictures are encoded once; the result is the same.", _cache_latents),
-    Move("half precision", 1.0, "Numbers are rounded more; the pictures look the same.", _half_precision),
-    Move("checkpointing", 2.0, "Each step takes longer; the result is the same.", _checkpointing),
+    Move("cache text", 0.1, "Captions are read once; the result is the same.", _cache_texts, keeps_state=True),
+    Move("cache pictures", 0.1, "Pictures are encoded once; the result is the same.", _cache_latents, keeps_state=True),
+    Move(
+        "half precision",
+        1.0,
+        "Numbers are rounded more; the pictures look the same.",
+        _half_precision,
+        keeps_state=True,
+    ),
+    Move("checkpointing", 2.0, "Each step takes longer; the result is the same.", _checkpointing, keeps_state=True),
     Move("8-bit optimizer", 2.5, "The optimizer's memory is rounded; rarely visible.", _eight_bit),
-    Move("smaller batch", 3.0, "The same pictures stand behind each step; a little slower.", _smaller_batch),
+    Move(
+        "smaller batch",
+        3.0,
+        "The same pictures stand behind each step; a little slower.",
+        _smaller_batch,
+        keeps_state=True,
+    ),
     Move("no text encoder", 5.0, "A new word is learned a little less firmly.", _no_text_encoder),
     Move("plain LoRA", 6.0, "Another network, with less room for fine detail.", _plain_lora),
     Move("smaller rank", 6.5, "Less room for detail; a smaller file.", _smaller_rank),
@@ -169,6 +185,18 @@ FOR_TIME = (
 def fit_memory(case: Case, vram_bytes: int) -> Proposal:
     """The changes that hurt least and bring the likely need under this much memory."""
     return _search(case, FOR_MEMORY, lambda found: found.vram.likely_bytes <= vram_bytes, lambda f: f.vram.likely_bytes)
+
+
+def relieve_memory(case: Case) -> Proposal:
+    """The changes that hurt least, let a run go on that has begun, and need clearly less than what was too much.
+
+    The estimate said that it would fit, and it did not: so what counts is by how much the estimate goes down.
+    """
+    needed = case.plan.vram.likely_bytes
+    card = case.hardware.vram_bytes or needed
+    goal = min(needed * (1 - LEAST_RELIEF), card)
+    moves = tuple(move for move in FOR_MEMORY if move.keeps_state)
+    return _search(case, moves, lambda found: found.vram.likely_bytes <= goal, lambda found: found.vram.likely_bytes)
 
 
 def fit_time(case: Case, limit_seconds: float) -> Proposal:

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from engine.events import Event, Failed, Phase, PhaseStarted, StepFinished, to_line
-from engine.run_folder import RunFolder
+from engine.events import Event, Failed, Phase, PhaseStarted, SettingsChanged, StepFinished, to_line
+from engine.run_folder import RunFolder, step_of
 from knowledge.answers import PlainError
 
 
@@ -64,22 +64,36 @@ def _train(run: RunFolder, resume: bool) -> int:
 
 def _events(run: RunFolder, resume: bool, should_stop: object) -> Iterator[Event]:
     """The run's events; a problem that ends it becomes the last of them."""
+    from knowledge.config import with_values
+
     phase: Phase = "loading"
     step = 0
-    config = run.config()
-    try:
-        from engine.train import train  # seconds of imports, after the first signs of life
+    while True:
+        config = run.config()
+        try:
+            from engine.train import train  # seconds of imports, after the first signs of life
 
-        for event in train(config, run, resume=resume, should_stop=should_stop):  # type: ignore[arg-type]
-            if isinstance(event, PhaseStarted):
-                phase = event.phase
-            if isinstance(event, StepFinished):
-                step = event.step
-            yield event
-    except Exception as problem:  # whatever it was, the user hears of it in words
-        from engine.trouble import failed
+            for event in train(config, run, resume=resume, should_stop=should_stop):  # type: ignore[arg-type]
+                if isinstance(event, PhaseStarted):
+                    phase = event.phase
+                if isinstance(event, StepFinished):
+                    step = event.step
+                yield event
+            return
+        except Exception as problem:  # whatever it was, the user hears of it in words
+            from engine.recovery import release_memory, room_for
+            from engine.trouble import failed, out_of_memory
 
-        yield failed(problem, phase, step, config)
+            changes, effects = room_for(config, phase) if out_of_memory(problem) else ({}, ())
+            if not (changes and config.memory.make_room):
+                states = run.states()
+                good_step = step_of(states[0]) if states else 0
+                yield failed(problem, phase, step, config, good_step=good_step, room=changes)
+                return
+        release_memory()  # only here, where nothing holds the failed run any more
+        run.change_config(with_values(config, changes))
+        yield SettingsChanged(phase=phase, step=step, changes=changes, effects=effects)
+        resume = True
 
 
 def _own_stdout(log: Path) -> TextIO:

@@ -109,14 +109,37 @@ class Warned(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureSkipped(Event):
+    """A picture that could be read when the run began and cannot any more; told once, left out from `step` on."""
+
+    path: str
+    reason: str
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsChanged(Event):
+    """Memory ran out in `phase`; these settings were changed, and the run goes on after `step`."""
+
+    phase: Phase
+    step: int
+    changes: dict[str, Any]
+    effects: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failed(Event):
-    """The run ended because of `cause`, in words a beginner understands; `remedy` is what to do about it."""
+    """The run ended because of `cause`, in words a beginner understands; `remedy` is what to do about it.
+
+    `changes` are the settings that would let it go on, where the remedy is as plain as that.
+    """
 
     cause: str
     remedy: str
     phase: Phase
     step: int = 0
     traceback: str = ""
+    changes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +162,8 @@ KINDS: dict[str, type[Event]] = {
     "validated": Validated,
     "checkpoint_saved": CheckpointSaved,
     "warned": Warned,
+    "picture_skipped": PictureSkipped,
+    "settings_changed": SettingsChanged,
     "failed": Failed,
     "run_finished": RunFinished,
 }
@@ -161,8 +186,9 @@ def from_line(line: str) -> Event:
         kind = KINDS[document.pop("event")]
         if "loss" in document and document["loss"] is None:
             document["loss"] = float("nan")
-        if "parameters" in document:
-            document["parameters"] = tuple(document["parameters"])
+        for name in ("parameters", "effects"):
+            if name in document:
+                document[name] = tuple(document[name])
         return kind(**document)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"not an event: {line[:200]}") from problem

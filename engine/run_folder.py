@@ -26,6 +26,11 @@ Request = Literal["stop", "save"]
 _STATE = re.compile(r"step-(\d+)")
 
 
+def step_of(state: Path) -> int:
+    """The number of updates that a state has behind it."""
+    return int(state.name.rpartition("-")[2])
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name to write to; it takes the place of `path` once all is on the disk, and not before."""
@@ -34,6 +39,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield partial
         _to_disk(partial)
         partial.replace(path)
+        _folder_to_disk(path.parent)
     except OSError as error:
         raise PlainError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
@@ -106,6 +112,10 @@ class RunFolder:
 
     def config(self) -> TrainingConfig:
         return read_answers(self.path / "config.toml")
+
+    def change_config(self, config: TrainingConfig) -> None:
+        """Go on with other settings than the run began with; from now on these are its config."""
+        write_answers(config, self.path / "config.toml")
 
     # Events
 
@@ -190,6 +200,7 @@ class RunFolder:
                 shutil.rmtree(replaced, ignore_errors=True)
                 final.replace(replaced)
             partial.replace(final)
+            _folder_to_disk(self.state)  # before older states go
         except OSError as error:
             raise PlainError(f"The state of step {step} cannot be written: {error.strerror or error}.") from error
         finally:
@@ -197,14 +208,21 @@ class RunFolder:
         for leftover in self.state.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for old in self.states()[STATES_KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+            self.remove_state(old)
+
+    def remove_state(self, state: Path) -> None:
+        """Take a state away; it stops counting at once, before its files go."""
+        leaving = state.with_name(f".{state.name}.removed")
+        shutil.rmtree(leaving, ignore_errors=True)
+        state.replace(leaving)
+        shutil.rmtree(leaving, ignore_errors=True)
 
     def states(self) -> list[Path]:
         """The whole states, the newest first."""
         if not self.state.is_dir():
             return []
-        found = [(int(match[1]), path) for path in self.state.iterdir() if (match := _STATE.fullmatch(path.name))]
-        return [path for _, path in sorted(found, reverse=True)]
+        found = [path for path in self.state.iterdir() if _STATE.fullmatch(path.name)]
+        return sorted(found, key=step_of, reverse=True)
 
 
 class EventLog:
@@ -236,6 +254,17 @@ def _mend_last_line(path: Path) -> None:
             file.write(b"\n")
         except ValueError:
             file.truncate(len(whole) + 1 if whole else 0)
+
+
+def _folder_to_disk(folder: Path) -> None:
+    """A new name counts as written only once its folder is; Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _to_disk(path: Path) -> None:

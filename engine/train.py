@@ -26,6 +26,7 @@ from engine.checkpoints import DTYPES, load_state, network_tensors, save_network
 from engine.dataset.ahead import PicturesAhead
 from engine.dataset.batches import Batch, dataset_items, epoch_batches, still_batches
 from engine.dataset.folders import scan
+from engine.dataset.images import UnreadablePictureError
 from engine.dataset.latents import LatentCache
 from engine.dataset.masks import Masks, create_masks
 from engine.dataset.text_outputs import TextCache
@@ -34,6 +35,7 @@ from engine.events import (
     Event,
     PhaseProgress,
     PhaseStarted,
+    PictureSkipped,
     RunFinished,
     RunStarted,
     SampleSaved,
@@ -41,6 +43,7 @@ from engine.events import (
     Validated,
     Warned,
 )
+from engine.loss_watch import LossWatch, TrainingBrokeError
 from engine.metadata import network_metadata
 from engine.models.family import BaseModel
 from engine.models.load import load
@@ -48,9 +51,10 @@ from engine.models.sd import Conditioning
 from engine.networks import Network, create_network, limit_norms
 from engine.noise import draw_noise, perturbed
 from engine.optimizers import create_optimizer
+from engine.recovery import drop_spoilt_states
 from engine.run_folder import RunFolder
 from engine.samples import SamplePrompt, denoised, picture, sample_prompts, write_picture
-from engine.trouble import NotANumberError
+from engine.trouble import out_of_memory
 from engine.verification import verify
 from knowledge.answers import PlainError
 from knowledge.config import LossSettings, NoiseSettings, Precision, TrainingConfig
@@ -70,7 +74,7 @@ def train(
     """Train what the config asks for in this run folder, telling everything as events.
 
     The same config gives the same weights, in one go or stopped and resumed: all chance in a batch comes from the seed
-    and the batch's place in the run. Raises PlainError, NotANumberError, torch.OutOfMemoryError;
+    and the batch's place in the run. Raises PlainError, TrainingBrokeError, torch.OutOfMemoryError;
     `engine.trouble` turns any exception into a Failed event.
     """
     started_at = time.time()
@@ -153,16 +157,23 @@ def train(
 
             losses = []
             for number, batch in own(update, accelerator):
-                loss = loss_per_image(bench, batch, epoch, number).mean()
-                # kohya divides by the full count even where an epoch ends with fewer batches; we match it.
-                accelerator.backward(loss / per_update)
+                readable, problems = caches.readable(batch)
+                yield from bench.skipped.tell(problems, step)
+                if not readable.items:
+                    continue
+                with state_kept_when_memory_ends(bench, step):
+                    loss = loss_per_image(bench, readable, epoch, number).mean()
+                    # kohya divides by the full count even where an epoch ends with fewer batches; we match it.
+                    accelerator.backward(loss / per_update)
                 losses.append(loss.detach())
             add_up_gradients(accelerator, network)
             norm = accelerator.clip_grad_norm_(network.parameters(), config.optimizer.maximum_gradient_norm or math.inf)
             loss_value, norm_value = mean_and_norm(accelerator, losses, norm)  # waits for the GPU, once per update
-            # Under fp16 a gradient may be too large now and then: the scaler then skips this update and scales less.
-            if not math.isfinite(loss_value) or not (math.isfinite(norm_value) or accelerator.scaler):
-                raise NotANumberError(loss_value, norm_value)
+            try:
+                bench.watch.check(loss_value, norm_value, norm_may_overflow=bool(accelerator.scaler))
+            except TrainingBrokeError:
+                yield from return_to_good_state(bench, step)
+                raise
             optimizer.step()
             optimizer.zero_grad()
             if config.network.maximum_norm is not None:
@@ -185,7 +196,8 @@ def train(
             if step in validate_after:
                 yield from validate(bench, step)
             if step in sample_after:
-                yield from draw_samples(bench, step)
+                with state_kept_when_memory_ends(bench, step):
+                    yield from draw_samples(bench, step)
             if step in save_after or stopping or asked:
                 yield from save(bench, step)
             if step in save_state_after or stopping or asked:
@@ -422,12 +434,44 @@ def keep_state(bench: Bench, step: int) -> Iterator[Event]:
     yield CheckpointSaved(step=step, epoch=bench.epoch_of(step), kind="state", path=name, bytes=size)
 
 
+@contextmanager
+def state_kept_when_memory_ends(bench: Bench, step: int) -> Iterator[None]:
+    """Where memory runs out meanwhile, the state after `step` is kept, so that the run can go on from the same step."""
+    try:
+        yield
+    except Exception as problem:
+        if step and out_of_memory(problem):
+            bench.optimizer.zero_grad()
+            list(keep_state(bench, step))
+        raise
+
+
+def return_to_good_state(bench: Bench, step: int) -> Iterator[Event]:
+    """Take over the last state from before the trouble and save its network, for a run that broke down after `step`."""
+    good = drop_spoilt_states(bench.run, step)
+    if good is not None:
+        good_step = load_state(good, bench.network, bench.remembering())
+        yield from save(bench, good_step)
+
+
 def load_newest_state(bench: Bench) -> int:
-    """Take over the newest state; the number of updates that it has behind it, 0 when no state was kept."""
+    """Take over the newest state that can be read; the number of updates that it has behind it, 0 without one.
+
+    Raises PlainError when the run is finished, or when none of its states can be read.
+    """
     if network_file(bench, bench.length.total_steps).exists():
-        raise PlainError(f"{bench.run.name} is finished; there is nothing left to train. Start a new run instead.")
+        if any(isinstance(event, RunFinished) and event.reason == "completed" for event in bench.run.events()):
+            raise PlainError(f"{bench.run.name} is finished; there is nothing left to train. Start a new run instead.")
+        return bench.length.total_steps  # it was cut after its last file, before it could say so
     states = bench.run.states()
-    return load_state(states[0], bench.network, bench.remembering()) if states else 0
+    for older in [*states[1:], None]:
+        try:
+            return load_state(states[0], bench.network, bench.remembering()) if states else 0
+        except PlainError:
+            if older is None:
+                raise
+            bench.run.remove_state(states.pop(0))
+    return 0
 
 
 def network_file(bench: Bench, step: int) -> Path:
@@ -465,10 +509,27 @@ class Caches:
     masks: Masks | None = None
     ahead: PicturesAhead = field(default_factory=PicturesAhead)
 
+    def readable(self, batch: Batch) -> tuple[Batch, list[UnreadablePictureError]]:
+        """The batch without pictures that broke since the run began; what is cached cannot break any more."""
+        return (batch, []) if self.latents is not None else self.ahead.readable(batch)
+
     def replaced(self, model: BaseModel) -> list[torch.nn.Module]:
         """The parts of the base model that have done their work."""
         encoders = list(model.text_encoders.values()) if self.texts is not None else []
         return [*encoders, *([model.vae] if self.latents is not None else [])]
+
+
+class Skipped:
+    """The pictures that broke in this run; each is told once."""
+
+    def __init__(self) -> None:
+        self._paths: set[str] = set()
+
+    def tell(self, problems: Sequence[UnreadablePictureError], step: int) -> Iterator[Event]:
+        for problem in problems:
+            if problem.path not in self._paths:
+                self._paths.add(problem.path)
+                yield PictureSkipped(path=problem.path, reason=problem.reason, step=step)
 
 
 @dataclass(frozen=True)
@@ -487,6 +548,8 @@ class Bench:
     prompts: tuple[SamplePrompt, ...]
     held_out: list[Batch]
     started_at: float
+    watch: LossWatch = field(default_factory=LossWatch)
+    skipped: Skipped = field(default_factory=Skipped)
 
     def epoch_of(self, step: int) -> int:
         """The epoch that this update, counted from 1, belongs to; 0 before the first."""
@@ -532,9 +595,9 @@ class Bench:
             leave(model.vae)
             model.unet.to(device)
 
-    def remembering(self) -> dict[str, AcceleratedOptimizer | torch.amp.GradScaler | None]:
+    def remembering(self) -> dict[str, AcceleratedOptimizer | torch.amp.GradScaler | LossWatch | None]:
         """What carries a memory from update to update, beside the weights themselves."""
-        return {"optimizer": self.optimizer, "scaler": self.accelerator.scaler}
+        return {"optimizer": self.optimizer, "scaler": self.accelerator.scaler, "loss watch": self.watch}
 
 
 def create_accelerator(precision: Precision) -> Accelerator:
@@ -579,6 +642,8 @@ def mean_and_norm(accelerator: Accelerator, losses: list[Tensor], norm: Tensor) 
     if accelerator.num_processes > 1:
         both = accelerator.reduce(both, "sum")
     loss, count, norm_value = torch.cat([both, norm.reshape(1).to(both)]).tolist()
+    if not count:
+        raise PlainError("Not one picture of this step can be read any more. Put the pictures back, then resume.")
     return loss / count, norm_value
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from engine.events import Failed, Phase
+from engine.loss_watch import WINDOW, ExplodedError, NotANumberError, TrainingBrokeError
 from knowledge.answers import PlainError
 from knowledge.config import TrainingConfig
 
@@ -20,28 +25,33 @@ PHASE_WORDS: dict[Phase, str] = {
 }
 
 
-class NotANumberError(Exception):
-    """The loss or the gradient is no longer a number; nothing that was learnt after this point means anything."""
+def failed(
+    problem: Exception,
+    phase: Phase,
+    step: int,
+    config: TrainingConfig,
+    *,
+    good_step: int = 0,
+    room: Mapping[str, Any] | None = None,
+) -> Failed:
+    """The event that tells of a problem which ended the run in this phase, after `step` finished updates.
 
-    def __init__(self, loss: float, gradient_norm: float) -> None:
-        super().__init__(f"loss {loss}, gradient norm {gradient_norm}")
-        self.loss, self.gradient_norm = loss, gradient_norm
-
-
-def failed(problem: Exception, phase: Phase, step: int, config: TrainingConfig) -> Failed:
-    """The event that tells of a problem which ended the run in this phase, after `step` finished updates."""
-    cause, remedy = _words(problem, phase, step, config)
+    `good_step` is where the newest state stands, 0 without one; `room` are the settings that would need less memory.
+    """
+    cause, remedy = _words(problem, phase, step, config, good_step, room or {})
     report = "".join(traceback.format_exception(problem))
-    return Failed(cause=cause, remedy=remedy, phase=phase, step=step, traceback=report)
+    return Failed(cause=cause, remedy=remedy, phase=phase, step=step, traceback=report, changes=dict(room or {}))
 
 
-def _words(problem: Exception, phase: Phase, step: int, config: TrainingConfig) -> tuple[str, str]:
+def _words(
+    problem: Exception, phase: Phase, step: int, config: TrainingConfig, good_step: int, room: Mapping[str, Any]
+) -> tuple[str, str]:
     if isinstance(problem, PlainError):
         return str(problem), "Put that right and start again."
-    if isinstance(problem, NotANumberError):
-        return _not_a_number(problem, step), _remedy_for_not_a_number(config)
+    if isinstance(problem, TrainingBrokeError):
+        return _what_broke(problem, step), f"{_likely_cause(problem, config)} {_way_back(config, good_step)}"
     if out_of_memory(problem):
-        return f"There was not enough memory while {PHASE_WORDS[phase]}.", _remedy_for_memory(phase, config)
+        return f"There was not enough memory while {PHASE_WORDS[phase]}.", _remedy_for_memory(config, room)
     if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
         return f"The disk is full; it filled up while {PHASE_WORDS[phase]}.", "Free some space, then resume the run."
     if isinstance(problem, OSError):
@@ -61,42 +71,91 @@ def out_of_memory(problem: Exception) -> bool:
     )
 
 
-def _not_a_number(problem: NotANumberError, step: int) -> str:
-    what = "gradient" if math.isfinite(problem.loss) else "loss"
+def _what_broke(problem: TrainingBrokeError, step: int) -> str:
+    if isinstance(problem, ExplodedError):
+        return (
+            f"The loss has jumped: {problem.recent:.3g} on average over the last {WINDOW} steps up to step "
+            f"{step + 1:,}, {problem.before:.3g} before. The network has run away."
+        )
+    not_finite = isinstance(problem, NotANumberError) and math.isfinite(problem.loss)
+    what = "gradient" if not_finite else "loss"
+    return f"The {what} of step {step + 1:,} is not a number any more: the network has run away."
+
+
+STRONG_PULL = 4
+"""network.alpha over network.rank from which the pull itself is under suspicion."""
+OWN_RATE: frozenset[str] = frozenset({"prodigy", "dadapt_adam"})
+"""Optimizers that find the learning rate themselves."""
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A setting that makes training break down: when it is likely, and what is said of it."""
+
+    likely: Callable[[TrainingConfig, TrainingBrokeError], bool]
+    words: Callable[[TrainingConfig], str]
+
+
+SUSPECTS = (
+    Suspect(
+        lambda config, problem: config.memory.precision == "fp16" and isinstance(problem, NotANumberError),
+        lambda config: (
+            "memory.precision is fp16, whose numbers end at 65504: the likely cause. "
+            'Set it to "bf16" (newer GPUs) or "fp32"; if that does not help, lower optimizer.learning_rate.'
+        ),
+    ),
+    Suspect(
+        lambda config, _: config.network.alpha > STRONG_PULL * config.network.rank,
+        lambda config: (
+            f"network.alpha ({config.network.alpha:g}) is {config.network.alpha / config.network.rank:,.0f} times "
+            f"network.rank ({config.network.rank}) and multiplies all that is learnt by that: the likely cause. "
+            f"Set it to {config.network.rank} in a new run."
+        ),
+    ),
+    Suspect(
+        lambda config, _: config.optimizer.name in OWN_RATE and config.optimizer.learning_rate > 1,
+        lambda config: (
+            f"{config.optimizer.name} finds the learning rate itself, and optimizer.learning_rate multiplies it by "
+            f"{config.optimizer.learning_rate:g}: the likely cause. Set it to 1."
+        ),
+    ),
+    Suspect(
+        lambda config, _: not config.optimizer.maximum_gradient_norm,
+        lambda config: (
+            "optimizer.maximum_gradient_norm is 0, so that nothing held a single large gradient back: the likely "
+            f"cause. Set it to 1; if that does not help, lower optimizer.learning_rate from "
+            f"{config.optimizer.learning_rate:g}."
+        ),
+    ),
+    Suspect(
+        lambda config, _: True,
+        lambda config: (
+            f"optimizer.learning_rate is {config.optimizer.learning_rate:g}, most likely too high here: "
+            f"try {config.optimizer.learning_rate / 5:g}."
+        ),
+    ),
+)
+"""The likeliest first; the last one always is."""
+
+
+def _likely_cause(problem: TrainingBrokeError, config: TrainingConfig) -> str:
+    return next(suspect.words(config) for suspect in SUSPECTS if suspect.likely(config, problem))
+
+
+def _way_back(config: TrainingConfig, good_step: int) -> str:
+    if not good_step:
+        return "No state had been kept from before, so start a new run; saving.state_every_epochs keeps some."
     return (
-        f"The {what} of step {step + 1} is not a number any more: the network has run away. "
-        "What was saved before this step is not touched."
+        f"The run is back at step {good_step:,}, the last good state. To go on from there with another value: "
+        f"lora-wizard resume {config.output.name} --set optimizer.learning_rate={config.optimizer.learning_rate / 5:g}"
     )
 
 
-def _remedy_for_not_a_number(config: TrainingConfig) -> str:
-    optimizer = config.optimizer
-    if config.memory.precision == "fp16":
-        return (
-            'memory.precision is fp16, whose numbers end at 65504. Set it to "bf16" (newer GPUs) or "fp32"; '
-            f"if that does not help, lower optimizer.learning_rate from {optimizer.learning_rate:g}."
-        )
+def _remedy_for_memory(config: TrainingConfig, room: Mapping[str, Any]) -> str:
+    if room:
+        made = ", ".join(f"{name} = {json.dumps(value)}" for name, value in room.items())
+        return f"The smallest change that needs less: {made}. The run can go on with it from the last step."
     return (
-        f"optimizer.learning_rate is {optimizer.learning_rate:g}, most likely too high here: "
-        f"try {optimizer.learning_rate / 5:g}."
+        f"Everything that leaves the run as it is has been tried. In a new run, lower dataset.resolution (it is "
+        f"{config.dataset.resolution}) or network.rank (it is {config.network.rank})."
     )
-
-
-def _remedy_for_memory(phase: Phase, config: TrainingConfig) -> str:
-    """The change that saves most for the least harm, out of those that this config has not made yet."""
-    schedule, memory, dataset = config.schedule, config.memory, config.dataset
-    if phase == "sampling":
-        return "Set sampling.width and sampling.height smaller, or leave sampling.prompts empty; then resume the run."
-    if memory.precision == "fp32":
-        return 'Set memory.precision to "bf16": it halves the memory of the base model.'
-    if not memory.gradient_checkpointing:
-        return "Turn memory.gradient_checkpointing on: about a third slower, for far less memory."
-    if schedule.batch_size > 1:
-        accumulation = schedule.gradient_accumulation_steps * schedule.batch_size
-        return (
-            f"Set schedule.batch_size to 1 (it is {schedule.batch_size}) and schedule.gradient_accumulation_steps to "
-            f"{accumulation}: the same training, one picture at a time."
-        )
-    if config.network.train_text_encoder:
-        return "Turn network.train_text_encoder off and memory.cache_text_encoder_outputs on."
-    return f"Lower dataset.resolution (it is {dataset.resolution}) or network.rank (it is {config.network.rank})."

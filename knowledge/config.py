@@ -189,6 +189,7 @@ class MemorySettings(Settings):
     gradient_checkpointing: bool = False
     cache_latents: bool = True
     cache_text_encoder_outputs: bool = False
+    make_room: bool = False
 
 
 class SamplingSettings(Settings):

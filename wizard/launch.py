@@ -43,17 +43,28 @@ PATIENCE_SECONDS = 5.0
 """How long an engine that has nothing to save may take to leave before it is ended."""
 
 
+MAKE_ROOM = click.option(
+    "--make-room", is_flag=True, help="If memory runs out, change the settings as little as helps and go on."
+)
+
+
 @click.command(epilog="Example: lora-wizard train my-lora.toml --set schedule.epochs=20")
 @click.argument("answers", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Use this value instead of the file's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the raw events, one JSON object a line.")
+@MAKE_ROOM
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def train(answers: Path, assignments: tuple[str, ...], as_json: bool, debug: bool) -> int:
+def train(answers: Path, assignments: tuple[str, ...], as_json: bool, make_room: bool, debug: bool) -> int:
     """Train from a saved answers file.
 
     Ctrl-C once saves and stops, so that the training can go on later; twice ends it at once.
     """
-    return train_file(answers, assignments, as_json=as_json, debug=debug)
+    return train_file(answers, (*assignments, *room(make_room)), as_json=as_json, debug=debug)
+
+
+def room(allowed: bool) -> tuple[str, ...]:
+    """The assignment that --make-room stands for."""
+    return ("memory.make_room=true",) if allowed else ()
 
 
 def train_file(answers: Path, assignments: tuple[str, ...] = (), *, as_json: bool = False, debug: bool = False) -> int:
@@ -71,16 +82,33 @@ def train_file(answers: Path, assignments: tuple[str, ...] = (), *, as_json: boo
 @click.command(epilog="Example: lora-wizard resume my-lora")
 @click.argument("run")
 @click.option("--folder", default="runs", show_default=True, help="Where the runs are.")
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Go on with this value instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print the raw events, one JSON object a line.")
+@MAKE_ROOM
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def resume(run: str, folder: str, as_json: bool, debug: bool) -> int:
+def resume(run: str, folder: str, assignments: tuple[str, ...], as_json: bool, make_room: bool, debug: bool) -> int:
     """Go on with a run that was stopped or cut, from the last state that was saved.
 
-    RUN is its name, as `lora-wizard runs` shows it, or its folder.
+    RUN is its name, as `lora-wizard runs` shows it, or its folder. Values given with --set hold for the rest of the
+    run; those that would make another network or optimizer are refused.
     """
     found = find_run(run, folder)
     ready_to_resume(found)
+    changed = assigned(found.config(), (*assignments, *room(make_room)))
+    if changed != found.config():
+        refuse_another_network(found.config(), changed)
+        found.change_config(changed)
     return attend(found, resume=True, as_json=as_json, debug=debug)
+
+
+def refuse_another_network(before: TrainingConfig, after: TrainingConfig) -> None:
+    """Raises PlainError where a state of the one config cannot be gone on with under the other."""
+    firm = ("base_model", "network", "optimizer.name", "output", "seed")
+    moved = [name for name in firm if value_of(before, name) != value_of(after, name)]
+    if moved:
+        raise PlainError(
+            f"{' and '.join(moved)} cannot change inside a run: its state belongs to them. Start a new run instead.", 2
+        )
 
 
 def assigned(config: TrainingConfig, assignments: tuple[str, ...]) -> TrainingConfig:
@@ -291,7 +319,20 @@ def attend(run: RunFolder, *, resume: bool = False, as_json: bool = False, debug
         print(ended.traceback or last_lines(run.path / ENGINE_LOG, 100), file=sys.stderr)
     if interrupted:
         return 130
+    if isinstance(ended, Failed) and ended.changes and not as_json and _may_change(ended.changes):
+        run.change_config(with_values(run.config(), ended.changes))
+        return attend(run, resume=True, debug=debug)
     return 0 if isinstance(ended, RunFinished) else 1
+
+
+def _may_change(changes: dict[str, Any]) -> bool:
+    """Asks whether the run may go on with these settings; without a terminal nobody is there to allow it."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    import questionary
+
+    made = ", ".join(f"{name} = {views.value(value)}" for name, value in changes.items())
+    return bool(questionary.confirm(f"Change {made} and go on from the last step?", default=True).unsafe_ask())
 
 
 @contextmanager

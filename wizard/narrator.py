@@ -7,6 +7,7 @@ the sentence says that nothing can be told.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,13 +20,16 @@ from engine.events import (
     Event,
     Failed,
     PhaseStarted,
+    PictureSkipped,
     RunFinished,
     RunStarted,
     SampleSaved,
+    SettingsChanged,
     StepFinished,
     Validated,
     Warned,
 )
+from engine.trouble import PHASE_WORDS
 from wizard.verdict import WORSE
 from wizard.words import count, duration, number, size
 
@@ -34,9 +38,7 @@ Tone = Literal["plain", "good", "warning", "bad"]
 SURE = 3.5  # t above which we speak of a trend: about one false word in 2,000 looks
 ENOUGH_STEPS = 60  # below this the thirds that are compared hold fewer than 20 losses each
 LOOKS = (0.25, 0.5, 0.75, 1.0)  # shares of the run at which the loss is judged
-EXPLODED = 3.0  # times the average so far; chance alone did that in 0 of 1,650 runs of skewed noise
 FIRST_STEPS = 10  # steps after which the speed is told and zero gradients are called what they are
-WINDOW = 20  # losses averaged to notice a jump
 SLOWED_DOWN = 3.0
 
 
@@ -62,25 +64,6 @@ class Sample:
         mean = sum(losses) / len(losses)
         variance = sum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1)
         return cls(mean, math.sqrt(variance / len(losses)), len(losses))
-
-
-@dataclass
-class Running:
-    """Mean and variance of values that come one by one (Welford 1962): the long past need not be summed again."""
-
-    size: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def add(self, value: float) -> None:
-        self.size += 1
-        change = value - self.mean
-        self.mean += change / self.size
-        self.squares += change * (value - self.mean)
-
-    @property
-    def deviation(self) -> float:
-        return math.sqrt(self.squares / max(1, self.size - 1))
 
 
 def welch_t(before: Sample, after: Sample) -> float:
@@ -172,7 +155,6 @@ class Narrator:
     total_steps: int = 0
     first_step: int = 0
     losses: list[float] = field(default_factory=list)
-    past: Running = field(default_factory=Running)
     seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     phases: set[str] = field(default_factory=set)
@@ -201,6 +183,10 @@ class Narrator:
                 return self._checkpoint_saved(event)
             case Warned():
                 return [Sentence(event.message, len(self.losses), "warning")]
+            case PictureSkipped():
+                return [_skipped(event)]
+            case SettingsChanged():
+                return [_changed(event)]
             case Failed():
                 return [Sentence(event.cause, event.step, "bad"), Sentence(event.remedy, event.step)]
             case RunFinished():
@@ -220,9 +206,6 @@ class Narrator:
         if resumed:
             del self.losses[event.first_step - 1 :]  # steps after the last state are done again
             self.held_out = {step: loss for step, loss in self.held_out.items() if step < event.first_step}
-            self.past = Running()
-            for loss in self.losses[:-WINDOW]:
-                self.past.add(loss)
             left = event.total_steps - event.first_step + 1
             return [Sentence(f"Going on after step {event.first_step - 1:,}; {count(left, 'step')} to go.")]
         return [
@@ -255,8 +238,7 @@ class Narrator:
         self.losses.append(event.loss)
         self.seconds.append(event.seconds)
         said += self._gradients(event) + self._speed(event) + self._rate(event)
-        explosion = self._explosion(event)
-        return said + (explosion or self._look(event))
+        return said + self._look(event)
 
     def _gradients(self, event: StepFinished) -> list[Sentence]:
         self.zero_gradients = self.zero_gradients + 1 if event.gradient_norm == 0 else 0
@@ -306,28 +288,6 @@ class Narrator:
                 Sentence(f"The warm-up is over: the learning rate has reached its full {number(peak)}.", event.step)
             ]
         return []
-
-    def _explosion(self, event: StepFinished) -> list[Sentence]:
-        if "explosion" in self.said:
-            return []
-        if len(self.losses) > WINDOW:
-            self.past.add(self.losses[-WINDOW - 1])
-        if self.past.size < 2 * WINDOW:
-            return []
-        recent = sum(self.losses[-WINDOW:]) / WINDOW
-        by_chance = self.past.deviation / math.sqrt(WINDOW)
-        if recent < EXPLODED * self.past.mean or recent < self.past.mean + 6 * by_chance:
-            return []
-        self.said.add("explosion")
-        return [
-            Sentence(
-                f"The loss has jumped: {number(recent)} on average over the last {WINDOW} steps, "
-                f"{number(self.past.mean)} before. The learning rate is probably too high; "
-                "stop, halve it and start again from an earlier file.",
-                event.step,
-                "bad",
-            )
-        ]
 
     def _look(self, event: StepFinished) -> list[Sentence]:
         if event.step not in {math.ceil(share * self.total_steps) for share in LOOKS}:
@@ -407,6 +367,24 @@ class Narrator:
                 )
             ]
         return [Sentence(f"Finished: {count(event.step, 'step')} in {duration(event.seconds)}.", event.step, "good")]
+
+
+def _skipped(event: PictureSkipped) -> Sentence:
+    return Sentence(
+        f"{event.path} cannot be read any more ({event.reason.rstrip('.')}). The training goes on without it.",
+        event.step,
+        "warning",
+    )
+
+
+def _changed(event: SettingsChanged) -> Sentence:
+    made = ", ".join(f"{name} = {json.dumps(value)}" for name, value in event.changes.items())
+    return Sentence(
+        f"Memory ran out while {PHASE_WORDS[event.phase]}. Changed as little as helps, and going on after step "
+        f"{event.step:,}: {made}. {' '.join(event.effects)}".rstrip(),
+        event.step,
+        "warning",
+    )
 
 
 def narrate(events: Iterable[Event]) -> list[Sentence]:

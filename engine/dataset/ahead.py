@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from engine.dataset.batches import Batch
-from engine.dataset.latents import decoded, pixels
+from engine.dataset.images import UnreadablePictureError
+from engine.dataset.latents import decoded
 
 
 class PicturesAhead:
@@ -22,6 +23,7 @@ class PicturesAhead:
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
         self._coming: deque[Batch] = deque()
         self._decoding: deque[tuple[Batch, list[Future[Tensor]]]] = deque()
+        self._decoded: tuple[Batch, Tensor] | None = None
 
     def expect(self, batches: Iterable[Batch]) -> None:
         """The batches that will be asked for next, in this order; what was expected before is forgotten."""
@@ -32,19 +34,39 @@ class PicturesAhead:
         self._coming = deque(batches)
         self._top_up()
 
-    def pixels(self, batch: Batch) -> Tensor:
-        """The batch's pictures [batch, 3, height, width] in [-1, 1]; decoded now when it was not expected next.
+    def readable(self, batch: Batch) -> tuple[Batch, list[UnreadablePictureError]]:
+        """The batch without the pictures that cannot be read, and what is wrong with each of those."""
+        if self._decoding and self._decoding[0][0] is batch:
+            _, pictures = self._decoding.popleft()
+            self._top_up()
+        else:  # it was not expected next
+            pictures = self._submit(batch)
+        whole, problems = {}, []
+        for place, picture in enumerate(pictures):
+            try:
+                whole[place] = picture.result()
+            except UnreadablePictureError as problem:
+                problems.append(problem)
+        left = batch.only(list(whole)) if problems else batch
+        self._decoded = (left, torch.stack(list(whole.values()))) if whole else None
+        return left, problems
 
-        Raises PlainError naming a picture that cannot be read.
+    def pixels(self, batch: Batch) -> Tensor:
+        """The batch's pictures [batch, 3, height, width] in [-1, 1]; decoded now unless `readable` gave this batch.
+
+        Raises UnreadablePictureError.
         """
-        if not self._decoding or self._decoding[0][0] is not batch:
-            return pixels(batch)
-        _, pictures = self._decoding.popleft()
-        self._top_up()
-        return torch.stack([picture.result() for picture in pictures])
+        if self._decoded is None or self._decoded[0] is not batch:
+            _, problems = self.readable(batch)
+            if problems:
+                raise problems[0]
+        assert self._decoded is not None
+        return self._decoded[1]
 
     def _top_up(self) -> None:
         while self._coming and sum(len(pictures) for _, pictures in self._decoding) < 2 * self._workers:
             batch = self._coming.popleft()
-            views = zip(batch.items, batch.looks, strict=True)
-            self._decoding.append((batch, [self._pool.submit(decoded, item, look) for item, look in views]))
+            self._decoding.append((batch, self._submit(batch)))
+
+    def _submit(self, batch: Batch) -> list[Future[Tensor]]:
+        return [self._pool.submit(decoded, item, look) for item, look in zip(batch.items, batch.looks, strict=True)]

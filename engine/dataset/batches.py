@@ -37,6 +37,13 @@ class Batch:
     width: int
     height: int
 
+    def only(self, places: Sequence[int]) -> Batch:
+        """The batch of the pictures at these places in it."""
+        items, captions, looks = (
+            tuple(part[place] for place in places) for part in (self.items, self.captions, self.looks)
+        )
+        return Batch(items, captions, looks, self.width, self.height)  # type: ignore[arg-type]
+
     @property
     def sizes(self) -> list[tuple[int, int, int, int, int, int]]:
         """What SDXL is told of each picture: original height, width, crop top, left, bucket height, width."""

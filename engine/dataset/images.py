@@ -38,6 +38,14 @@ UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.De
 """What Pillow raises for a file that is not a picture, or not a whole one."""
 
 
+class UnreadablePictureError(PlainError):
+    """A picture that is gone, or no picture any more; `reason` says which, `path` where."""
+
+    def __init__(self, path: Path | str, reason: str, remedy: str) -> None:
+        super().__init__(f"The picture {path} {reason} {remedy}")
+        self.path, self.reason = str(path), reason
+
+
 @contextmanager
 def opened(path: Path | str | BinaryIO) -> Iterator[Image.Image]:
     """The picture with its header read. Raises one of UNREADABLE; a large picture is no reason to warn."""
@@ -78,19 +86,19 @@ def picture_size(path: Path | str) -> tuple[int, int]:
 
 
 def load_picture(path: Path | str) -> Image.Image:
-    """The decoded picture: upright, RGB, transparent parts over white. Raises PlainError naming a broken file."""
+    """The decoded picture: upright, RGB, transparent parts over white. Raises UnreadablePictureError."""
     try:
         with opened(path) as image:
             turn = TURNS.get(orientation(image))
             image.load()
             picture = as_rgb(image)
     except FileNotFoundError:
-        raise PlainError(
-            f"The picture {path} is gone since the dataset was counted. Put it back or start again."
+        raise UnreadablePictureError(
+            path, "is gone since the dataset was counted.", "Put it back or start again."
         ) from None
     except UNREADABLE as error:
-        raise PlainError(
-            f"The picture {path} cannot be read ({error}). It is damaged or incomplete: replace it or take it away."
+        raise UnreadablePictureError(
+            path, f"cannot be read ({error}).", "It is damaged or incomplete: replace it or take it away."
         ) from None
     return picture.transpose(turn) if turn is not None else picture
 

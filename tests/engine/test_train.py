@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from short_runs import PICTURES, ROOT, Configure, Values, of_kind, run_to_end, same, stopped_at, weights
 
 from calculator.plan import plan
 from calculator.schedule import learning_rate_multiplier
@@ -19,7 +19,6 @@ from calculator.validation import held_out, trained_on
 from engine.dataset.folders import scan
 from engine.events import (
     CheckpointSaved,
-    Event,
     Failed,
     RunFinished,
     RunStarted,
@@ -33,60 +32,8 @@ from engine.models.load import load
 from engine.optimizers import OPTIMIZERS
 from engine.run_folder import RunFolder
 from engine.train import train
-from engine.trouble import NotANumberError
 from knowledge.answers import PlainError
-from knowledge.config import TrainingConfig
 from knowledge.facts import Hardware
-
-ROOT = Path(__file__).parent.parent.parent
-PICTURES = ROOT / "tests" / "data" / "pictures" / "10_sks toy"
-Values = dict[str, Any]
-Configure = Callable[..., TrainingConfig]
-
-
-@pytest.fixture
-def configure(tiny_sd15: Path, tiny_sdxl: Path, tmp_path: Path) -> Configure:
-    """A short run on six small pictures in three buckets: three batches, two updates an epoch, four in all."""
-
-    def config(family: str = "sd15", **changes: Values) -> TrainingConfig:
-        base: dict[str, Any] = {
-            "base_model": {"path": str({"sd15": tiny_sd15, "sdxl": tiny_sdxl}[family]), "family": family},
-            "dataset": {
-                "folders": [{"path": str(PICTURES)}],
-                "resolution": 32,
-                "bucket_step": 8,
-                "bucket_minimum_side": 16,
-                "bucket_maximum_side": 64,
-            },
-            "network": {"rank": 2, "alpha": 2.0, "conv_rank": 2, "conv_alpha": 2.0, "train_text_encoder": True},
-            "optimizer": {"learning_rate": 1e-2},
-            "schedule": {"epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 2},
-            "saving": {"precision": "fp32", "every_epochs": None},
-            "output": {"name": "toy", "folder": str(tmp_path / "runs")},
-        }
-        for section, values in changes.items():
-            base[section] = base.get(section, {}) | values if isinstance(values, dict) else values
-        return TrainingConfig.model_validate(base)
-
-    return config
-
-
-def run_to_end(config: TrainingConfig) -> tuple[RunFolder, list[Event]]:
-    run = RunFolder.create(config)
-    return run, list(train(config, run))
-
-
-def weights(run: RunFolder) -> dict[str, torch.Tensor]:
-    return load_file(run.checkpoints / "toy.safetensors")
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return set(first) == set(second) and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-
-
-def of_kind(events: list[Event], kind: type) -> list[Any]:
-    return [event for event in events if isinstance(event, kind)]
-
 
 # -- what a run gives -------------------------------------------------------------------------------------------------
 
@@ -431,19 +378,6 @@ def test_a_caption_is_measured_whole_however_training_changes_it(configure: Conf
 # -- stopping and going on --------------------------------------------------------------------------------------------
 
 
-def stopped_at(config: TrainingConfig, stops: list[int]) -> RunFolder:
-    """The run, stopped after each of these steps and resumed."""
-    run = RunFolder.create(config)
-    for number, stop in enumerate([*stops, 10**9]):
-        last = 0
-        for event in train(config, run, resume=number > 0, should_stop=lambda: last >= stop):  # noqa: B023
-            if isinstance(event, StepFinished):
-                last = event.step
-            if isinstance(event, RunFinished):
-                assert event.reason == ("completed" if stop == 10**9 else "stopped")
-    return run
-
-
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_stopped_and_resumed_is_straight_through_bit_for_bit(configure: Configure, name: str):
     config = configure(
@@ -487,14 +421,6 @@ def test_resuming_a_finished_run_says_so(configure: Configure):
 
 
 # -- trouble ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_loss_that_is_not_a_number_ends_the_run_before_anything_is_saved(configure: Configure):
-    config = configure(optimizer={"learning_rate": 10.0}, network={"alpha": 4096.0}, schedule={"epochs": 200})
-    run = RunFolder.create(config)
-    with pytest.raises(NotANumberError):
-        list(train(config, run))
-    assert list(run.checkpoints.iterdir()) == []
 
 
 def test_fp16_without_a_gpu_is_refused_in_words(configure: Configure):

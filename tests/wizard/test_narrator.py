@@ -62,14 +62,6 @@ def test_a_rising_loss_is_a_warning_with_a_remedy(story, losses):
     assert "halve" in said[-1].text
 
 
-def test_an_exploding_loss_is_told_once_and_soon(story, losses):
-    values = losses(lambda share: 0.1 if share < 0.5 else 1.5, 400, 5)
-    said = [s for s in narrate(story(values)) if "jumped" in s.text]
-    assert len(said) == 1
-    assert 200 < said[0].step <= 225
-    assert said[0].tone == "bad"
-
-
 def test_a_loss_that_is_no_number_is_told_once(story, losses):
     values = losses(lambda share: 0.1, 100, 6)
     values[80:] = [math.nan] * 20
