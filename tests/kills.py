@@ -1,0 +1,135 @@
+"""python tests/kills.py [--kills N] [--seed N]: kill a short run at random instants, resume it, compare the weights.
+
+Each time the run begins in a new folder, is killed (SIGKILL) at a random instant between its first breath and its last,
+everything it left is read, and it is resumed to its end. Exit code 1 when a file cannot be read, a run cannot go on, or
+its weights differ by a single bit from those of the run that nobody killed.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: E402  (the folder of the tests must be found first)
+import argparse
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+import torch
+from safetensors.torch import load_file
+from short_runs import same, short_config, weights
+
+import engine.train  # noqa: F401  (imported once, here: every process below is a copy of this one)
+from engine.__main__ import main as engine_main
+from engine.run_folder import RunFolder
+
+EPOCHS = 6
+COPY = multiprocessing.get_context("fork")
+"""This process never computes with torch itself, so that its copies may."""
+
+
+def train(run: RunFolder, resume: bool) -> None:
+    """The engine, as it runs in a process of its own."""
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    os._exit(engine_main([str(run.path), *(["--resume"] if resume else [])]))
+
+
+def begun(run: RunFolder, *, resume: bool) -> Any:
+    process = COPY.Process(target=train, args=(run, resume))
+    process.start()
+    return process
+
+
+def in_a_copy(work: Callable[..., None], *arguments: Any) -> bool:
+    """Whether this work went well in a process of its own."""
+    process = COPY.Process(target=work, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode == 0
+
+
+def read_all(run: RunFolder) -> None:
+    """Open everything that counts as saved. Raises what reading raises."""
+    run.config()
+    list(run.events())
+    for file in run.checkpoints.glob("*.safetensors"):
+        load_file(file)
+    for state in run.states():
+        torch.load(state / "state.pt", weights_only=True)
+
+
+def compare(run: RunFolder, straight: RunFolder) -> None:
+    assert same(weights(run), weights(straight)), "the weights differ"
+
+
+def make_model(folder: Path) -> None:
+    from conftest import build_tiny_sd15
+
+    build_tiny_sd15(folder)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    with tempfile.TemporaryDirectory(prefix="lora-wizard-kills-") as folder:
+        model, runs = Path(folder) / "sd15", Path(folder) / "runs"
+        assert in_a_copy(make_model, model)
+        config = short_config(
+            model,
+            "sd15",
+            runs,
+            schedule={"epochs": EPOCHS},
+            dataset={"shuffle_tags": True},
+            saving={"every_epochs": 2, "state_every_epochs": 1, "keep_last": 2},
+            network={"train_text_encoder": False},
+        )
+        straight = RunFolder.create(config)
+        since = time.monotonic()
+        begun(straight, resume=False).join()
+        seconds = time.monotonic() - since
+        killed, where = 0, []
+        while killed < options.kills:
+            run = RunFolder.create(config)
+            process = begun(run, resume=False)
+            process.join(chance.uniform(0, seconds))
+            if process.exitcode is None:
+                os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            if process.exitcode != -signal.SIGKILL:
+                continue  # it had ended by then
+            killed += 1
+            where.append(int(run.states()[0].name.rpartition("-")[2]) if run.states() else 0)
+            if not in_a_copy(read_all, run):
+                sys.stdout.write(f"kill {killed}: something that was saved cannot be read" + "\n")
+                return 1
+            process = begun(run, resume=True)
+            process.join()
+            if process.exitcode != 0 or not in_a_copy(compare, run, straight):
+                sys.stdout.write(
+                    f"kill {killed}, resumed after step {where[-1]}: exit status {process.exitcode}, or other weights"
+                    + "\n"
+                )
+                return 1
+            sys.stdout.write(f"kill {killed}, resumed after step {where[-1]}: the same weights\n")
+            sys.stdout.flush()
+        at = ", ".join(f"{step}: {where.count(step)}" for step in sorted(set(where)))
+        sys.stdout.write(
+            f"{killed} kills, each resumed to the same weights; kills by the newest state's step: {at}" + "\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
