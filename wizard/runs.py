@@ -215,3 +215,35 @@ def stop(run: str, folder: str, as_json: bool) -> int:
         words_on, command = way_on(found, progress.step)
         views.say(f"[strong]{found.name}[/] has ended {where}. {words_on}\n\n  [strong]{views.escape(command)}[/]")
     return 0
+
+
+@click.command(epilog="Example: lora-wizard save my-lora")
+@click.argument("run")
+@FOLDER
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+def save(run: str, folder: str, as_json: bool) -> int:
+    """Ask a run to save its LoRA as it is now, and a state to resume from; the training goes on.
+
+    Waits until both are written, which is after the step that is being trained.
+    """
+    from contextlib import nullcontext
+
+    found = find_run(run, folder)
+    if found.process() is None:
+        raise PlainError(f"{found.name} is not being trained now, so it has nothing new to save.")
+    found.request("save")
+    waiting = views.console().status(f"Waiting for {found.name} to save") if not as_json else nullcontext()
+    with waiting:
+        while found.requested("save") and found.process() is not None:
+            time.sleep(POLL_SECONDS)
+    if found.requested("save"):
+        found.answer("save")
+        raise PlainError(f"{found.name} ended before it could save. What became of it: lora-wizard watch {found.name}")
+    state = state_of(found)
+    if as_json:
+        print(json.dumps(state.as_dict(), ensure_ascii=False))
+    elif state.network is not None:
+        views.say(
+            f"Saved after step {state.step:,}: [strong]{views.escape(str(state.network))}[/]. The training goes on."
+        )
+    return 0

@@ -1,7 +1,7 @@
 """Stands in for `python -m engine` where a test needs an engine that dies, hangs or fails on command.
 
 FAKE_ENGINE holds JSON: `events` (a file of event lines to tell), `pause` (seconds between them), `then`: how it ends.
-It keeps to the contract of the run folder: claims it, appends events, saves and ends when asked to stop.
+It keeps to the contract of the run folder: claims it, appends events, saves when asked to, and ends when asked to stop.
 """
 
 import json
@@ -46,6 +46,10 @@ with run.claimed(), run.event_log() as log:
         time.sleep(plan.get("pause", 0.0))
         if isinstance(event, StepFinished):
             step = event.step
+            if run.requested("save"):
+                run.checkpoints.mkdir(exist_ok=True)
+                (run.checkpoints / f"fox-step{step:06d}.safetensors").write_bytes(b"network")
+                run.answer("save")
             if run.requested("stop"):
                 if plan.get("then") == "hang":
                     die()

@@ -18,7 +18,7 @@ from engine.run_folder import RunFolder
 from knowledge.answers import PlainError
 from knowledge.config import TrainingConfig, with_values
 from wizard.follow import Tail, all_runs, find_run
-from wizard.runs import GLANCE_BYTES, glance, runs, state_of, stop, watch
+from wizard.runs import GLANCE_BYTES, glance, runs, save, state_of, stop, watch
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 
@@ -213,6 +213,23 @@ def test_stopping_what_does_not_run_is_an_error(new_run, story):
     new_run(events=story([0.1] * 5))
     with pytest.raises(PlainError, match="not being trained now"):
         invoke(stop, "fox")
+
+
+def test_saving_waits_until_it_is_saved_and_the_training_goes_on(new_run, training, story):
+    run = new_run()
+    process = training(run, story([0.1] * 1000), pause=0.01)
+    code, text = invoke(save, "fox")
+    assert code == 0
+    assert "fox-step" in text
+    assert "The training goes on" in " ".join(text.split())
+    assert list(run.checkpoints.glob("*.safetensors"))
+    assert process.poll() is None
+
+
+def test_saving_what_does_not_run_is_an_error(new_run, story):
+    new_run(events=story([0.1] * 5))
+    with pytest.raises(PlainError, match="nothing new to save"):
+        invoke(save, "fox")
 
 
 @pytest.mark.parametrize(
