@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = RunFolder.open(options.run_folder)
         run.config()
+        if int(os.environ.get("RANK", "0")) > 0:
+            return _help(run, options.resume)
         with run.claimed():
             return _train(run, options.resume)
     except PlainError as problem:
@@ -60,6 +62,18 @@ def _train(run: RunFolder, resume: bool) -> int:
                 exit_code = 1
     run.answer("stop")
     return exit_code or (130 if signals else 0)
+
+
+def _help(run: RunFolder, resume: bool) -> int:
+    """Train beside the first process, which alone writes and is asked; a problem is told by whoever meets it first."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the first process says when to stop
+    exit_code = 0
+    for event in _events(run, resume, lambda: False):
+        if isinstance(event, Failed):
+            sys.stderr.write(f"{event.cause}\n{event.traceback}\n")
+            exit_code = 1
+    return exit_code
 
 
 def _events(run: RunFolder, resume: bool, should_stop: object) -> Iterator[Event]:

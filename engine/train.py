@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
 from collections import Counter
@@ -191,7 +192,7 @@ def train(
                 ram_bytes=psutil.Process().memory_info().rss,
             )
 
-            stopping = should_stop() and step < length.total_steps
+            stopping = anyone(accelerator, should_stop()) and step < length.total_steps
             asked = run.requested("save")
             if step in validate_after:
                 yield from validate(bench, step)
@@ -604,10 +605,12 @@ def create_accelerator(precision: Precision) -> Accelerator:
     """The device that trains. Raises PlainError when it cannot compute in this precision."""
     # A process may train more than once, and accelerate would silently keep the first run's precision.
     AcceleratorState._reset_state(reset_partial_state=True)
-    device = PartialState().device
+    # Several processes on a computer without a GPU find each other only where the CPU was asked for.
+    cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    device = PartialState(cpu=cpu).device
     if precision == "fp16" and device.type == "cpu":
         raise PlainError('memory.precision is fp16, which needs a GPU, and there is none. Set it to "fp32" or "bf16".')
-    return Accelerator(mixed_precision=MIXED_PRECISION[precision])
+    return Accelerator(mixed_precision=MIXED_PRECISION[precision], cpu=cpu)
 
 
 def seeded(*parts: object) -> int:
@@ -633,6 +636,13 @@ def add_up_gradients(accelerator: Accelerator, network: Network) -> None:
         if parameter.grad is None:  # this process had no batch in an epoch's last update
             parameter.grad = torch.zeros_like(parameter)
         parameter.grad = accelerator.reduce(parameter.grad, "sum")
+
+
+def anyone(accelerator: Accelerator, wish: bool) -> bool:
+    """Whether any process wishes it; all of them must hear the same, or some would wait for ever."""
+    if accelerator.num_processes == 1:
+        return wish
+    return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device), "sum").item())
 
 
 def mean_and_norm(accelerator: Accelerator, losses: list[Tensor], norm: Tensor) -> tuple[float, float]:

@@ -1,0 +1,71 @@
+"""Several processes on one computer, as torchrun (under `accelerate launch` too) starts them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from short_runs import ROOT, Configure, run_to_end, weights
+
+from engine.events import RunFinished, StepFinished, from_line
+from engine.run_folder import RunFolder
+
+# On CPUs `accelerate launch` wants MPI; torch's own launcher, which it uses for GPUs, starts them without.
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "engine")
+
+
+def launched(run: RunFolder, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *LAUNCH, str(run.path), *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
+    )
+
+
+def log_of(run: RunFolder) -> str:
+    return (run.path / "engine.log").read_text() if Path(run.path / "engine.log").exists() else ""
+
+
+def events_of(run: RunFolder, kind: type) -> list[Any]:
+    return [event for event in run.events() if isinstance(event, kind)]
+
+
+def test_two_processes_train_the_same_as_one_that_adds_up_two_batches(configure: Configure):
+    changes: dict[str, Any] = {
+        "dataset": {"shuffle_tags": True, "flip": True},
+        "network": {"dropout": 0.2},
+        "optimizer": {"learning_rate": 1e-3},
+    }
+    one, events = run_to_end(configure(**changes, schedule={"epochs": 2, "gradient_accumulation_steps": 2}))
+    two = RunFolder.create(configure(**changes, schedule={"epochs": 2, "gradient_accumulation_steps": 1}))
+    process = launched(two)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output + log_of(two)
+    alone = [event for event in events if isinstance(event, StepFinished)]
+    together = events_of(two, StepFinished)
+    # Sums of gradients are taken in another order; AdamW makes a thousandth of an update (1e-6) of the last bits.
+    for first, second in zip(alone, together, strict=True):
+        assert abs(first.loss - second.loss) < 1e-6
+        assert abs(first.gradient_norm - second.gradient_norm) < 1e-5 * first.gradient_norm
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-5, atol=1e-6)
+    assert len(events_of(two, RunFinished)) == 1  # only one of them tells
+
+
+def test_two_processes_stop_together_and_leave_a_state(configure: Configure):
+    run = RunFolder.create(configure(schedule={"epochs": 500, "gradient_accumulation_steps": 1}))
+    process = launched(run)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("{") and isinstance(from_line(line), StepFinished):
+            run.request("stop")
+            break
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert events_of(run, RunFinished)[-1].reason == "stopped"
+    assert run.states()
