@@ -46,7 +46,7 @@ def test_a_run_that_breaks_down_is_back_at_the_last_good_state_and_its_network_i
     config = configure(
         optimizer={"learning_rate": 10.0, "name": "sgd", "maximum_gradient_norm": 0.0},
         network={"alpha": 64.0},
-        schedule={"epochs": 400, "scheduler": "linear", "warmup": 800.0},
+        schedule={"epochs": 400, "scheduler": "linear", "warmup": 200.0},
         saving={"state_every_epochs": 5},
     )
     run = RunFolder.create(config)
