@@ -49,6 +49,13 @@ def begun(run: RunFolder, *, resume: bool) -> Any:
     return process
 
 
+def wait_for_events(run: RunFolder, process: Any, count: int) -> None:
+    """Wait until the run has told so much: instants by the clock alone would mostly fall into loading."""
+    log = run.path / "events.jsonl"
+    while process.exitcode is None and (log.read_bytes().count(b"\n") if log.exists() else 0) < count:
+        process.join(0.002)
+
+
 def in_a_copy(work: Callable[..., None], *arguments: Any) -> bool:
     """Whether this work went well in a process of its own."""
     process = COPY.Process(target=work, args=arguments)
@@ -99,11 +106,13 @@ def main() -> int:
         since = time.monotonic()
         begun(straight, resume=False).join()
         seconds = time.monotonic() - since
+        told = len(list(straight.events()))
         killed, where = 0, []
         while killed < options.kills:
             run = RunFolder.create(config)
             process = begun(run, resume=False)
-            process.join(chance.uniform(0, seconds))
+            wait_for_events(run, process, chance.randrange(told))
+            process.join(chance.uniform(0, 2 * seconds / told))
             if process.exitcode is None:
                 os.kill(process.pid, signal.SIGKILL)
             process.join()
