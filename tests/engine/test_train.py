@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from short_runs import PICTURES, ROOT, Configure, Values, of_kind, run_to_end, same, stopped_at, weights
 
 from calculator.plan import plan
