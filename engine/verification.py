@@ -38,16 +38,15 @@ class Verified:
 def verify(tensors: Mapping[str, Tensor], base: Mapping[str, tuple[int, ...]], family: str) -> Verified:
     """Look through the tensors of a network file. base: shape of the base model's weight by the saved layer's name.
 
-    Raises PlainError when a layer is missing, has a name that no application knows, or does not fit its base layer.
+    Raises PlainError when a layer is missing or foreign, or does not fit its base layer. A name that an application
+    does not know is no error, since a family may be newer than the application: what each makes of it is told.
     """
     found = in_memory(tensors)
     missing, foreign = sorted(set(base) - set(found)), sorted(set(found) - set(base))
-    nameless = [name for name, adapter in found.items() if adapter.canonical is None]
     unfit = [name for name, adapter in found.items() if name in base and not _fits(adapter, base[name])]
     for names, what in (
         (missing, "lacks"),
         (foreign, "has more layers than were trained, as"),
-        (nameless, "has names that no application knows, as"),
         (unfit, "has shapes that do not fit the base model, as"),
     ):
         if names:
