@@ -8,7 +8,7 @@ from math import prod
 
 from calculator.buckets import Size
 from calculator.network_size import BYTES, NOT_TRAINED, Shape, network_layers
-from calculator.step_cost import activation_bytes, course_of, phase_bytes, sizes_of, traced
+from calculator.step_cost import activation_bytes, basis, course_of, phase_bytes, sizes_of
 from knowledge.architectures import Architecture
 from knowledge.config import OptimizerName, TrainingConfig, with_values
 from knowledge.facts import Hardware
@@ -119,8 +119,7 @@ def estimate_memory(
         if parts
     }
     parts = everything[phase]
-    how = "from a trace of" if traced(course_of(config)) else "put together from traces of"
-    basis = f"weights and optimizer counted, activations {how} the engine's own step"
+    known = f"weights and optimizer counted, activations {basis(course_of(config))}"
     likely = sum(parts.values())
     return MemoryEstimate(
         low_bytes=allocated + (CUDA_CONTEXT if cuda else PROGRAM),
@@ -128,7 +127,7 @@ def estimate_memory(
         high_bytes=round(likely * (1 + WORKSPACE_SHARE)),
         phase=phase,
         parts=parts,
-        basis=basis,
+        basis=known,
         phases=everything,
     )
 

@@ -114,9 +114,14 @@ def phase_flops(family: Family, half: bool, phase: str, area: float) -> float:
     return float(fixed + per_pixel * area + squared * area**2)
 
 
-def traced(course: Course) -> bool:
-    """Whether this very course was traced, and not put together from others."""
-    return course.name in _document(course.family)["cases"]
+def basis(course: Course) -> str:
+    """Where a course's figures come from, in words. A trace is outdated when the engine's step has changed since."""
+    document = _document(course.family)
+    if course.name not in document["cases"]:
+        return "put together from traces of the engine's own step"
+    if course.name in document.get("outdated", ()):
+        return "from a trace of an earlier form of the engine's own step, which needed more"
+    return "from a trace of the engine's own step"
 
 
 def versions(family: Family) -> dict[str, str]:
