@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine import train as loop
-from engine.events import RunFinished, SampleSaved, StepFinished
+from engine.events import RunFinished, SampleSaved, StepFinished, Validated
 from engine.models.load import load
 from engine.models.sd import Conditioning, StableDiffusion
 from engine.run_folder import RunFolder
@@ -107,6 +107,7 @@ def test_a_flow_matching_family_trains_and_draws_without_a_change_to_the_loop(
             "optimizer": {"learning_rate": 2e-2},
             "schedule": {"epochs": 16, "batch_size": 2},
             "sampling": {"prompts": ["a toy --s 2"], "at_start": False, "every_epochs": 16},
+            "validation": {"share": 0.2, "every_epochs": None},
             "saving": {"precision": "fp32", "every_epochs": None},
             "output": {"name": "flow", "folder": str(tmp_path / "runs")},
         }
@@ -116,6 +117,8 @@ def test_a_flow_matching_family_trains_and_draws_without_a_change_to_the_loop(
     losses = [event.loss for event in events if isinstance(event, StepFinished)]
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
     assert any(isinstance(event, SampleSaved) for event in events)
+    before, after = (event.loss for event in events if isinstance(event, Validated))
+    assert after < before
     assert isinstance(events[-1], RunFinished)
     names = {name.partition(".")[0] for name in load_file(run.checkpoints / "flow.safetensors")}
     assert "lora_unet_transformer_blocks_0_attn_to_q" in names
