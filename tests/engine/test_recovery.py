@@ -93,8 +93,8 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device on which two pictures at once are too much for the UNet, from its third step on."""
     steps = {"taken": 0}
 
-    def limited(*arguments: Any) -> Any:
-        model = load(*arguments)
+    def limited(*arguments: Any, **options: Any) -> Any:
+        model = load(*arguments, **options)
         predict = model.predict
 
         def within_memory(noisy: torch.Tensor, *others: Any) -> torch.Tensor:
