@@ -20,10 +20,10 @@ Values = dict[str, Any]
 Configure = Callable[..., TrainingConfig]
 
 
-def short_config(base_model: Path, family: str, folder: Path, **changes: Any) -> TrainingConfig:
+def short_config(model_folder: Path, family: str, folder: Path, **changes: Any) -> TrainingConfig:
     """A short run on six small pictures in three buckets: three batches, two updates an epoch, four in all."""
     base: dict[str, Any] = {
-        "base_model": {"path": str(base_model), "family": family},
+        "base_model": {"path": str(model_folder), "family": family},
         "dataset": {
             "folders": [{"path": str(PICTURES)}],
             "resolution": 32,

@@ -416,7 +416,10 @@ def test_a_save_request_saves_and_goes_on(configure: Configure):
 
 def test_resuming_a_finished_run_says_so(configure: Configure):
     config = configure(schedule={"maximum_steps": 1})
-    run, _ = run_to_end(config)
+    run, events = run_to_end(config)
+    with run.event_log() as log:  # as the engine's process keeps them
+        for event in events:
+            log.write(event)
     with pytest.raises(PlainError, match="is finished"):
         list(train(config, run, resume=True))
 
