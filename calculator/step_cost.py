@@ -17,6 +17,8 @@ from knowledge.config import CONV_ALGORITHMS, Algorithm, Family, TrainingConfig
 DATA = Path(__file__).parent.parent / "knowledge" / "data" / "memory"
 SMALL: Family = "pocket"
 """The family of which every course is traced; where another's was not, its share over LoRA is taken from here."""
+USUAL_AREA: dict[Family, int] = {"pocket": 16**2, "sd15": 64**2, "sdxl": 128**2}
+"""Latent pixels of a picture at the size that the family was made for."""
 LARGEST_TRACED_RANK = {"lokr": 32}
 """LoKr's second factor becomes a whole matrix at high ranks, so from there on rank costs nothing more."""
 
@@ -132,12 +134,14 @@ def versions(family: Family) -> dict[str, str]:
 def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
     """A figure of a course, put together where it was not traced itself.
 
-    Text encoders add to any algorithm what they add to LoRA, once for every 75 tokens; fp32 multiplies as there.
+    Text encoders add to any algorithm what they add to LoRA, once for every 75 tokens. fp32 multiplies as it does
+    there at the family's usual size: taken at each size anew, the share would fall faster than the step grows, and a
+    larger step would seem to need less.
     """
-    found: dict[str, Any] | None = _document(course.family)["cases"].get(course.name)
+    cases = _document(course.family)["cases"]
+    found: dict[str, Any] | None = cases.get(course.name)
     if found is not None and not (course.text_encoder and sizes.tokens > 77):
         return float(measure(found, sizes))
-    cases = _document(course.family)["cases"]
     words = replace(sizes, tokens=77, area=0.0)
 
     def figure(algorithm: Algorithm, text_encoder: bool = False, half: bool = True, sizes: Sizes = sizes) -> float:
@@ -151,9 +155,13 @@ def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
     value = figure(course.algorithm)
     if course.text_encoder:
         pieces = -(-(sizes.tokens - 2) // 75)
-        value += pieces * max(0.0, figure("lora", True, sizes=words) - figure("lora", sizes=words))
+        added = max(0.0, figure("lora", True, sizes=words) - figure("lora", sizes=words))
+        value += pieces * added
+        if found is not None:  # the first 75 tokens were traced; a longer caption never takes less than they do
+            value = max(value, float(measure(found, replace(sizes, tokens=77))) + (pieces - 1) * added)
     if not course.half:
-        value *= figure("lora", half=False) / figure("lora")
+        usual = Sizes(1, USUAL_AREA[course.family], rank=16, conv_rank=0)
+        value *= figure("lora", half=False, sizes=usual) / figure("lora", sizes=usual)
     return value
 
 

@@ -180,12 +180,8 @@ def likely(values, side):
     return estimate_memory(config, architecture(values["base_model.family"]), {(side, side): 100}, CARD).likely_bytes
 
 
-# Half of the pocket model's traces are of an earlier form of the step; back under this test once all are made anew.
-OF_ONE_FORM = CONFIGS.filter(lambda values: values["base_model.family"] != "pocket")
-
-
-@settings(deadline=None, max_examples=40, derandomize=True)
-@given(values=OF_ONE_FORM, side=SIDES)
+@settings(deadline=None, max_examples=40)
+@given(values=CONFIGS, side=SIDES)
 def test_more_of_anything_never_needs_less(values, side):
     least = likely(values, side)
     assert likely(values, side + 64) >= least
