@@ -147,6 +147,7 @@ def plan_of_views(
     saves = saving_steps(config.saving, run.updates_per_epoch, run.total_steps)
     sampled = sampling_steps(config.sampling, run.updates_per_epoch, run.total_steps)
     pictures = len(sampled) * len(config.sampling.prompts)
+    encoded = dataset.images + dataset.regularisation_images + held_out
     trainable = trainable_parameters(known, config.network)
     size = file_bytes(known, config.network, config.saving.precision)
     return Plan(
@@ -168,7 +169,7 @@ def plan_of_views(
         file_bytes=size,
         saved_files=_files_kept(len(saves), config.saving.keep_last),
         sample_pictures=pictures,
-        disk_bytes=_disk_bytes(config, known, dataset, run, size, trainable, pictures),
+        disk_bytes=_disk_bytes(config, known, encoded, run, size, trainable, pictures),
         vram=estimate_memory(config, known, views_by_bucket, hardware),
         duration=estimate_duration(
             config,
@@ -178,7 +179,7 @@ def plan_of_views(
             epochs,
             samples=pictures,
             saves=len(saves),
-            pictures=dataset.images + dataset.regularisation_images + held_out,
+            pictures=encoded,
             hardware=hardware,
             measurements=measurements,
             held_out=held_out * len(validation_steps(config.validation, run.updates_per_epoch, run.total_steps)),
@@ -197,7 +198,7 @@ def _files_kept(saves: int, keep_last: int | None) -> int:
 def _disk_bytes(
     config: TrainingConfig,
     architecture: Architecture,
-    dataset: DatasetFacts,
+    encoded: int,
     run: Run,
     size: int,
     trainable: int,
@@ -211,12 +212,11 @@ def _disk_bytes(
     state = 4 * trainable + optimizer_bytes(architecture, config)
     width, height = (side or config.dataset.resolution for side in (config.sampling.width, config.sampling.height))
     samples = round(PNG_BYTES_PER_PIXEL * width * height * pictures)
-    return (files + 1) * size + states * state + samples + _cache_bytes(config, architecture, dataset)
+    return (files + 1) * size + states * state + samples + _cache_bytes(config, architecture, encoded)
 
 
-def _cache_bytes(config: TrainingConfig, architecture: Architecture, dataset: DatasetFacts) -> int:
-    """Cached latents (mean and deviation in fp32) and text outputs."""
-    shown = dataset.images + dataset.regularisation_images
+def _cache_bytes(config: TrainingConfig, architecture: Architecture, shown: int) -> int:
+    """Cached latents (mean and deviation in fp32) and text outputs of this many pictures."""
     cached = 0
     if config.memory.cache_latents:
         area = (config.dataset.resolution / architecture.latent_factor) ** 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from random import Random
 
@@ -27,16 +28,15 @@ def held_out(dataset: DatasetFacts, config: TrainingConfig) -> tuple[Picture, ..
 
 def trained_on(dataset: DatasetFacts, config: TrainingConfig) -> DatasetFacts:
     """The dataset without its held-out pictures."""
-    apart = held_out(dataset, config)
+    apart = Counter(held_out(dataset, config))
     if not apart:
         return dataset
-    left = list(apart)
     folders = []
     for folder in dataset.folders:
         kept = []
         for picture in folder.pictures:
-            if not folder.regularisation and picture in left:
-                left.remove(picture)
+            if not folder.regularisation and apart[picture]:
+                apart[picture] -= 1
             else:
                 kept.append(picture)
         folders.append(replace(folder, pictures=tuple(kept)))

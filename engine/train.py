@@ -194,10 +194,10 @@ def train(
 
             stopping = anyone(accelerator, should_stop()) and step < length.total_steps
             asked = run.requested("save")
-            if step in validate_after:
-                yield from validate(bench, step)
-            if step in sample_after:
-                with state_kept_when_memory_ends(bench, step):
+            with state_kept_when_memory_ends(bench, step):
+                if step in validate_after:
+                    yield from validate(bench, step)
+                if step in sample_after:
                     yield from draw_samples(bench, step)
             if step in save_after or stopping or asked:
                 yield from save(bench, step)
