@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
 from torch import Tensor
 
 from calculator.schedule import learning_rate_multiplier
-from calculator.steps import Run, run_length, sampling_steps, saving_steps, state_steps
+from calculator.steps import run_length, sampling_steps, saving_steps, state_steps
 from calculator.validation import DRAWS, held_out, trained_on, validation_steps
+from engine.bench import Bench, Caches, seeded
 from engine.checkpoints import DTYPES, load_state, network_tensors, save_network, save_state, start_from
-from engine.dataset.ahead import PicturesAhead
 from engine.dataset.batches import Batch, dataset_items, epoch_batches, still_batches
 from engine.dataset.folders import scan
-from engine.dataset.images import UnreadablePictureError
 from engine.dataset.latents import LatentCache
-from engine.dataset.masks import Masks, create_masks
+from engine.dataset.masks import create_masks
 from engine.dataset.text_outputs import TextCache
 from engine.events import (
     CheckpointSaved,
     Event,
     PhaseProgress,
     PhaseStarted,
-    PictureSkipped,
     RunFinished,
     RunStarted,
     SampleSaved,
@@ -44,24 +38,25 @@ from engine.events import (
     Validated,
     Warned,
 )
-from engine.loss_watch import LossWatch, TrainingBrokeError
+from engine.loss_watch import TrainingBrokeError
+from engine.memory import device_name, leave, peak_ram_bytes, peak_vram_bytes, vram_bytes
 from engine.metadata import network_metadata
 from engine.models.family import BaseModel
 from engine.models.load import load
 from engine.models.sd import Conditioning
-from engine.networks import Network, create_network, limit_norms
+from engine.networks import create_network, limit_norms
 from engine.noise import draw_noise, perturbed
 from engine.optimizers import create_optimizer
+from engine.processes import add_up_gradients, anyone, create_accelerator, mean_and_norm, own
 from engine.recovery import drop_spoilt_states
 from engine.run_folder import RunFolder
 from engine.samples import SamplePrompt, denoised, picture, sample_prompts, write_picture
 from engine.trouble import out_of_memory
 from engine.verification import verify
 from knowledge.answers import PlainError
-from knowledge.config import LossSettings, NoiseSettings, Precision, TrainingConfig
+from knowledge.config import LossSettings, NoiseSettings, TrainingConfig
 from knowledge.facts import DatasetFacts
 
-MIXED_PRECISION: dict[Precision, str] = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "lycoris-lora")
 
 
@@ -327,14 +322,6 @@ def fill(
     yield PhaseStarted(phase="loading", detail="UNet")  # which comes when the others have left
 
 
-def leave(*parts: torch.nn.Module, for_good: bool = False) -> None:
-    """Bring parts back to the CPU, or out of memory for good, and their room on the GPU back to everybody."""
-    for part in parts:
-        part.to("meta" if for_good else "cpu")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def validate(bench: Bench, step: int) -> Iterator[Event]:
     """The loss on held-out pictures: the same noise at the same timesteps every time, so that only learning shows."""
     if not bench.accelerator.is_main_process:
@@ -498,189 +485,6 @@ def run_started(bench: Bench, first_epoch: Sequence[Batch], step: int) -> RunSta
     )
 
 
-# -- the bench and its tools ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Caches:
-    """What was encoded once, before the first step; None where it is encoded anew in every step, or not there."""
-
-    latents: LatentCache | None
-    texts: TextCache | None
-    masks: Masks | None = None
-    ahead: PicturesAhead = field(default_factory=PicturesAhead)
-
-    def readable(self, batch: Batch) -> tuple[Batch, list[UnreadablePictureError]]:
-        """The batch without pictures that broke since the run began; what is cached cannot break any more."""
-        return (batch, []) if self.latents is not None else self.ahead.readable(batch)
-
-    def replaced(self, model: BaseModel) -> list[torch.nn.Module]:
-        """The parts of the base model that have done their work."""
-        encoders = list(model.text_encoders.values()) if self.texts is not None else []
-        return [*encoders, *([model.vae] if self.latents is not None else [])]
-
-
-class Skipped:
-    """The pictures that broke in this run; each is told once."""
-
-    def __init__(self) -> None:
-        self._paths: set[str] = set()
-
-    def tell(self, problems: Sequence[UnreadablePictureError], step: int) -> Iterator[Event]:
-        for problem in problems:
-            if problem.path not in self._paths:
-                self._paths.add(problem.path)
-                yield PictureSkipped(path=problem.path, reason=problem.reason, step=step)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Everything that a run holds in its hands."""
-
-    config: TrainingConfig
-    run: RunFolder
-    accelerator: Accelerator
-    model: BaseModel
-    network: Network
-    optimizer: AcceleratedOptimizer
-    caches: Caches
-    dataset: DatasetFacts
-    length: Run
-    prompts: tuple[SamplePrompt, ...]
-    held_out: list[Batch]
-    started_at: float
-    watch: LossWatch = field(default_factory=LossWatch)
-    skipped: Skipped = field(default_factory=Skipped)
-
-    def epoch_of(self, step: int) -> int:
-        """The epoch that this update, counted from 1, belongs to; 0 before the first."""
-        return math.ceil(step / self.length.updates_per_epoch)
-
-    @contextmanager
-    def at_rest(self) -> Iterator[None]:
-        """The network as it is used: without dropout, and with the averaged weights of a schedule-free optimizer."""
-        averaging = hasattr(self.optimizer.optimizer, "eval")
-        learning = [weights.detach().clone() for weights in self.network.parameters()] if averaging else []
-        self.network.eval()
-        if averaging:
-            self.optimizer.optimizer.eval()
-        try:
-            yield
-        finally:
-            if averaging:
-                self.optimizer.optimizer.train()
-                # There and back again rounds; the run goes on from the very weights that it left.
-                for weights, was in zip(self.network.parameters(), learning, strict=True):
-                    weights.data.copy_(was)
-            self.network.train()
-
-    def encoder(self) -> Callable[[Sequence[str]], Conditioning]:
-        """What gives the conditioning of sample prompts: the cache, where the captions are in it, or the encoders."""
-        texts, device = self.caches.texts, self.accelerator.device
-        if texts is None:
-            return self.model.encode_prompt
-        return lambda captions: texts.conditioning(captions).to(device)
-
-    @contextmanager
-    def decoder_in_place(self) -> Iterator[None]:
-        """The VAE on the device; where it was not, the UNet makes room for it meanwhile."""
-        model, device = self.model, self.accelerator.device
-        if model.vae.device == device:
-            yield
-            return
-        leave(model.unet)
-        model.vae.to(device)
-        try:
-            yield
-        finally:
-            leave(model.vae)
-            model.unet.to(device)
-
-    def remembering(self) -> dict[str, AcceleratedOptimizer | torch.amp.GradScaler | LossWatch | None]:
-        """What carries a memory from update to update, beside the weights themselves."""
-        return {"optimizer": self.optimizer, "scaler": self.accelerator.scaler, "loss watch": self.watch}
-
-
-def create_accelerator(precision: Precision) -> Accelerator:
-    """The device that trains. Raises PlainError when it cannot compute in this precision."""
-    # A process may train more than once, and accelerate would silently keep the first run's precision.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    # Several processes on a computer without a GPU find each other only where the CPU was asked for.
-    cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
-    device = PartialState(cpu=cpu).device
-    if precision == "fp16" and device.type == "cpu":
-        raise PlainError('memory.precision is fp16, which needs a GPU, and there is none. Set it to "fp32" or "bf16".')
-    return Accelerator(mixed_precision=MIXED_PRECISION[precision], cpu=cpu)
-
-
-def seeded(*parts: object) -> int:
-    """A seed out of numbers and words: the same on every machine and in every run."""
-    return random.Random(" ".join(map(str, parts))).getrandbits(63)
-
-
 def in_groups(batches: list[tuple[int, Batch]], size: int) -> list[list[tuple[int, Batch]]]:
     """The batches of an epoch by update; the last update may have fewer."""
     return [batches[start : start + size] for start in range(0, len(batches), size)]
-
-
-def own(update: list[tuple[int, Batch]], accelerator: Accelerator) -> list[tuple[int, Batch]]:
-    """This process's batches of an update."""
-    return update[accelerator.process_index :: accelerator.num_processes]
-
-
-def add_up_gradients(accelerator: Accelerator, network: Network) -> None:
-    """Sum of all processes' gradients. LyCORIS works through hooks that DistributedDataParallel does not see."""
-    if accelerator.num_processes == 1:
-        return
-    for parameter in network.parameters():
-        if parameter.grad is None:  # this process had no batch in an epoch's last update
-            parameter.grad = torch.zeros_like(parameter)
-        parameter.grad = accelerator.reduce(parameter.grad, "sum")
-
-
-def anyone(accelerator: Accelerator, wish: bool) -> bool:
-    """Whether any process wishes it; all of them must hear the same, or some would wait for ever."""
-    if accelerator.num_processes == 1:
-        return wish
-    return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device), "sum").item())
-
-
-def mean_and_norm(accelerator: Accelerator, losses: list[Tensor], norm: Tensor) -> tuple[float, float]:
-    """The mean loss over the batches of all processes, and the gradient norm, in one transfer from the device."""
-    total = torch.stack(losses).sum() if losses else torch.zeros((), device=accelerator.device)
-    both = torch.stack([total, torch.full_like(total, len(losses))])
-    if accelerator.num_processes > 1:
-        both = accelerator.reduce(both, "sum")
-    loss, count, norm_value = torch.cat([both, norm.reshape(1).to(both)]).tolist()
-    if not count:
-        raise PlainError("Not one picture of this step can be read any more. Put the pictures back, then resume.")
-    return loss / count, norm_value
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-
-
-def vram_bytes(device: torch.device) -> int:
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
-
-
-def peak_vram_bytes(device: torch.device) -> int:
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
-
-
-def peak_ram_bytes() -> int:
-    """The most memory this process ever held, where the system keeps count; else what it holds now."""
-    memory = psutil.Process().memory_info()
-    return int(getattr(memory, "peak_wset", 0) or _resident_peak() or memory.rss)
-
-
-def _resident_peak() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows, which counts in peak_wset
-        return 0
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # KiB, except on macOS

@@ -130,7 +130,7 @@ def train_with_diffusers(options: argparse.Namespace, folder: Path) -> None:
     from diffusers import DDPMScheduler, UNet2DConditionModel
     from peft import LoraConfig
 
-    from engine.train import peak_ram_bytes
+    from engine.memory import peak_ram_bytes
 
     half = options.precision == "bf16"
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.bfloat16 if half else torch.float32)

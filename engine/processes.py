@@ -1,0 +1,63 @@
+"""The device that trains, and what several processes that train together must agree on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from engine.dataset.batches import Batch
+from engine.networks import Network
+from knowledge.answers import PlainError
+from knowledge.config import Precision
+
+MIXED_PRECISION: dict[Precision, str] = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+
+
+def create_accelerator(precision: Precision) -> Accelerator:
+    """The device that trains. Raises PlainError when it cannot compute in this precision."""
+    # A process may train more than once, and accelerate would silently keep the first run's precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    # Several processes on a computer without a GPU find each other only where the CPU was asked for.
+    cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    device = PartialState(cpu=cpu).device
+    if precision == "fp16" and device.type == "cpu":
+        raise PlainError('memory.precision is fp16, which needs a GPU, and there is none. Set it to "fp32" or "bf16".')
+    return Accelerator(mixed_precision=MIXED_PRECISION[precision], cpu=cpu)
+
+
+def own(update: list[tuple[int, Batch]], accelerator: Accelerator) -> list[tuple[int, Batch]]:
+    """This process's batches of an update."""
+    return update[accelerator.process_index :: accelerator.num_processes]
+
+
+def add_up_gradients(accelerator: Accelerator, network: Network) -> None:
+    """Sum of all processes' gradients. LyCORIS works through hooks that DistributedDataParallel does not see."""
+    if accelerator.num_processes == 1:
+        return
+    for parameter in network.parameters():
+        if parameter.grad is None:  # this process had no batch in an epoch's last update
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = accelerator.reduce(parameter.grad, "sum")
+
+
+def anyone(accelerator: Accelerator, wish: bool) -> bool:
+    """Whether any process wishes it; all of them must hear the same, or some would wait for ever."""
+    if accelerator.num_processes == 1:
+        return wish
+    return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device), "sum").item())
+
+
+def mean_and_norm(accelerator: Accelerator, losses: list[Tensor], norm: Tensor) -> tuple[float, float]:
+    """The mean loss over the batches of all processes, and the gradient norm, in one transfer from the device."""
+    total = torch.stack(losses).sum() if losses else torch.zeros((), device=accelerator.device)
+    both = torch.stack([total, torch.full_like(total, len(losses))])
+    if accelerator.num_processes > 1:
+        both = accelerator.reduce(both, "sum")
+    loss, count, norm_value = torch.cat([both, norm.reshape(1).to(both)]).tolist()
+    if not count:
+        raise PlainError("Not one picture of this step can be read any more. Put the pictures back, then resume.")
+    return loss / count, norm_value
