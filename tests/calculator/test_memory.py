@@ -87,8 +87,8 @@ def test_recorded_peaks_are_met_within_eight_percent_but_for_one_and_within_four
         assert found.phase == "training"
         allocated = (found.low_bytes - found.parts["CUDA context"]) / 1024**2
         apart[family, batch, checkpointing] = allocated / recorded - 1
-    # This one is a tenth too high. Its trace is of an earlier form of the step; why it is higher is not known.
-    assert -0.08 <= apart.pop(("sd15", 4, True)) <= 0.10
+    # This one is 8.4 % too high; why is not known.
+    assert -0.08 <= apart.pop(("sd15", 4, True)) <= 0.09
     assert max(map(abs, apart.values())) <= 0.08
     assert median(map(abs, apart.values())) <= 0.04
 
