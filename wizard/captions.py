@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wizard import views
+from wizard.paths import quoted
 from wizard.words import count
 
 if TYPE_CHECKING:
@@ -108,17 +109,37 @@ def captions(
     planned = edits.changes(folder, extension, [edit for _, edit in chosen], create=create)
     if not as_json:
         preview(planned, words)
-    wanted = bool(planned) and not dry_run and (yes or click.confirm(f"Change {count(len(planned), 'caption')}?"))
-    if wanted:
-        edits.apply(folder, planned, words)
-    if as_json:
-        rows = [{"file": str(change.file), "before": change.before, "after": change.after} for change in planned]
-        print(json.dumps({"edit": words, "changes": rows, "written": wanted}, ensure_ascii=False))
-    elif wanted:
+    asked = f"Change {count(len(planned), 'caption')}?"
+    if settled(folder, planned, words, asked, yes, dry_run, {"edit": words} if as_json else None):
         views.console().print(
             f"[good]{count(len(planned), 'caption')} changed.[/] "
-            f"[quiet]To take it back: lora-wizard dataset captions {folder} --undo[/]"
+            f"[quiet]To take it back: lora-wizard dataset captions {views.escape(quoted(folder))} --undo[/]"
         )
+
+
+def settled(
+    folder: Path,
+    changes: Sequence[Change],
+    words: str,
+    question: str,
+    yes: bool,
+    dry_run: bool,
+    document: dict[str, Any] | None,
+) -> bool:
+    """Write the changes if that is wanted; whether they were, and a person is to be told.
+
+    With a `document` nobody is told: it is printed as JSON instead, with the changes added.
+    """
+    from engine.dataset import caption_edits as edits
+
+    write = bool(changes) and not dry_run and (yes or click.confirm(question))
+    if write:
+        edits.apply(folder, changes, words)
+    if document is None:
+        return write
+    rows = [{"file": str(change.file), "before": change.before, "after": change.after} for change in changes]
+    print(json.dumps({**document, "changes": rows, "written": write}, ensure_ascii=False))
+    return False
 
 
 def one_by_one(folder: Path, extension: str | None = None) -> None:
@@ -128,7 +149,11 @@ def one_by_one(folder: Path, extension: str | None = None) -> None:
 
     changed = edit_captions(folder, extension or suggest_caption_extension(suggest_folders(folder)))
     done = f"[good]{count(changed, 'caption')} changed.[/]" if changed else "No caption was changed."
-    back = f" [quiet]To take the last one back: lora-wizard dataset captions {folder} --undo[/]" if changed else ""
+    back = (
+        f" [quiet]To take the last one back: lora-wizard dataset captions {views.escape(quoted(folder))} --undo[/]"
+        if changed
+        else ""
+    )
     views.console().print(f"{done}{back}")
 
 

@@ -16,6 +16,7 @@ from knowledge.answers import PlainError, did_you_mean
 from knowledge.downloads import Suggestion, fitting_vae, suggestions
 from knowledge.parameters import parameters
 from wizard import views, words
+from wizard.paths import quoted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -306,14 +307,14 @@ def kept(model: Model, folder: ModelsFolder, vae: Model | None = None, new: bool
         lines.append(("SHA256", hashes[0]))
     yield views.rows(lines, 6)
     if model.kind == "vae":
-        yield f"[quiet]Use it in place of a model's own with[/] --set base_model.vae={views.escape(_quoted(path))}"
+        yield f"[quiet]Use it in place of a model's own with[/] --set base_model.vae={views.escape(quoted(path))}"
         return
     if vae is not None:
-        vae_path = views.escape(_quoted(folder.path / vae.name))
+        vae_path = views.escape(quoted(folder.path / vae.name))
         yield f"[good]✓[/] A VAE that fits: {vae_path}\n[quiet]Use it with[/] --set base_model.vae={vae_path}"
     elif (fitting := fitting_vae(model.family)) is not None:
         yield from _vae_hint(fitting)
-    yield f"[quiet]Train with it:[/] lora-wizard new --base-model {views.escape(_quoted(path))}"
+    yield f"[quiet]Train with it:[/] lora-wizard new --base-model {views.escape(quoted(path))}"
 
 
 def _vae_hint(fitting: Suggestion) -> Iterator[RenderableType]:
@@ -322,10 +323,6 @@ def _vae_hint(fitting: Suggestion) -> Iterator[RenderableType]:
         f"A training here runs the VAE in full precision and is safe with either.[/]\n"
         f"[quiet]Fetch it:[/] lora-wizard download {fitting.name}"
     )
-
-
-def _quoted(path: Path) -> str:
-    return f'"{path}"' if " " in str(path) else str(path)
 
 
 def _as_kept(model: Model, folder: ModelsFolder, vae: Model | None) -> dict[str, Any]:

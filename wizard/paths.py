@@ -6,6 +6,12 @@ import shlex
 from pathlib import Path
 
 
+def quoted(word: Path | str) -> str:
+    """A path or word as it must be typed to stay one word, in every kind of terminal."""
+    text = str(word)
+    return f'"{text}"' if " " in text or not text else text
+
+
 def typed_path(text: str) -> str:
     """A path as people type or drop it into a terminal: quotes and backslashes before spaces are taken away."""
     text = text.strip()

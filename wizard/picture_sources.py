@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from knowledge.answers import PlainError
 from wizard import views
-from wizard.paths import typed_path
+from wizard.paths import quoted, typed_path
 from wizard.prompts import Move, Option, Page, show
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def _a_threshold(text: str) -> str:
 def run(words: Sequence[str]) -> int:
     """The exit code of a command of ours, which has the terminal to itself meanwhile; Ctrl-C is for it alone."""
     console = views.console()
-    console.print(f"\n[quiet]$ lora-wizard {views.escape(' '.join(_quoted(word) for word in words))}[/]")
+    console.print(f"\n[quiet]$ lora-wizard {views.escape(' '.join(quoted(word) for word in words))}[/]")
     with subprocess.Popen([sys.executable, "-m", "wizard.cli", *words]) as program:
         while True:
             try:
@@ -324,7 +324,3 @@ def run(words: Sequence[str]) -> int:
     with suppress(EOFError):
         input()
     return code
-
-
-def _quoted(word: str) -> str:
-    return f'"{word}"' if " " in word or not word else word

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wizard import views
-from wizard.captions import preview
+from wizard.captions import preview, settled
 from wizard.file_commands import watched
 from wizard.words import count
 
@@ -104,13 +103,8 @@ def tag(
         preview(changes, words)
         for sentence in broken:
             views.console().print(f"[warning]{sentence}[/]")
-    write = bool(changes) and not dry_run and (yes or click.confirm(f"Write {count(len(changes), 'caption')}?"))
-    if write:
-        edits.apply(folder, changes, words)
-    if as_json:
-        rows = [{"file": str(change.file), "before": change.before, "after": change.after} for change in changes]
-        print(json.dumps({"changes": rows, "broken": broken, "written": write}, ensure_ascii=False))
-    elif write:
+    asked = f"Write {count(len(changes), 'caption')}?"
+    if settled(folder, changes, words, asked, yes, dry_run, {"broken": broken} if as_json else None):
         views.console().print(f"[good]{count(len(changes), 'caption')} written.[/]")
 
 
