@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+    from calculator.duration import DurationEstimate
     from wizard.session import Session
 
 SHOWN = 3
@@ -224,13 +225,18 @@ def _how_often(config: TrainingConfig) -> str:
 
 
 def time_words(situation: Situation) -> Text:
+    assert situation.plan is not None
+    hardware = situation.hardware
+    return about(situation.plan.duration, hardware.name if hardware.vram_bytes else "the processor")
+
+
+def about(time: DurationEstimate, where: str) -> Text:
+    """The likely time, and the span it lies in where that says more."""
     from rich.text import Text
 
-    assert situation.plan is not None
-    time = situation.plan.duration
     low, likely, high = (estimate.roughly(s) for s in (time.low_seconds, time.likely_seconds, time.high_seconds))
-    where = situation.hardware.name if situation.hardware.vram_bytes else "the processor"
-    return Text.assemble("about ", (likely, "strong"), (f" on {where}, between {low} and {high}", "quiet"))
+    span = "" if low == high else f", between {low} and {high}"
+    return Text.assemble("about ", (likely, "strong"), (f" on {where}{span}", "quiet"))
 
 
 def memory_words(situation: Situation) -> Text:
