@@ -73,9 +73,11 @@ def curve_chart(trials: Sequence[Trial], width: int) -> Image:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    figure = Figure(figsize=(width / 100, 2.6), dpi=100, facecolor=PAPER)
-    axes = figure.add_axes((0.07, 0.17, 0.58, 0.66))
-    figure.text(0.0, 0.93, "Loss on pictures of the creature that were not trained on", size=9, color=INK)
+    legend = 0.2 * len(trials)  # a row for each, below: beside the chart a narrow sheet would cut it off
+    height = 2.6 + legend
+    figure = Figure(figsize=(width / 100, height), dpi=100, facecolor=PAPER)
+    axes = figure.add_axes((30 / width, (0.45 + legend) / height, 1 - 60 / width, 1.7 / height))
+    figure.text(0.0, 1 - 0.2 / height, "Loss on pictures of the creature that were not trained on", size=9, color=INK)
     base = trials[0].curve[0][1]["creature_loss"]
     for index, trial in enumerate(trials):
         steps = [step for step, _ in trial.curve]
@@ -93,7 +95,7 @@ def curve_chart(trials: Sequence[Trial], width: int) -> Image:
     axes.spines["bottom"].set_color(HAIR)
     axes.tick_params(colors=QUIET, labelsize=7.5, length=0)
     axes.grid(axis="y", color=HAIR, linewidth=0.8)
-    axes.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.01, 0.5), labelcolor=INK)
+    figure.legend(frameon=False, fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 0), labelcolor=INK)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")

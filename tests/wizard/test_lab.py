@@ -13,8 +13,10 @@ from engine.events import RunFinished, SampleSaved
 from engine.run_folder import RunFolder
 from knowledge.answers import PlainError
 from knowledge.lessons import lessons, record
+from wizard.charts import Sheet
 from wizard.cli import lora_wizard
 from wizard.lab import find_lesson, prepare
+from wizard.lesson_sheet import SIDE
 from wizard.trials import Trial, finish
 
 
@@ -130,3 +132,10 @@ def test_the_lab_is_listed_before_anything_heavy_is_imported():
         "sys.exit(any(name in sys.modules for name in ('torch', 'matplotlib', 'PIL')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("lesson", lessons().values(), ids=lambda lesson: lesson.name)
+def test_no_label_of_a_sheet_is_cut_off(lesson, tmp_path):
+    font = Sheet("", "", SIDE).fonts["label"]
+    for label in ("the base model", *(trial.label for trial in prepare(lesson, 1, tmp_path))):
+        assert font.getlength(label) <= SIDE, label
