@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from json.encoder import encode_basestring
 from math import prod
 
 from knowledge.architectures import Architecture, Layer
@@ -29,11 +31,12 @@ class NetworkLayer:
     rank: int
     tensors: Shapes
 
-    @property
+    @cached_property
     def trainable(self) -> int:
         return sum(prod(shape) for name, shape in self.tensors.items() if name != NOT_TRAINED)
 
 
+@lru_cache(maxsize=64)  # one plan asks nine times, and a solver tries many plans
 def network_layers(architecture: Architecture, network: NetworkSettings) -> tuple[NetworkLayer, ...]:
     """Every adapter that the settings put on a base model, text encoders first, as files hold them."""
     return tuple(_network_layers(architecture, network))
@@ -70,7 +73,7 @@ def safetensors_bytes(shapes: Mapping[str, Shape], precision: Precision, metadat
         begin, end = end, end + prod(shapes[name]) * BYTES[precision]
         shape = ",".join(map(str, shapes[name]))
         entries.append(
-            f'{_json(name)}:{{"dtype":"{SAFETENSORS_NAMES[precision]}","shape":[{shape}],"data_offsets":[{begin},{end}]}}'
+            f'{encode_basestring(name)}:{{"dtype":"{SAFETENSORS_NAMES[precision]}","shape":[{shape}],"data_offsets":[{begin},{end}]}}'
         )
     header = len(("{" + ",".join(entries) + "}").encode())
     return 8 + -(-header // 8) * 8 + end

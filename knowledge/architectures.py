@@ -49,7 +49,7 @@ class Layer:
         return self.inputs * self.outputs * self.kernel**2 + (self.outputs if self.bias else 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # known by itself, so that what follows from it can be kept
 class Architecture:
     """A base model as the configs of its parts; parts are "unet", "vae", "text_encoder" and, in SDXL, a second one."""
 
