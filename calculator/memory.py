@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from calculator.buckets import Size
 from calculator.network_size import BYTES, NOT_TRAINED, Shape, network_layers
 from calculator.step_cost import activation_bytes, basis, course_of, phase_bytes, sizes_of
 from knowledge.architectures import Architecture
-from knowledge.config import OptimizerName, TrainingConfig, with_values
+from knowledge.config import NetworkSettings, OptimizerName, TrainingConfig, with_values
 from knowledge.facts import Hardware
 
 MIB = 1024**2
@@ -68,8 +69,13 @@ STATE_BYTES: Mapping[OptimizerName, Callable[[Shape], float]] = {
 
 def optimizer_bytes(architecture: Architecture, config: TrainingConfig) -> int:
     """What the optimizer keeps from step to step."""
-    state = STATE_BYTES[config.optimizer.name]
-    layers = network_layers(architecture, config.network)
+    return _state_bytes(architecture, config.network, config.optimizer.name)
+
+
+@lru_cache(maxsize=64)  # one plan asks four times
+def _state_bytes(architecture: Architecture, network: NetworkSettings, optimizer: OptimizerName) -> int:
+    state = STATE_BYTES[optimizer]
+    layers = network_layers(architecture, network)
     return round(sum(state(shape) for layer in layers for name, shape in layer.tensors.items() if name != NOT_TRAINED))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from json.encoder import encode_basestring
-from math import prod
+from math import isqrt, prod
 
 from knowledge.architectures import Architecture, Layer
 from knowledge.config import CONV_ALGORITHMS, Algorithm, NetworkSettings, Precision
@@ -57,12 +57,24 @@ def file_bytes(
 
     Without `metadata`, which is known only when the file is written and takes a few thousand bytes, it is left out.
     """
-    shapes = {
+    return (
+        _bytes_without_metadata(architecture, network, precision)
+        if metadata is None
+        else safetensors_bytes(_shapes(architecture, network), precision, metadata)
+    )
+
+
+@lru_cache(maxsize=64)  # nothing but the network decides it, and a solver tries many plans
+def _bytes_without_metadata(architecture: Architecture, network: NetworkSettings, precision: Precision) -> int:
+    return safetensors_bytes(_shapes(architecture, network), precision, None)
+
+
+def _shapes(architecture: Architecture, network: NetworkSettings) -> Shapes:
+    return {
         f"{layer.name}.{suffix}": shape
         for layer in network_layers(architecture, network)
         for suffix, shape in layer.tensors.items()
     }
-    return safetensors_bytes(shapes, precision, metadata)
 
 
 def safetensors_bytes(shapes: Mapping[str, Shape], precision: Precision, metadata: Mapping[str, str] | None) -> int:
@@ -148,9 +160,8 @@ def factorization(dimension: int, factor: int) -> tuple[int, int]:
     if factor > 0 and dimension % factor == 0:
         small, large = sorted((factor, dimension // factor))
         return small, large
-    limit = dimension if factor < 0 else factor
-    divisors = [d for d in range(1, min(limit, dimension) + 1) if dimension % d == 0 and d * d <= dimension]
-    small = divisors[-1]
+    root = isqrt(dimension)
+    small = next(d for d in range(root if factor < 0 else max(1, min(factor, root)), 0, -1) if dimension % d == 0)
     return small, dimension // small
 
 
