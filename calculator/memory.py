@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 from calculator.buckets import Size
 from calculator.network_size import BYTES, NOT_TRAINED, Shape, network_layers
@@ -13,6 +14,7 @@ from calculator.step_cost import activation_bytes, basis, course_of, phase_bytes
 from knowledge.architectures import Architecture
 from knowledge.config import NetworkSettings, OptimizerName, TrainingConfig, with_values
 from knowledge.facts import Hardware
+from knowledge.optimizer_arguments import Argument, all_arguments
 
 MIB = 1024**2
 
@@ -34,6 +36,8 @@ class MemoryEstimate:
     phases: dict[str, dict[str, int]]
 
 
+Arguments = Mapping[str, Any]
+
 # -- the optimizer's state, bytes of one tensor --------------------------------------------------------------------
 
 
@@ -44,39 +48,47 @@ def _adafactor(shape: Shape) -> float:
     return 4.0 * (prod(shape[:-1]) + prod(shape[:-2]) * shape[-1])
 
 
-def _adamw8bit(shape: Shape) -> float:
+def _adamw8bit(shape: Shape, given: Arguments) -> float:
     """Two bytes a weight and two scales for every 256; bitsandbytes keeps small tensors in 32 bits."""
     weights = prod(shape)
-    return 8.0 * weights if weights < 4096 else 2.0 * weights + 2 * 4 * -(-weights // 256)
+    return 8.0 * weights if weights < given["min_8bit_size"] else 2.0 * weights + 2 * 4 * -(-weights // 256)
 
 
-STATE_BYTES: Mapping[OptimizerName, Callable[[Shape], float]] = {
-    "adamw": lambda shape: 8.0 * prod(shape) + 4,
+STATE_BYTES: Mapping[OptimizerName, Callable[[Shape, Arguments], float]] = {
+    "adamw": lambda shape, given: (12.0 if given["amsgrad"] else 8.0) * prod(shape) + 4,
     "adamw8bit": _adamw8bit,
-    "lion": lambda shape: 4.0 * prod(shape),
-    "adafactor": _adafactor,
-    "prodigy": lambda shape: 16.0 * prod(shape),
+    "lion": lambda shape, given: 4.0 * prod(shape),
+    "adafactor": lambda shape, given: _adafactor(shape) + (4.0 * prod(shape) if "beta1" in given else 0),
+    "prodigy": lambda shape, given: 16.0 * prod(shape),
     "paged_adamw8bit": _adamw8bit,
-    "lion8bit": lambda shape: _adamw8bit(shape) / 2,
-    "came": lambda shape: 4.0 * prod(shape) + 2 * _adafactor(shape),
-    "dadapt_adam": lambda shape: 12.0 * prod(shape),
-    "schedule_free_adamw": lambda shape: 8.0 * prod(shape),
-    "stable_adamw": lambda shape: 8.0 * prod(shape),
-    "adopt": lambda shape: 8.0 * prod(shape),
-    "sgd": lambda shape: 4.0 * prod(shape),
+    "lion8bit": lambda shape, given: _adamw8bit(shape, given) / 2,
+    "came": lambda shape, given: (8.0 if given["ams_bound"] else 4.0) * prod(shape) + 2 * _adafactor(shape),
+    "dadapt_adam": lambda shape, given: 12.0 * prod(shape),
+    "schedule_free_adamw": lambda shape, given: (12.0 if given["ams_bound"] else 8.0) * prod(shape),
+    "stable_adamw": lambda shape, given: 8.0 * prod(shape),
+    "adopt": lambda shape, given: 8.0 * prod(shape),
+    "sgd": lambda shape, given: 4.0 * prod(shape) if given["momentum"] else 0.0,
 }
+"""Bytes of one tensor by its shape and all the arguments that the optimizer is given."""
 
 
 def optimizer_bytes(architecture: Architecture, config: TrainingConfig) -> int:
     """What the optimizer keeps from step to step."""
-    return _state_bytes(architecture, config.network, config.optimizer.name)
+    arguments = tuple(all_arguments(config.optimizer.name, config.optimizer.arguments).items())
+    return _state_bytes(architecture, config.network, config.optimizer.name, arguments)
 
 
 @lru_cache(maxsize=64)  # one plan asks four times
-def _state_bytes(architecture: Architecture, network: NetworkSettings, optimizer: OptimizerName) -> int:
-    state = STATE_BYTES[optimizer]
+def _state_bytes(
+    architecture: Architecture,
+    network: NetworkSettings,
+    optimizer: OptimizerName,
+    arguments: tuple[tuple[str, Argument], ...],
+) -> int:
+    state, given = STATE_BYTES[optimizer], dict(arguments)
     layers = network_layers(architecture, network)
-    return round(sum(state(shape) for layer in layers for name, shape in layer.tensors.items() if name != NOT_TRAINED))
+    shapes = (shape for layer in layers for name, shape in layer.tensors.items() if name != NOT_TRAINED)
+    return round(sum(state(shape, given) for shape in shapes))
 
 
 # -- the estimate --------------------------------------------------------------------------------------------------

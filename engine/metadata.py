@@ -23,8 +23,9 @@ from calculator.buckets import place
 from calculator.steps import Run, views, views_of_pictures
 from engine.dataset.captions import tags
 from engine.optimizers import OPTIMIZERS
-from knowledge.config import Algorithm, Family, TrainingConfig
+from knowledge.config import Algorithm, Family, OptimizerSettings, TrainingConfig
 from knowledge.facts import DatasetFacts
+from knowledge.optimizer_arguments import all_arguments
 
 BASE_MODEL_VERSIONS: dict[Family, str] = {"pocket": "lora-wizard-pocket", "sd15": "sd_v1", "sdxl": "sdxl_base_v1-0"}
 ARCHITECTURES: dict[Family, str] = {
@@ -128,7 +129,7 @@ def _run(
         "learning_rate": optimizer.learning_rate,
         "unet_lr": optimizer.learning_rate if network.train_unet else None,
         "text_encoder_lr": text_encoder_rate if network.train_text_encoder else None,
-        "optimizer": f"{OPTIMIZERS[optimizer.name].kind.replace(':', '.')}(weight_decay={optimizer.weight_decay:g})",
+        "optimizer": _optimizer(optimizer),
         "lr_scheduler": schedule.scheduler,
         "lr_warmup_steps": round(warmup),
         "max_grad_norm": optimizer.maximum_gradient_norm,
@@ -169,6 +170,15 @@ def _run(
         "validate_every_n_steps": None,
         "max_validation_steps": None,
     }
+
+
+def _optimizer(settings: OptimizerSettings) -> str:
+    """The optimizer's class with all that it was given, as sd-scripts writes it."""
+    given = {"weight_decay": settings.weight_decay, **all_arguments(settings.name, settings.arguments)}
+    words = ",".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in given.items()
+    )
+    return f"{OPTIMIZERS[settings.name].kind.replace(':', '.')}({words})"
 
 
 def _network(config: TrainingConfig) -> dict[str, Any]:

@@ -12,34 +12,35 @@ from torch import nn
 
 from knowledge.answers import PlainError
 from knowledge.config import OptimizerName, OptimizerSettings
+from knowledge.optimizer_arguments import all_arguments, to_line
 
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """An optimizer's class as "module:name" and the arguments that we give it beside rate and weight decay."""
+    """An optimizer's class as "module:name", and how it is to compute where it leaves a choice.
+
+    What it takes for learning stands in knowledge/data/optimizer_arguments.toml.
+    """
 
     kind: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    needs_cuda: bool = False
 
 
 OPTIMIZERS: dict[OptimizerName, OptimizerRecipe] = {
     "adamw": OptimizerRecipe("torch.optim:AdamW", {"fused": True}),
     "adamw8bit": OptimizerRecipe("bitsandbytes.optim:AdamW8bit"),
     "paged_adamw8bit": OptimizerRecipe("bitsandbytes.optim:PagedAdamW8bit"),
-    "lion": OptimizerRecipe("pytorch_optimizer:Lion", {"betas": (0.9, 0.99)}),
-    "lion8bit": OptimizerRecipe("bitsandbytes.optim:Lion8bit", {"betas": (0.9, 0.99)}),
+    "lion": OptimizerRecipe("pytorch_optimizer:Lion"),
+    "lion8bit": OptimizerRecipe("bitsandbytes.optim:Lion8bit"),
     # With the rate that the user chose; its own relative rate would make the schedule a dead letter.
-    "adafactor": OptimizerRecipe(
-        "transformers.optimization:Adafactor", {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-    ),
+    "adafactor": OptimizerRecipe("transformers.optimization:Adafactor", {"relative_step": False}),
     "came": OptimizerRecipe("pytorch_optimizer:CAME"),
-    "prodigy": OptimizerRecipe("pytorch_optimizer:Prodigy", {"bias_correction": True, "safeguard_warmup": True}),
-    "dadapt_adam": OptimizerRecipe("pytorch_optimizer:DAdaptAdam", {"weight_decouple": True}),
+    "prodigy": OptimizerRecipe("pytorch_optimizer:Prodigy"),
+    "dadapt_adam": OptimizerRecipe("pytorch_optimizer:DAdaptAdam"),
     "schedule_free_adamw": OptimizerRecipe("pytorch_optimizer:ScheduleFreeAdamW"),
     "stable_adamw": OptimizerRecipe("pytorch_optimizer:StableAdamW"),
-    "adopt": OptimizerRecipe("pytorch_optimizer:ADOPT", {"weight_decouple": True}),
-    "sgd": OptimizerRecipe("torch.optim:SGD", {"momentum": 0.9, "nesterov": True}),
+    "adopt": OptimizerRecipe("pytorch_optimizer:ADOPT"),
+    "sgd": OptimizerRecipe("torch.optim:SGD"),
 }
 
 
@@ -48,7 +49,7 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over one group of weights per part of the model; text encoders may have their own rate.
 
-    Raises PlainError when the library behind this optimizer is not installed.
+    Raises PlainError when the library behind this optimizer is not installed, or refuses a value of its arguments.
     """
     recipe = OPTIMIZERS[settings.name]
     module_name, _, class_name = recipe.kind.partition(":")
@@ -63,10 +64,21 @@ def create_optimizer(
         {"params": list(weights), "lr": learning_rate(part, settings), "name": part}
         for part, weights in parameters.items()
     ]
-    optimizer: torch.optim.Optimizer = kind(
-        groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, **recipe.arguments
-    )
+    arguments = {**recipe.arguments, **all_arguments(settings.name, settings.arguments)}
+    try:
+        optimizer: torch.optim.Optimizer = kind(
+            groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, **arguments
+        )
+    except ValueError as problem:  # a value out of range, which only the class itself knows
+        raise PlainError(
+            f"{settings.name} cannot be used with optimizer.arguments {to_line(settings.arguments)}: {problem}", 2
+        ) from problem
     return optimizer
+
+
+def check_optimizer(settings: OptimizerSettings) -> None:
+    """Raises the PlainError that making this optimizer would raise, before anything large is loaded for it."""
+    create_optimizer({"unet": [nn.Parameter(torch.zeros(1, 1))]}, settings)
 
 
 def learning_rate(group: str, settings: OptimizerSettings) -> float:

@@ -46,7 +46,7 @@ from engine.models.load import load
 from engine.models.sd import Conditioning
 from engine.networks import create_network, limit_norms
 from engine.noise import draw_noise, perturbed
-from engine.optimizers import create_optimizer
+from engine.optimizers import check_optimizer, create_optimizer
 from engine.processes import add_up_gradients, anyone, create_accelerator, mean_and_norm, own
 from engine.recovery import drop_spoilt_states
 from engine.run_folder import RunFolder
@@ -79,6 +79,7 @@ def train(
     # What it builds on: a frozen base model, whose parts are on the device only when they have work there.
     yield PhaseStarted(phase="loading", detail="base model")
     accelerator = create_accelerator(config.memory.precision)
+    check_optimizer(config.optimizer)
     everything = scan(config.dataset)
     dataset = trained_on(everything, config)
     prompts = sample_prompts(config.sampling, config.dataset.resolution)

@@ -123,6 +123,10 @@ def answers_text(config: TrainingConfig, *, chosen: Collection[str] = ()) -> str
     def add(table: tomlkit.TOMLDocument | Table, name: str, key: str) -> None:
         table.add(tomlkit.comment(known[name].meaning))
         value = value_of(config, name)
+        if isinstance(value, Mapping):  # as a table of its own it would swallow the settings that follow
+            inline = tomlkit.inline_table()
+            inline.update({inner: list(each) if isinstance(each, tuple) else each for inner, each in value.items()})
+            value = inline
         table[key] = EMPTY if value is None else value
 
     def wanted(name: str) -> bool:

@@ -7,11 +7,13 @@ would regret is a rule in data/rules/.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
+
+from knowledge.optimizer_arguments import Argument, argument_problems, as_arguments
 
 SCHEMA_VERSION: Final = 1
 POCKET_MODEL = "pocket"
@@ -147,6 +149,7 @@ class OptimizerSettings(Settings):
     lora_plus_ratio: float = Field(1.0, ge=1.0, le=1000.0)
     weight_decay: float = Field(0.01, ge=0.0, le=10.0)
     maximum_gradient_norm: float = Field(1.0, ge=0.0, le=1e6)
+    arguments: Annotated[Mapping[str, Argument], BeforeValidator(as_arguments)] = {}
 
 
 class ScheduleSettings(Settings):
@@ -308,6 +311,7 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
             f"optimizer.lora_plus_ratio is {config.optimizer.lora_plus_ratio:g}, but {network.algorithm} has no pair "
             "of matrices to tell apart. Set it to 1, or network.algorithm to lora, locon or dora."
         )
+    yield from argument_problems(config.optimizer.name, config.optimizer.arguments)
     second = config.optimizer.text_encoder_2_learning_rate
     if second is not None and config.base_model.family != "sdxl":
         yield (

@@ -6,7 +6,7 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -121,6 +121,8 @@ def in_words(value: Any, form: str = "") -> str:
         return _number(value)
     if isinstance(value, float):
         return _number(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} = {in_words(each)}" for name, each in value.items()) or "none"
     if isinstance(value, tuple | list):
         return ", ".join(in_words(element) for element in value)
     return str(value)

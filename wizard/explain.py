@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from knowledge.answers import PlainError, write_whole
-from knowledge.config import sections
+from knowledge.config import choices, fields, sections
 from knowledge.expressions import in_words
 from knowledge.lessons import Lesson, of_parameter, record
 from knowledge.library import Guide, guides, sources
+from knowledge.optimizer_arguments import known_arguments
 from knowledge.parameters import (
     LEVELS,
     Choice,
@@ -250,6 +251,9 @@ def measured(entry: Parameter) -> list[tuple[Lesson, str]]:
 
 def allowed(entry: Parameter) -> str:
     """The hard limits in words; empty where there are none."""
+    if entry.name == "optimizer.arguments":
+        taken = ((name, known_arguments(name)) for name in choices(fields()["optimizer.name"]))
+        return "; ".join(f"{name}: {', '.join(arguments)}" for name, arguments in taken)
     if entry.choices or (entry.minimum is None and entry.maximum is None):
         return ""
     low = None if entry.minimum is None else in_words(entry.minimum)

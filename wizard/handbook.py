@@ -39,7 +39,7 @@ def labelled(entry: Parameter | Choice | Term) -> Iterator[tuple[str, str]]:
     if isinstance(entry, Parameter):
         yield "Too low", entry.too_low
         yield "Too high", entry.too_high
-        yield "Default", in_words(entry.default) if entry.default not in ("", ()) else ""
+        yield "Default", in_words(entry.default) if entry.default not in ("", (), {}) else ""
         yield "Allowed", allowed(entry)
     if isinstance(entry, Choice):
         yield "Choose it", entry.choose

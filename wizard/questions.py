@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from knowledge.answers import PlainError, plain_problems
 from knowledge.config import DatasetFolder, TrainingConfig, choices, fields, sections, value_of
+from knowledge.optimizer_arguments import from_line, to_line
 from knowledge.parameters import Choice, Parameter, Recommendation, parameters
 from wizard import estimate, pictures, views
 from wizard.prompts import Option, Page
@@ -17,6 +18,8 @@ from wizard.situation import Workbench
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+TABLE = "optimizer.arguments"
+"""The one setting that is a table of names and values, typed as one line of name=value."""
 OTHER = object()
 """The answer that asks for a line to type another value into."""
 
@@ -35,6 +38,8 @@ def parse(name: str, text: str) -> Any:
     field = fields()[name]
     kinds = set(get_args(field.annotation)) or {field.annotation}
     text = text.strip()
+    if name == TABLE:
+        return allowed(name, _arguments(text))
     if type(None) in kinds and text.lower() in {"", "none", "not set", "off"}:
         return None
     if bool in kinds:
@@ -80,6 +85,13 @@ def _number(name: str, text: str, *, whole: bool) -> int | float:
     except ValueError:
         kind = "a whole number" if whole else "a number, as in 0.5 or 1e-4"
         raise PlainError(f'{title} must be {kind}; "{text}" is not.', 2) from None
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        return from_line("" if text.lower() == "none" else text)
+    except ValueError as problem:
+        raise PlainError(str(problem), 2) from None
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -222,6 +234,8 @@ def _accepted(name: str, value: Any) -> bool:
 
 
 def _as_typed(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return to_line(value)
     return "" if value is None else value if isinstance(value, str) else views.value(value)
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from knowledge.optimizer_arguments import to_line
 from wizard import words
 
 if TYPE_CHECKING:
@@ -228,4 +229,6 @@ def value(thing: Any) -> str:
         return words.number(thing)
     if isinstance(thing, str):
         return thing if thing else "empty"
+    if isinstance(thing, Mapping):
+        return to_line(thing) or "none"
     return words.count(len(thing), "entry", "entries") if thing else "none"

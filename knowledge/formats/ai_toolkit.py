@@ -22,6 +22,7 @@ from knowledge.formats.translation import (
     facts_of,
     is_empty,
     rest,
+    take_argument,
 )
 
 DIALECT = "ai_toolkit"
@@ -103,6 +104,10 @@ def flattened(document: Mapping[str, Any], process: Mapping[str, Any]) -> dict[s
                 flat |= {f"datasets.{number}.{inner}": setting for inner, setting in dataset.items()}
         elif isinstance(value, dict) and key in ("network", "save", "train", "model", "sample", "logging"):
             flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
+            parameters = flat.get("train.optimizer_params")
+            if isinstance(parameters, dict) and parameters:
+                del flat["train.optimizer_params"]
+                flat |= {f"train.optimizer_params.{name}": setting for name, setting in parameters.items()}
         else:
             flat[key] = value
     if "meta" in document:
@@ -217,16 +222,12 @@ def _train(job: Translation) -> None:
             job.mapped("train.optimizer", "optimizer.name", name)
         else:
             job.unsupported("train.optimizer", f'It trains with "{word}". AdamW is used here.')
-    parameters = job.get("train.optimizer_params")
-    if isinstance(parameters, dict):
-        decay = as_number(parameters.get("weight_decay"))
-        if decay is not None and len(parameters) == 1:
-            job.mapped("train.optimizer_params", "optimizer.weight_decay", decay)
-        elif decay is not None:
-            others = ", ".join(key for key in parameters if key != "weight_decay")
-            job.changed("train.optimizer_params", "optimizer.weight_decay", decay, f"Not taken over: {others}.")
-        elif parameters:
-            job.unsupported("train.optimizer_params", f"It sets {', '.join(parameters)} of the optimizer.")
+    optimizer = job.values.get("optimizer.name", "adamw")
+    for key, value in job.source.items():
+        if key == "train.optimizer_params.weight_decay":
+            job.mapped(key, "optimizer.weight_decay", as_number(value))
+        elif key.startswith("train.optimizer_params."):
+            take_argument(job, key, optimizer, key.rpartition(".")[2], value)
     if "train.dtype" in job.source:
         _precision(job, "train.dtype", "memory.precision")
     if "save.dtype" in job.source:

@@ -8,6 +8,7 @@ from typing import Any
 from knowledge.config import CONV_ALGORITHMS, TrainingConfig, choices, fields, value_of
 from knowledge.formats.sd_scripts import DIALECT, ENDLESS, RULED, implied
 from knowledge.formats.translation import Translation, facts_of, foreign_choice
+from knowledge.optimizer_arguments import all_arguments, to_text
 from knowledge.parameters import parameters
 
 DATASET_OPTIONS = {
@@ -224,7 +225,22 @@ def _rates(job: Writing) -> None:
                 if own == "optimizer.weight_decay" or value != fields()[own].default:
                     arguments.append(f"{key}={value}")
                 break
-    job.options["optimizer_args"] = arguments
+    job.options["optimizer_args"] = [*arguments, *_optimizer_arguments(job, name)]
+
+
+def _optimizer_arguments(job: Writing, name: str) -> list[str]:
+    """What our optimizer is given and its class there would not do unasked."""
+    facts, own = facts_of("sd_scripts"), job.value("optimizer.arguments")
+    lacking = facts["optimizer_lacks"].get(name, own)
+    if any(argument in lacking for argument in own):
+        job.lose("optimizer.arguments", "Its optimizer does not take them.")
+    theirs = all_arguments(name, {}) | facts["optimizer_defaults"].get(name, {})
+    renamed = {ours: key for key, ours in facts["optimizer_arguments"].get(name, {}).items()}
+    return [
+        f"{renamed.get(argument, argument)}={to_text(value)}"
+        for argument, value in all_arguments(name, own).items()
+        if argument not in lacking and value != theirs.get(argument)
+    ]
 
 
 def _schedule(job: Writing) -> None:

@@ -23,6 +23,7 @@ from knowledge.formats.translation import (
     is_empty,
     refusal,
     rest,
+    take_argument,
 )
 
 DIALECT = "kohya"
@@ -324,16 +325,24 @@ def _optimizer(job: Translation, beside: Path | None) -> None:
             job.mapped("optimizer_type", "optimizer.name", known)
     job.implied["optimizer.name"] = name
     job.implied["optimizer.weight_decay"] = OPTIMIZER_DECAY.get(name, 0.0)
-    known_arguments = {key: ours for key, ours in alike(DIALECT).items() if ours.startswith("optimizer.")}
+    _optimizer_arguments(job, name)
+
+
+def _optimizer_arguments(job: Translation, optimizer: str) -> None:
+    """Arguments that have a setting of their own become that; the others go to the optimizer as they are."""
+    own_settings = {key: ours for key, ours in alike(DIALECT).items() if ours.startswith("optimizer.")}
+    renamed = facts_of("sd_scripts")["optimizer_arguments"].get(optimizer, {})
+    unasked = facts_of("sd_scripts")["optimizer_defaults"].get(optimizer)
+    if unasked:
+        job.implied["optimizer.arguments"] = unasked
     for key, value in job.source.items():
-        if key.startswith("optimizer_args.") and not job.done(key):
-            argument = key.partition(".")[2]
-            if argument in known_arguments and argument not in ("learning_rate", "unet_lr"):
-                job.mapped(key, known_arguments[argument], value)
-            else:
-                job.unsupported(
-                    key, f"It sets {argument} of the optimizer; here that stays at the optimizer's own default."
-                )
+        if not key.startswith("optimizer_args.") or job.done(key):
+            continue
+        written = key.partition(".")[2]
+        if written in own_settings and written not in ("learning_rate", "unet_lr"):
+            job.mapped(key, own_settings[written], value)
+        else:
+            take_argument(job, key, optimizer, renamed.get(written, written), value)
 
 
 def _schedule(job: Translation, beside: Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, get_args
@@ -15,6 +15,14 @@ from pydantic import ValidationError
 from knowledge import library
 from knowledge.answers import plain_problems
 from knowledge.config import TrainingConfig, fields, sections, with_values
+from knowledge.optimizer_arguments import (
+    argument_problems,
+    as_arguments,
+    decided_elsewhere,
+    from_text,
+    known_arguments,
+    unusual_arguments,
+)
 from knowledge.parameters import Term, parameters, terms
 
 ARGUMENT_SECTIONS = {
@@ -99,6 +107,11 @@ class Translation:
     def changed(self, key: str, name: str, value: Any, why: str) -> None:
         """The key is taken over as `name` with another value or another meaning, for this reason."""
         self._take("changed", key, name, value, why)
+
+    def added(self, key: str, name: str, entries: Mapping[str, Any]) -> None:
+        """The key means these entries of the table `name`, which other keys may add to."""
+        self.values[name] = {**self.values.get(name, self.implied.get(name, {})), **entries}
+        self._note(Note(key, self.source.get(key), "mapped", name, dict(entries)))
 
     def no_effect(self, key: str, why: str) -> None:
         self._note(Note(key, self.source.get(key), "no_effect", why=why))
@@ -366,6 +379,31 @@ def rest(job: Translation, kind: str) -> None:
             job.unsupported(key, "This program has no such setting.")
         else:
             job.unknown(key, [*known["options"], *known.get("unset", ()), *same, *known.get("missing", {})])
+
+
+def take_argument(job: Translation, key: str, optimizer: str, argument: str, value: Any) -> None:
+    """Sort a key that gives the optimizer's class an argument, by our library's name for it."""
+    written = key.rpartition(".")[2]
+    value = from_text(value) if isinstance(value, str) else value
+    if value is None:
+        job.no_effect(key, "It is not set.")
+    elif argument not in known_arguments(optimizer):
+        why = decided_elsewhere().get(argument, f"{optimizer} has no such argument here")
+        job.unsupported(key, f"It sets {written} of the optimizer; {why}.")
+    else:
+        problems = list(_argument_refusals(optimizer, {argument: value}))
+        if problems:
+            job.unsupported(key, f"{problems[0]} The optimizer's own value stays.")
+        else:
+            job.added(key, "optimizer.arguments", as_arguments({argument: value}))
+            job.values["optimizer.arguments"] = unusual_arguments(optimizer, job.values["optimizer.arguments"])
+
+
+def _argument_refusals(optimizer: str, arguments: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        yield from argument_problems(optimizer, as_arguments(arguments))
+    except ValueError as problem:
+        yield str(problem)
 
 
 def _argument(job: Translation, key: str, value: Any, known: Mapping[str, str]) -> None:

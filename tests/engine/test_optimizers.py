@@ -1,8 +1,13 @@
+import importlib
+import inspect
+
 import pytest
 import torch
 
-from engine.optimizers import OPTIMIZERS, create_optimizer, learning_rate
+from engine.optimizers import OPTIMIZERS, check_optimizer, create_optimizer, learning_rate
+from knowledge.answers import PlainError
 from knowledge.config import OptimizerName, OptimizerSettings, choices, fields
+from knowledge.optimizer_arguments import NUMBER, decided_elsewhere, known_arguments
 
 
 def test_every_optimizer_of_the_schema_is_a_row():
@@ -52,3 +57,48 @@ def test_text_encoders_may_have_a_rate_of_their_own():
     both = settings.model_copy(update={"text_encoder_2_learning_rate": 1e-6})
     assert learning_rate("text_encoder", both) == 1e-5
     assert learning_rate("text_encoder_2", both) == 1e-6
+
+
+OUR_OWN = {
+    ("prodigy", "bias_correction"),
+    ("prodigy", "safeguard_warmup"),
+    ("dadapt_adam", "weight_decouple"),
+    ("adopt", "weight_decouple"),
+    ("adafactor", "scale_parameter"),
+    ("sgd", "momentum"),
+    ("sgd", "nesterov"),
+}
+"""Arguments that we give another value than their class does."""
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_arguments_on_record_are_those_of_the_installed_class(name: OptimizerName):
+    module, _, kind = OPTIMIZERS[name].kind.partition(":")
+    taken = inspect.signature(getattr(importlib.import_module(module), kind).__init__).parameters
+    names = {key for key, value in taken.items() if value.kind is not value.VAR_KEYWORD} - {"self", "params"}
+    # An argument that its library takes and never reads.
+    names -= {"amsgrad"} if OPTIMIZERS[name].kind.startswith("bitsandbytes") else set()
+    known = known_arguments(name)
+    assert set(known) | (set(decided_elsewhere()) & names) == names
+    for argument, value in known.items():
+        default = taken[argument].default
+        if (name, argument) in OUR_OWN:
+            assert value != default
+        elif value == NUMBER:
+            assert default is None
+        else:
+            assert (tuple(value) if isinstance(value, list) else value) == default
+            assert isinstance(default, bool) == isinstance(value, bool)
+
+
+def test_arguments_reach_the_optimizer():
+    settings = OptimizerSettings(name="adamw", arguments={"betas": [0.5, 0.6], "eps": 1})
+    group = create_optimizer({"unet": [torch.nn.Parameter(torch.ones(2, 2))]}, settings).param_groups[0]
+    assert (group["betas"], group["eps"], group["amsgrad"]) == ((0.5, 0.6), 1.0, False)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "prodigy"])
+def test_a_value_that_its_class_refuses_is_told_before_anything_is_loaded(name: OptimizerName):
+    settings = OptimizerSettings(name=name, arguments={"betas": [0.9, 2.0]})
+    with pytest.raises(PlainError, match=f"{name} cannot be used with optimizer.arguments betas=0.9,2.0: .*"):
+        check_optimizer(settings)

@@ -212,6 +212,7 @@ CHANGES: dict[str, Values] = {
     "another rate for text": {"optimizer": {"text_encoder_learning_rate": 1e-4}},
     "LoRA+": {"optimizer": {"lora_plus_ratio": 4.0}},
     "weight decay": {"optimizer": {"weight_decay": 0.5}},
+    "an argument of the optimizer": {"optimizer": {"arguments": {"betas": [0.5, 0.9]}}},
     "clipped gradients": {"optimizer": {"maximum_gradient_norm": 1e-3, "name": "adafactor"}},
     "another batch size": {"schedule": {"batch_size": 1}},
     "no accumulation": {"schedule": {"gradient_accumulation_steps": 1}},
