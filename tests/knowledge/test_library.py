@@ -2,11 +2,12 @@
 
 import re
 
+import click
 import pytest
 
 from knowledge.library import DATA, document, guides, sources
 from knowledge.parameters import find, terms
-from wizard.cli import COMMANDS
+from wizard.cli import COMMANDS, lora_wizard
 
 GUIDES = list(guides().values())
 
@@ -34,10 +35,29 @@ def test_a_guide_takes_its_numbers_from_the_entries(guide):
     assert not re.search(r"\d", without_placeholders)
 
 
+def _commands():
+    """Every command as it is typed, "tools resize" as well as "tools"."""
+    for name in COMMANDS:
+        command = lora_wizard.get_command(None, name)
+        yield name
+        if isinstance(command, click.Group):
+            yield from (f"{name} {below}" for below in command.commands)
+
+
+COMMAND_LINES = set(_commands())
+TOLD = re.compile(r"`lora-wizard ((?:tools|dataset) [a-z]+|[a-z]+)")
+
+
 @pytest.mark.parametrize("term", terms().values(), ids=lambda term: term.name)
 def test_an_entry_names_only_commands_that_exist(term):
-    for call in re.findall(r"`lora-wizard ([a-z]+)", f"{term.meaning} {term.explanation} {term.here}"):
-        assert call in COMMANDS
+    assert set(TOLD.findall(f"{term.meaning} {term.explanation} {term.here}")) <= COMMAND_LINES
+
+
+def test_what_a_command_can_do_is_told_where_a_reader_asks_for_it():
+    """An entry that said "not in this version" of something that a command does would leave that command untold."""
+    told = {call for term in terms().values() for call in TOLD.findall(f"{term.explanation} {term.here}")}
+    told |= {call for guide in GUIDES for call in TOLD.findall(guide.text)}
+    assert {line for line in COMMAND_LINES if " " in line} <= told
 
 
 def test_the_guides_cover_what_a_beginner_asks():
