@@ -349,15 +349,21 @@ def normal(name: str) -> str:
 def _index() -> Mapping[str, str]:
     """The address of the entry by every normalised name. A name that an entry claims beats a bare last part."""
     claimed: dict[str, str] = {}
-    bare: dict[str, list[str]] = {}
-    for address, title, names in _headings():
+    for address, _, names in _headings():
         claimed[normal(address)] = address
         for name in names:
             claimed.setdefault(normal(name), address)
-        bare.setdefault(normal(address.rpartition(".")[2]), []).append(address)
-        bare.setdefault(normal(title), []).append(address)
-    unique = {word: owners[0] for word, owners in bare.items() if len(set(owners)) == 1}
-    return unique | claimed
+    return {word: owners[0] for word, owners in _bare_names().items() if len(owners) == 1} | claimed
+
+
+@cache
+def _bare_names() -> Mapping[str, tuple[str, ...]]:
+    """The addresses of the entries by their titles and by the last parts of their addresses, normalised."""
+    bare: dict[str, dict[str, None]] = {}
+    for address, title, _ in _headings():
+        for word in (address.rpartition(".")[2], title):
+            bare.setdefault(normal(word), {})[address] = None
+    return {word: tuple(owners) for word, owners in bare.items()}
 
 
 TABLE = re.compile(r'^\[(.+)\]$|^title = "(.*)"$|^names = \{(.*)\}$', re.MULTILINE)
@@ -400,17 +406,46 @@ def entry(address: str) -> Parameter | Choice | Term:
 
 
 def find(name: str) -> Parameter | Choice | Term:
-    """The entry that goes by this name in any dialect. Raises PlainError with the nearest name when there is none."""
+    """The entry that goes by this name in any dialect. Raises PlainError with the nearest name when there is none, and
+    with all that it may mean when there are several."""
     if name in _fields():
         return parameters()[name]
     index = _index()
-    address = index.get(normal(name)) or index.get(normal(name).replace(" ", ""))
+    address = next((index[spelling] for spelling in _spellings(name) if spelling in index), None)
     if address is None:
+        several = _bare_names().get(normal(name), ())
+        if len(several) > 1:
+            raise PlainError(f'"{name}" is the name of several: {", ".join(several)}. Say which.', 2)
         near = did_you_mean(normal(name), index)
         word = near.partition('"')[2].rpartition('"')[0]
         meant = f' Did you mean "{word}" ({index[word]})?' if word else ""
         raise PlainError(f'Nothing here is called "{name}".{meant} See the whole index with: lora-wizard explain', 2)
     return entry(address)
+
+
+AROUND = {"enable", "enabled", "use", "is", "custom", "optional"}
+"""Words that programs put before or after the name of a setting without meaning another one."""
+VALUE = re.compile(r"\s*[=:]\s*(?=\S)")
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """The name as it stands, then as it would stand here if it came with its value behind it (network_dim=32), from the
+    metadata of a LoRA file (ss_network_dim), from a section of a foreign file (train.lr), with a switch's words around
+    it (min_snr_gamma_enabled), or in the other number (sample_prompt)."""
+    yield normal(name)
+    bare = VALUE.split(name, maxsplit=1)[0]
+    section, _, last = bare.rpartition(".")
+    for written in (name, bare, last if section.partition(".")[0] not in config.sections() else bare):
+        whole = normal(written).removeprefix("ss ")
+        words = whole.split()
+        while words and words[0] in AROUND:
+            del words[0]
+        while words and words[-1] in AROUND:
+            del words[-1]
+        for spelling in filter(None, (whole, " ".join(words))):
+            yield spelling
+            yield spelling.replace(" ", "")
+            yield spelling.removesuffix("s") if spelling.endswith("s") else f"{spelling}s"
 
 
 def advice_words(parameter: Parameter, row: Advice) -> tuple[str, str, str]:

@@ -68,7 +68,10 @@ DIALECTS = {
 }
 
 
-@click.command(epilog="Examples: lora-wizard explain rank · lora-wizard explain network_dim · lora-wizard explain")
+@click.command(
+    context_settings={"ignore_unknown_options": True},  # a name may be pasted with its dashes: explain --network_dim
+    epilog="Examples: lora-wizard explain rank · lora-wizard explain network_dim · lora-wizard explain",
+)
 @click.argument("name", nargs=-1)
 @click.option("--section", type=click.Choice(list(SECTIONS)), help="Every setting of one section.")
 @click.option("--level", type=click.Choice(LEVELS), help="Only what one needs at this level.")

@@ -9,6 +9,7 @@ from knowledge.answers import PlainError
 from knowledge.parameters import Choice, Parameter, Term, find, normal
 
 NAMES = Path(__file__).parent.parent / "data" / "names"
+WILD = [line.split("\t") for line in (NAMES / "in_the_wild.tsv").read_text("utf-8").splitlines()]
 LISTED = [(path.stem, name) for path in sorted(NAMES.glob("*.txt")) for name in path.read_text("utf-8").splitlines()]
 
 
@@ -22,6 +23,43 @@ def test_every_name_of_another_trainer_or_guide_resolves(source):
         except PlainError:
             unknown.append(name)
     assert not unknown
+
+
+def test_names_in_configs_and_windows_of_the_wild_lead_where_they_should():
+    assert len(WILD) >= 300
+    astray = {name: (find(name).name, address) for name, address in WILD if find(name).name != address}
+    assert not astray
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("--network_dim", "network.rank"),
+        ("network_dim=32", "network.rank"),
+        ("network_dim: 32", "network.rank"),
+        ("ss_network_dim", "network.rank"),
+        ("config.process.0.train.lr", "optimizer.learning_rate"),
+        ("min_snr_gamma_enabled", "loss.minimum_snr_gamma"),
+        ("use_wandb", "trackers"),
+        ("sample_prompt", "sampling.prompts"),
+        ("LoRA Learning Target 1: U-Net", "unet_part"),
+    ],
+)
+def test_a_name_is_known_in_whatever_way_it_is_written(written, address):
+    assert find(written).name == address
+
+
+def test_a_name_that_several_settings_share_is_answered_with_all_of_them():
+    with pytest.raises(PlainError, match=r"sampling\.every_epochs, validation\.every_epochs, saving\.every_epochs"):
+        find("every_epochs")
+    with pytest.raises(PlainError, match="Did you mean"):
+        find("sampling.name")
+
+
+@pytest.mark.parametrize("nothing", ["", "--", "use", "=", "."])
+def test_a_name_without_a_word_in_it_is_nothing(nothing):
+    with pytest.raises(PlainError, match="Nothing here is called"):
+        find(nothing)
 
 
 @pytest.mark.parametrize(
