@@ -108,7 +108,8 @@ def fill(text: str, lookup: Lookup) -> str:
 
 
 def in_words(value: Any, form: str = "") -> str:
-    """A value as prose writes it: 1e-4, 1,600, "on"; `form` is GiB, MB, %, time, name, or a Python format."""
+    """A value as prose writes it: 1e-4, 1,600, "on"; `form` is GiB, MB, %, time, name, word, Word (spelled out), or a
+    Python format."""
     if form in _FORMS:
         return _FORMS[form](value)
     if form:
@@ -144,10 +145,40 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds < 60 else "1 minute"
 
 
+SPELLED: Mapping[float, str] = {
+    0.1: "a tenth",
+    0.2: "a fifth",
+    0.25: "a quarter",
+    0.33: "a third",
+    0.5: "half",
+    **dict(
+        enumerate(
+            ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+        )
+    ),
+    20: "twenty",
+    30: "thirty",
+    50: "fifty",
+    100: "a hundred",
+}
+"""Numbers that prose spells out; every other one it writes in figures."""
+
+
+def _word(value: float) -> str:
+    return SPELLED.get(round(value, 2)) or in_words(value)
+
+
+def _capital_word(value: float) -> str:
+    word = _word(value)
+    return word[:1].upper() + word[1:]
+
+
 _FORMS: dict[str, Callable[[Any], str]] = {
     "GiB": lambda count: f"{count / 2**30:.3g} GiB",
     "MB": lambda count: f"{count / 1e6:,.1f} MB" if count < 1e7 else f"{count / 1e6:,.0f} MB",
     "%": lambda share: f"{share * 100:.3g} %",
     "time": _time,
     "name": str,
+    "word": _word,
+    "Word": _capital_word,
 }
