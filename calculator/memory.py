@@ -48,6 +48,15 @@ def _adafactor(shape: Shape) -> float:
     return 4.0 * (prod(shape[:-1]) + prod(shape[:-2]) * shape[-1])
 
 
+def _prodigy_plus(shape: Shape, given: Arguments) -> float:
+    """Averaged weights, second moments in rows and columns of a matrix's two longest sides, and every eleventh weight
+    twice in two bytes: where it began, and how far it has come."""
+    weights, sides = prod(shape), sorted(shape)[-2:]
+    factored = given["factored"] and not given["use_focus"] and len(shape) > 1 and sides[-1] >= 32
+    second = sum(4.0 * weights / side for side in sides) if factored else 4.0 * weights
+    return 4.0 * weights + second + 2 * -(-weights // 11) * (1 if given["use_speed"] else 2)
+
+
 def _adamw8bit(shape: Shape, given: Arguments) -> float:
     """Two bytes a weight and two scales for every 256; bitsandbytes keeps small tensors in 32 bits."""
     weights = prod(shape)
@@ -60,6 +69,7 @@ STATE_BYTES: Mapping[OptimizerName, Callable[[Shape, Arguments], float]] = {
     "lion": lambda shape, given: 4.0 * prod(shape),
     "adafactor": lambda shape, given: _adafactor(shape) + (4.0 * prod(shape) if "beta1" in given else 0),
     "prodigy": lambda shape, given: 16.0 * prod(shape),
+    "prodigy_plus_schedule_free": _prodigy_plus,
     "paged_adamw8bit": _adamw8bit,
     "lion8bit": lambda shape, given: _adamw8bit(shape, given) / 2,
     "came": lambda shape, given: (8.0 if given["ams_bound"] else 4.0) * prod(shape) + 2 * _adafactor(shape),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.networks import Network
+from engine.optimizers import restore_precision
 from engine.run_folder import whole_file
 from knowledge.answers import PlainError
 from knowledge.config import Precision
@@ -21,9 +22,10 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.flo
 
 
 def network_tensors(network: Network, precision: Precision) -> dict[str, Tensor]:
-    """What the file will hold: every weight on the CPU, rounded to the precision of the file."""
+    """What the file will hold: a copy of every weight on the CPU, rounded to the precision of the file."""
     dtype = DTYPES[precision]
-    return {name: tensor.to("cpu", dtype).contiguous() for name, tensor in network.saved_tensors().items()}
+    saved = network.saved_tensors()
+    return {name: tensor.to("cpu", dtype, copy=True).contiguous() for name, tensor in saved.items()}
 
 
 def save_network(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> int:
@@ -105,6 +107,8 @@ def load_state(folder: Path, network: Network, remembering: Mapping[str, Any]) -
         for name, part in remembering.items():
             if part is not None:
                 part.load_state_dict(state["remembering"][name])
+            if isinstance(part, torch.optim.Optimizer):
+                restore_precision(part, state["remembering"][name])
         return int(state["step"])
     except (OSError, KeyError, ValueError, RuntimeError, EOFError, TypeError, UnpicklingError) as problem:
         raise PlainError(f"The state in {folder} cannot be used: {problem}") from problem

@@ -36,6 +36,7 @@ OPTIMIZERS: dict[OptimizerName, OptimizerRecipe] = {
     "adafactor": OptimizerRecipe("transformers.optimization:Adafactor", {"relative_step": False}),
     "came": OptimizerRecipe("pytorch_optimizer:CAME"),
     "prodigy": OptimizerRecipe("pytorch_optimizer:Prodigy"),
+    "prodigy_plus_schedule_free": OptimizerRecipe("prodigyplus:ProdigyPlusScheduleFree"),
     "dadapt_adam": OptimizerRecipe("pytorch_optimizer:DAdaptAdam"),
     "schedule_free_adamw": OptimizerRecipe("pytorch_optimizer:ScheduleFreeAdamW"),
     "stable_adamw": OptimizerRecipe("pytorch_optimizer:StableAdamW"),
@@ -79,6 +80,18 @@ def create_optimizer(
 def check_optimizer(settings: OptimizerSettings) -> None:
     """Raises the PlainError that making this optimizer would raise, before anything large is loaded for it."""
     create_optimizer({"unet": [nn.Parameter(torch.zeros(1, 1))]}, settings)
+
+
+def restore_precision(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Give a loaded optimizer's tensors the precision that they were saved in: torch loads them in that of the weights.
+
+    Some optimizers keep a part of their state in bf16, and would go on with other roundings in fp32.
+    """
+    for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        for parameter, index in zip(group["params"], saved_group["params"], strict=True):
+            for name, value in saved["state"].get(index, {}).items():
+                if isinstance(value, torch.Tensor) and optimizer.state[parameter][name].dtype != value.dtype:
+                    optimizer.state[parameter][name] = value.to(parameter.device)
 
 
 def learning_rate(group: str, settings: OptimizerSettings) -> float:

@@ -14,6 +14,7 @@ from engine.events import Failed, Phase
 from engine.loss_watch import WINDOW, ExplodedError, NotANumberError, TrainingBrokeError
 from knowledge.answers import PlainError
 from knowledge.config import TrainingConfig
+from knowledge.parameters import number
 
 PHASE_WORDS: dict[Phase, str] = {
     "loading": "loading the base model",
@@ -84,8 +85,6 @@ def _what_broke(problem: TrainingBrokeError, step: int) -> str:
 
 STRONG_PULL = 4
 """network.alpha over network.rank from which the pull itself is under suspicion."""
-OWN_RATE: frozenset[str] = frozenset({"prodigy", "dadapt_adam"})
-"""Optimizers that find the learning rate themselves."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,9 @@ SUSPECTS = (
         ),
     ),
     Suspect(
-        lambda config, _: config.optimizer.name in OWN_RATE and config.optimizer.learning_rate > 1,
+        lambda config, _: (
+            config.optimizer.name in number("optimizer.name.self_paced") and config.optimizer.learning_rate > 1
+        ),
         lambda config: (
             f"{config.optimizer.name} finds the learning rate itself, and optimizer.learning_rate multiplies it by "
             f"{config.optimizer.learning_rate:g}: the likely cause. Set it to 1."

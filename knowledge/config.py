@@ -32,6 +32,7 @@ OptimizerName = Literal[
     "adafactor",
     "came",
     "prodigy",
+    "prodigy_plus_schedule_free",
     "dadapt_adam",
     "schedule_free_adamw",
     "stable_adamw",

@@ -124,6 +124,8 @@ def trained_shapes(tiny_sd15):
         ("adafactor", {"beta1": 0.9}),
         ("came", {"ams_bound": True}),
         ("schedule_free_adamw", {"ams_bound": True}),
+        ("prodigy_plus_schedule_free", {"factored": False}),
+        ("prodigy_plus_schedule_free", {"use_speed": True, "use_schedulefree": False}),
         ("sgd", {"momentum": 0, "nesterov": False}),
     ],
 )

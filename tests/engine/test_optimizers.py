@@ -1,10 +1,11 @@
 import importlib
 import inspect
+import io
 
 import pytest
 import torch
 
-from engine.optimizers import OPTIMIZERS, check_optimizer, create_optimizer, learning_rate
+from engine.optimizers import OPTIMIZERS, check_optimizer, create_optimizer, learning_rate, restore_precision
 from knowledge.answers import PlainError
 from knowledge.config import OptimizerName, OptimizerSettings, choices, fields
 from knowledge.optimizer_arguments import NUMBER, decided_elsewhere, known_arguments
@@ -31,7 +32,7 @@ def learned(name: OptimizerName, rate: float, steps: int = 60, decay: float = 0.
     return ((weights - goal).norm() / goal.norm()).item()
 
 
-FINDS_ITS_OWN_RATE = ("prodigy", "dadapt_adam")
+FINDS_ITS_OWN_RATE = ("prodigy", "prodigy_plus_schedule_free", "dadapt_adam")
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -57,6 +58,37 @@ def test_text_encoders_may_have_a_rate_of_their_own():
     both = settings.model_copy(update={"text_encoder_2_learning_rate": 1e-6})
     assert learning_rate("text_encoder", both) == 1e-5
     assert learning_rate("text_encoder_2", both) == 1e-6
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_loaded_optimizer_remembers_the_very_same(name: OptimizerName):
+    settings = OptimizerSettings(
+        name=name,
+        learning_rate=1.0 if name in FINDS_ITS_OWN_RATE else 1e-2,
+        # Where the pace may rise only so fast, what it was reckoned from hardly matters.
+        arguments={"d_limiter": False} if "d_limiter" in known_arguments(name) else {},
+    )
+    goal = torch.randn(80, 80, generator=torch.Generator().manual_seed(0))
+
+    def updates(weights: torch.nn.Parameter, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for _ in range(count):
+            (weights - goal).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    first = torch.nn.Parameter(torch.full((80, 80), 0.1))
+    straight = create_optimizer({"unet": [first]}, settings)
+    updates(first, straight, 12)
+    second, saved = torch.nn.Parameter(first.detach().clone()), io.BytesIO()
+    torch.save(straight.state_dict(), saved)
+    saved.seek(0)
+    loaded = create_optimizer({"unet": [second]}, settings)
+    state = torch.load(saved, weights_only=True)
+    loaded.load_state_dict(state)
+    restore_precision(loaded, state)
+    updates(first, straight, 12)
+    updates(second, loaded, 12)
+    assert torch.equal(first, second)
 
 
 OUR_OWN = {

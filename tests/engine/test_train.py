@@ -119,6 +119,35 @@ def test_the_plan_is_the_run(configure: Configure):
     assert run.path / finished.network == run.checkpoints / "toy.safetensors"
 
 
+@pytest.mark.parametrize("name", ["schedule_free_adamw", "prodigy_plus_schedule_free"])
+def test_averaged_weights_are_what_is_saved_and_drawn(configure: Configure, name: str):
+    drawing = {"prompts": ["a toy --s 2"], "every_epochs": 2, "at_start": False}
+    run, events = run_to_end(
+        configure(
+            optimizer={"name": name} | RESTLESS.get(name, {}),
+            saving={"precision": "fp32", "state_every_epochs": 2},
+            sampling=drawing,
+        )
+    )
+    state = torch.load(run.states()[0] / "state.pt", weights_only=True)
+    learning = list(state["network"].values())
+    order = [index for group in state["remembering"]["optimizer"]["param_groups"] for index in group["params"]]
+    kept = [state["remembering"]["optimizer"]["state"][index] for index in order]
+    averaged = [now.lerp(memory["z"], 1 - 1 / 0.9) for now, memory in zip(learning, kept, strict=True)]
+    for name_of, tensor in state["network"].items():
+        written = weights(run)[name_of.removeprefix("adapters.")]
+        assert any(torch.equal(written, each) for each in averaged if each.shape == written.shape)
+        assert not torch.equal(written, tensor)
+    # The same picture as from the saved file.
+    start = {"start_from": str(run.checkpoints / "toy.safetensors")}
+    again, drawn = run_to_end(
+        configure(network=start, schedule={"maximum_steps": 1}, sampling=drawing | {"at_start": True})
+    )
+    first, second = (of_kind(one, SampleSaved)[0].path for one in (events, drawn))
+    assert (run.path / first).exists()
+    assert Image.open(run.path / first).tobytes() == Image.open(again.path / second).tobytes()
+
+
 def test_keep_last_keeps_the_newest_files_and_the_final_one(configure: Configure):
     run, _ = run_to_end(configure(saving={"every_steps": 1, "keep_last": 1, "precision": "fp16"}))
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["toy-step000003.safetensors", "toy.safetensors"]
@@ -380,10 +409,22 @@ def test_a_caption_is_measured_whole_however_training_changes_it(configure: Conf
 # -- stopping and going on --------------------------------------------------------------------------------------------
 
 
+RESTLESS: dict[str, Values] = {
+    "prodigy": {"learning_rate": 1.0, "arguments": {"d0": 1e-3}},
+    "prodigy_plus_schedule_free": {
+        "learning_rate": 1.0,
+        "maximum_gradient_norm": 0.0,
+        "arguments": {"d0": 1e-3, "d_limiter": False},
+    },
+    "dadapt_adam": {"learning_rate": 1.0, "arguments": {"d0": 1e-3}},
+}
+"""Settings under which an optimizer changes its pace within a few updates, so that all it remembers matters."""
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_stopped_and_resumed_is_straight_through_bit_for_bit(configure: Configure, name: str):
     config = configure(
-        optimizer={"name": name},
+        optimizer={"name": name} | RESTLESS.get(name, {}),
         schedule={"scheduler": "cosine", "warmup": 1.0, "epochs": 3},
         dataset={"shuffle_tags": True, "flip": True, "caption_dropout_rate": 0.3},
         network={"dropout": 0.2},
