@@ -86,6 +86,16 @@ def debiased_weight(snr: Tensor, prediction_type: PredictionType) -> Tensor:
     return 1 / (snr + 1) if prediction_type == "v_prediction" else snr.rsqrt()
 
 
+def noise_prediction_share(snr: Tensor) -> Tensor:
+    """What turns a v-prediction's squared error into that of the noise it implies, SNR / (SNR + 1), [batch].
+
+    Salimans & Ho 2022 (arXiv:2202.00512), section 4: ε̂ − ε = √ᾱ (v̂ − v), and ᾱ = SNR / (SNR + 1). With kohya's ceiling
+    of 1000 on the SNR.
+    """
+    snr = snr.clamp(max=1000)
+    return snr / (snr + 1)
+
+
 def weighted_loss_per_image(
     prediction: Tensor,
     target: Tensor,
@@ -110,6 +120,10 @@ def weighted_loss_per_image(
     loss = torch.where(regularisation, loss * settings.prior_weight, loss)
     if settings.minimum_snr_gamma is not None:
         loss = loss * min_snr_weight(snr[timesteps], settings.minimum_snr_gamma, prediction_type)
+    if settings.scaled_like_noise_prediction:
+        loss = loss * noise_prediction_share(snr[timesteps])
+    if settings.v_prediction_like > 0:
+        loss = loss + loss / noise_prediction_share(snr[timesteps]) * settings.v_prediction_like
     if settings.debiased:
         loss = loss * debiased_weight(snr[timesteps], prediction_type)
     return loss

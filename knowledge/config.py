@@ -172,6 +172,8 @@ class LossSettings(Settings):
     huber_schedule: HuberSchedule = "snr"
     minimum_snr_gamma: float | None = Field(None, gt=0.0, le=1000.0)
     debiased: bool = False
+    scaled_like_noise_prediction: bool = False
+    v_prediction_like: float = Field(0.0, ge=0.0, le=100.0)
     prior_weight: float = Field(1.0, ge=0.0, le=100.0)
     unmasked_weight: float = Field(0.0, ge=0.0, le=1.0)
 

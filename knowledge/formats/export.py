@@ -101,6 +101,7 @@ def to_sd_scripts(config: TrainingConfig, stem: str = "sd-scripts") -> Exported:
     _network(job)
     _rates(job)
     _schedule(job)
+    _weights(job)
     _memory_and_saving(job)
     prompts = _sampling(job, stem)
     _alike(job)
@@ -324,6 +325,15 @@ def _sampling(job: Writing, stem: str) -> str:
     elif sampling.every_steps is not None:
         job.options["sample_every_n_steps"] = sampling.every_steps
     return "".join(f"{' '.join(prompt.split())}{tail}\n" for prompt in sampling.prompts)
+
+
+def _weights(job: Writing) -> None:
+    """It stops at a weighting that is meant for the other kind of model."""
+    v_prediction = job.config.base_model.prediction_type == "v_prediction"
+    if job.config.loss.scaled_like_noise_prediction and not v_prediction:
+        job.lose("loss.scaled_like_noise_prediction", "It takes this for v-prediction models alone.")
+    if job.config.loss.v_prediction_like and v_prediction:
+        job.lose("loss.v_prediction_like", "It takes this for noise-predicting models alone.")
 
 
 def _alike(job: Writing) -> None:

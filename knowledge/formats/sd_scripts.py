@@ -404,7 +404,7 @@ def _loss(job: Translation, beside: Path | None) -> None:
         job.no_effect("multires_noise_discount", "Multi-resolution noise is off.")
     if "ip_noise_gamma_random_strength" in job.source and not as_number(job.get("ip_noise_gamma")):
         job.no_effect("ip_noise_gamma_random_strength", "Input perturbation is off.")
-    for key in ("ip_noise_gamma", "scale_weight_norms", "v_pred_like_loss", "adaptive_noise_scale"):
+    for key in ("ip_noise_gamma", "scale_weight_norms", "adaptive_noise_scale"):
         if key in job.source and key not in alike(DIALECT) and not job.done(key) and as_number(job.get(key)) == 0:
             job.no_effect(key, "0 switches it off there.")
 

@@ -10,6 +10,7 @@ from engine.loss import (
     huber_threshold,
     loss_per_image,
     min_snr_weight,
+    noise_prediction_share,
     weighted_loss_per_image,
 )
 from knowledge.config import LossSettings
@@ -41,6 +42,44 @@ def test_min_snr_weight_never_exceeds_one():
 @pytest.mark.parametrize("kind", PREDICTION)
 def test_debiased_weight_is_kohyas(kind: str):
     close(debiased_weight(SNR[AT], PREDICTION[kind]), WEIGHTS[f"debiased_{kind}"])
+
+
+def test_v_like_weights_are_kohyas():
+    close(noise_prediction_share(SNR[AT]), WEIGHTS["scale_v_pred_like_noise"])
+    epsilon, v = "epsilon", "v_prediction"
+    for settings, kind, recorded in (
+        (LossSettings(scaled_like_noise_prediction=True), v, "scale_v_pred_like_noise"),
+        (LossSettings(v_prediction_like=0.1), epsilon, "v_pred_like_loss_0.1"),
+        (LossSettings(v_prediction_like=1.0), epsilon, "v_pred_like_loss_1.0"),
+        (LossSettings(minimum_snr_gamma=5.0, debiased=True), epsilon, "combined_minsnr5_then_debiased_eps"),
+        (
+            LossSettings(minimum_snr_gamma=5.0, scaled_like_noise_prediction=True, v_prediction_like=0.2),
+            v,
+            "combined_minsnr5v_scalev_vlike0.2",
+        ),
+    ):
+        # Pictures that are off by one everywhere have a loss of 1, so what comes out is the weight.
+        ours = weighted_loss_per_image(
+            torch.ones(len(AT), 4, 2, 2),
+            torch.zeros(len(AT), 4, 2, 2),
+            AT,
+            torch.zeros(len(AT), dtype=torch.bool),
+            settings,
+            alphas_cumprod=ALPHAS,
+            snr=SNR,
+            prediction_type=kind,
+        )
+        close(ours, WEIGHTS[recorded])
+
+
+def test_the_error_of_v_scaled_is_the_error_of_the_noise_it_implies():
+    # v = √ᾱ ε − √(1−ᾱ) x₀, so ε = √ᾱ v + √(1−ᾱ) x_t: an error in v reaches ε times √ᾱ.
+    generator = torch.Generator().manual_seed(0)
+    noisy, v, wrong_v = (torch.randn(len(AT), 4, 2, 2, generator=generator) for _ in range(3))
+    alpha_bar = ALPHAS[AT].view(-1, 1, 1, 1)
+    noise, wrong_noise = (alpha_bar.sqrt() * each + (1 - alpha_bar).sqrt() * noisy for each in (v, wrong_v))
+    scaled = loss_per_image(wrong_v, v, "l2") * noise_prediction_share(SNR[AT])
+    torch.testing.assert_close(scaled[2:], loss_per_image(wrong_noise, noise, "l2")[2:], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES["thresholds"])

@@ -250,6 +250,7 @@ CHANGES: dict[str, Values] = {
     "another loss": {"loss": {"function": "huber"}},
     "min-SNR": {"loss": {"minimum_snr_gamma": 0.05}},
     "debiased": {"loss": {"debiased": True}},
+    "a v-like loss": {"loss": {"v_prediction_like": 0.5}},
     "noise offset": {"noise": {"offset": 0.1}},
     "input perturbation": {"noise": {"input_perturbation": 0.1}},
     "another choice of timesteps": {"noise": {"timestep_sampling": "logit_normal"}},

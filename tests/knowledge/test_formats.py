@@ -635,6 +635,8 @@ CHANGES = {
     "network.maximum_norm": st.one_of(st.none(), st.floats(0.1, 10)),
     "optimizer.lora_plus_ratio": st.floats(1, 32),
     "loss.debiased": st.booleans(),
+    "loss.scaled_like_noise_prediction": st.booleans(),
+    "loss.v_prediction_like": st.floats(0, 10),
     "noise.offset_random": st.booleans(),
     "noise.offset_adaptive": st.floats(-1, 1),
     "noise.input_perturbation": st.floats(0, 1),
