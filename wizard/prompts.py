@@ -66,6 +66,8 @@ class Page:
 
 
 Asker = Callable[[Page], Any]
+LONG_LIST = 8
+"""A list of more options than this may not fit a small terminal, so the page says how many there are."""
 
 
 def ask(page: Page) -> Any:
@@ -155,7 +157,8 @@ class _Screen:
 
     def _keys(self) -> list[tuple[str, str]]:
         page = self.page
-        keys = [("↑↓", "choose"), ("Enter", "accept")] if page.options else [("Enter", "accept")]
+        more = f"choose, {len(page.options)} in all" if len(page.options) > LONG_LIST else "choose"
+        keys = [("↑↓", more), ("Enter", "accept")] if page.options else [("Enter", "accept")]
         if page.is_path:
             keys.append(("Tab", "complete"))
         if page.help:
@@ -232,7 +235,7 @@ def _list(page: Page, default: Any) -> tuple[Question, _Screen]:
     def current() -> Any:
         return page.options[control.pointed_at].value
 
-    screen = _Screen(page, current, min(len(choices), 8))
+    screen = _Screen(page, current, min(len(choices), LONG_LIST))
     keys = KeyBindings()
 
     def accept(event: KeyPressEvent) -> None:

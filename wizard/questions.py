@@ -121,7 +121,7 @@ def page(
         options = _choices(entry, advice) or (_offers(entry, advice, current) if offers else ())
     return Page(
         title=ask or entry.title,
-        body=explanation(entry, advice),
+        body=explanation(entry, advice, named=bool(ask)),
         options=options,
         default=current if options else _as_typed(current),
         help=lambda value: long_explanation(entry, advice, value),
@@ -146,8 +146,11 @@ def plain_page(entry: Parameter, current: Any, around: Mapping[str, Any]) -> Pag
     )
 
 
-def explanation(entry: Parameter, advice: Recommendation | None) -> tuple[RenderableType, ...]:
-    """The short explanation: what it is, what too little and too much do, and what is recommended and why."""
+def explanation(entry: Parameter, advice: Recommendation | None, *, named: bool = False) -> tuple[RenderableType, ...]:
+    """The short explanation: what it is, what too little and too much do, and what is recommended and why.
+
+    `named` puts the setting's name before it, for pages that ask in words of their own.
+    """
     from rich.text import Text
 
     lines: list[tuple[str, RenderableType]] = []
@@ -156,7 +159,9 @@ def explanation(entry: Parameter, advice: Recommendation | None) -> tuple[Render
     for label, text in (("Too low", entry.too_low), ("Too high", entry.too_high)):
         if text:
             lines.append((label, views.prose(text)))
-    meaning = views.prose(entry.meaning)
+    meaning: RenderableType = views.prose(entry.meaning)
+    if named:
+        meaning = Text.assemble((entry.title, "accent"), " – ", views.prose(entry.meaning))
     return (meaning, views.rows(lines, 11)) if lines else (meaning,)
 
 

@@ -34,7 +34,7 @@ def test_what_is_written_is_read_back(tmp_path):
 def test_only_what_differs_or_was_chosen_is_written_each_with_a_comment():
     text = answers_text(FULL, chosen=["network.alpha"])
     assert set(tomllib.loads(text)["network"]) == {"rank", "alpha"}
-    assert "# The size of the network" in text
+    assert "# How much the network can hold" in text
     assert "schedule" not in tomllib.loads(text)
     assert tomllib.loads(answers_text(TrainingConfig())) == {"schema_version": 1}
 

@@ -14,12 +14,13 @@ from PIL import Image
 from prompt_toolkit.input import PipeInput
 
 from knowledge.answers import PlainError, read_answers
+from knowledge.config import fields, sections
 from knowledge.parameters import LEVELS, parameters
 from wizard import drafts
 from wizard.cli import main
-from wizard.prompts import ask_on_screen
+from wizard.prompts import Page, ask_on_screen
 from wizard.session import Session
-from wizard.settings import names_in
+from wizard.settings import GENERAL, names_in
 from wizard.steps import REVIEW, Draft
 
 pytestmark = pytest.mark.usefixtures("own_home")
@@ -29,6 +30,12 @@ TO_THE_MODEL = ENTER + "{photos}" + ENTER + ENTER + "zorb" + ENTER
 THE_POCKET_MODEL = DOWN + ENTER
 AS_RECOMMENDED = ENTER * 11
 SAVE = UP + ENTER
+ASKED_IN_OTHER_WORDS = {
+    "Base model": "Which model do you want to build on?",
+    "Picture folders": "Where are your pictures?",
+    "Sample prompts": "What shall it draw while it learns?",
+}
+"""Settings that have pages of their own, by title, and what those ask."""
 
 
 def run(*words: object) -> tuple[int, str]:
@@ -175,6 +182,31 @@ def new(*words: object) -> int:
 
 def basics(photos: Path) -> tuple[object, ...]:
     return ("--goal", "character", "--pictures", photos, "--base-model", "pocket", "--trigger-word", "zorb")
+
+
+def test_every_setting_of_the_schema_can_be_opened_from_the_review(keyboard: PipeInput):
+    """Key by key: the review, each part, each level of it, and every setting there and back."""
+    parts = [*sections(), GENERAL]
+    keys = UP * 3 + ENTER + DOWN
+    for part in parts:
+        levels = [parameters()[name].level for name in names_in(part)]
+        shown = next(number for number, level in enumerate(LEVELS, 1) if level in levels)
+        show_more = ("1" + UP + ENTER) * (max(map(LEVELS.index, levels)) + 1 - shown)
+        keys += ENTER + show_more + "1" + (ENTER + CTRL_B + DOWN) * len(levels) + CTRL_B + DOWN
+    titles = []
+
+    def asker(page: Page) -> Any:
+        titles.append(page.title)
+        return ask_on_screen(page)
+
+    session = Session(asker=asker)
+    session.draft = Draft({"dataset.goal": "object"}, REVIEW)
+    keyboard.send_text(keys + CTRL_B + "1" + SAVE)
+    assert session.run() == "save"
+    every = [name for part in parts for name in names_in(part)]
+    assert {name for name in fields() if not name.startswith("dataset.folders.")} == set(every)
+    assert {parameters()[name].title for name in every} - ASKED_IN_OTHER_WORDS.keys() <= set(titles)
+    assert set(ASKED_IN_OTHER_WORDS.values()) <= set(titles)
 
 
 def test_answers_as_options_are_saved(photos: Path, capsys: pytest.CaptureFixture[str]):
