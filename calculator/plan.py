@@ -11,7 +11,7 @@ from calculator.duration import DurationEstimate, estimate_duration
 from calculator.measurements import Measurement
 from calculator.memory import MemoryEstimate, estimate_memory, optimizer_bytes
 from calculator.network_size import file_bytes, trainable_parameters
-from calculator.schedule import learning_rate_multiplier
+from calculator.schedule import full_learning_rate, learning_rate_multiplier
 from calculator.steps import (
     Run,
     batches,
@@ -185,7 +185,7 @@ def plan_of_views(
             held_out=held_out * len(validation_steps(config.validation, run.updates_per_epoch, run.total_steps)),
             processes=processes,
         ),
-        learning_rate=config.optimizer.learning_rate,
+        learning_rate=full_learning_rate(config.optimizer.learning_rate, config.schedule),
         schedule=config.schedule,
     )
 

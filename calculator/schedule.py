@@ -12,15 +12,20 @@ POLYNOMIAL_END = 1e-4
 
 
 def learning_rate_multiplier(settings: ScheduleSettings, step: int, total_steps: int) -> float:
-    """The share of the learning rate that update number `step`, counted from 0, uses."""
+    """The share of the full learning rate that update number `step`, counted from 0, uses."""
     warmup = length(settings.warmup, total_steps)
-    if settings.scheduler == "warmup_stable_decay":
-        return _warmup_stable_decay(settings, step, warmup, total_steps)
+    if settings.scheduler in COURSES:
+        return COURSES[settings.scheduler](settings, step, warmup, total_steps)
     if step < warmup:
         return step / warmup
     progress = (step - warmup) / max(1, total_steps - warmup)
     share = SHAPES[settings.scheduler](min(progress, 1.0), settings)
     return _above(settings.minimum_ratio, share)
+
+
+def full_learning_rate(rate: float, settings: ScheduleSettings) -> float:
+    """What the schedule's share is taken of: `rate`, or one where the schedule gives the whole rate itself."""
+    return 1.0 if settings.scheduler == "adafactor" else rate
 
 
 def length(value: float, total_steps: int) -> int:
@@ -73,6 +78,23 @@ def _warmup_stable_decay(settings: ScheduleSettings, step: int, warmup: int, tot
     else:
         share = _cosine(min((step - begin) / max(1, decay), 1.0), settings)
     return _above(settings.minimum_ratio, share)
+
+
+def _adafactor(settings: ScheduleSettings, step: int, warmup: int, total_steps: int) -> float:
+    """Adafactor's relative step, Shazeer & Stern 2018 (arXiv:1804.04235), section 8: a rate, not a share of one.
+
+    Adafactor multiplies it by each tensor's own size while its argument scale_parameter is on.
+    """
+    begin = 1e-6 * (step + 1) if settings.warmup_init else 1e-2
+    rate = min(begin, 1.0 / math.sqrt(step + 1))
+    return rate * step / warmup if step < warmup else rate
+
+
+COURSES: dict[Scheduler, Callable[[ScheduleSettings, int, int, int], float]] = {
+    "warmup_stable_decay": _warmup_stable_decay,
+    "adafactor": _adafactor,
+}
+"""Schedules that are more than one shape after the warm-up: their share by settings, step, warm-up and length."""
 
 
 def _above(minimum: float, share: float) -> float:

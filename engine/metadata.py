@@ -129,7 +129,7 @@ def _run(
         "learning_rate": optimizer.learning_rate,
         "unet_lr": optimizer.learning_rate if network.train_unet else None,
         "text_encoder_lr": text_encoder_rate if network.train_text_encoder else None,
-        "optimizer": _optimizer(optimizer),
+        "optimizer": _optimizer(optimizer, schedule.scheduler),
         "lr_scheduler": schedule.scheduler,
         "lr_warmup_steps": round(warmup),
         "max_grad_norm": optimizer.maximum_gradient_norm,
@@ -172,9 +172,9 @@ def _run(
     }
 
 
-def _optimizer(settings: OptimizerSettings) -> str:
+def _optimizer(settings: OptimizerSettings, scheduler: str) -> str:
     """The optimizer's class with all that it was given, as sd-scripts writes it."""
-    given = {"weight_decay": settings.weight_decay, **all_arguments(settings.name, settings.arguments)}
+    given = {"weight_decay": settings.weight_decay, **all_arguments(settings.name, settings.arguments, scheduler)}
     words = ",".join(
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in given.items()
     )

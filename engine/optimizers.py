@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from calculator.schedule import full_learning_rate
 from knowledge.answers import PlainError
-from knowledge.config import OptimizerName, OptimizerSettings
+from knowledge.config import OptimizerName, OptimizerSettings, ScheduleSettings
 from knowledge.optimizer_arguments import all_arguments, to_line
 
 
@@ -32,7 +33,7 @@ OPTIMIZERS: dict[OptimizerName, OptimizerRecipe] = {
     "paged_adamw8bit": OptimizerRecipe("bitsandbytes.optim:PagedAdamW8bit"),
     "lion": OptimizerRecipe("pytorch_optimizer:Lion"),
     "lion8bit": OptimizerRecipe("bitsandbytes.optim:Lion8bit"),
-    # With the rate that the user chose; its own relative rate would make the schedule a dead letter.
+    # The rate comes from our schedule, which has its own relative step among its curves.
     "adafactor": OptimizerRecipe("transformers.optimization:Adafactor", {"relative_step": False}),
     "came": OptimizerRecipe("pytorch_optimizer:CAME"),
     "prodigy": OptimizerRecipe("pytorch_optimizer:Prodigy"),
@@ -46,9 +47,9 @@ OPTIMIZERS: dict[OptimizerName, OptimizerRecipe] = {
 
 
 def create_optimizer(
-    parameters: Mapping[str, Sequence[nn.Parameter]], settings: OptimizerSettings
+    parameters: Mapping[str, Sequence[nn.Parameter]], settings: OptimizerSettings, schedule: ScheduleSettings
 ) -> torch.optim.Optimizer:
-    """The optimizer over one group of weights per part of the model; text encoders may have their own rate.
+    """The optimizer over one group of weights per part of the model, each at its full rate under this schedule.
 
     Raises PlainError when the library behind this optimizer is not installed, or refuses a value of its arguments.
     """
@@ -62,10 +63,10 @@ def create_optimizer(
             f'this computer ({problem}). Set optimizer.name = "adamw".'
         ) from problem
     groups = [
-        {"params": list(weights), "lr": learning_rate(part, settings), "name": part}
+        {"params": list(weights), "lr": learning_rate(part, settings, schedule), "name": part}
         for part, weights in parameters.items()
     ]
-    arguments = {**recipe.arguments, **all_arguments(settings.name, settings.arguments)}
+    arguments = {**recipe.arguments, **all_arguments(settings.name, settings.arguments, schedule.scheduler)}
     try:
         optimizer: torch.optim.Optimizer = kind(
             groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, **arguments
@@ -77,9 +78,9 @@ def create_optimizer(
     return optimizer
 
 
-def check_optimizer(settings: OptimizerSettings) -> None:
+def check_optimizer(settings: OptimizerSettings, schedule: ScheduleSettings) -> None:
     """Raises the PlainError that making this optimizer would raise, before anything large is loaded for it."""
-    create_optimizer({"unet": [nn.Parameter(torch.zeros(1, 1))]}, settings)
+    create_optimizer({"unet": [nn.Parameter(torch.zeros(1, 1))]}, settings, schedule)
 
 
 def restore_precision(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
@@ -94,8 +95,8 @@ def restore_precision(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
                     optimizer.state[parameter][name] = value.to(parameter.device)
 
 
-def learning_rate(group: str, settings: OptimizerSettings) -> float:
-    """The rate of one group of weights before any schedule; groups that end in " up" learn faster (LoRA+).
+def learning_rate(group: str, settings: OptimizerSettings, schedule: ScheduleSettings) -> float:
+    """The full rate of one group of weights under this schedule; groups that end in " up" learn faster (LoRA+).
 
     Hayou et al. 2024 (arXiv:2402.12354).
     """
@@ -106,4 +107,5 @@ def learning_rate(group: str, settings: OptimizerSettings) -> float:
         "text_encoder": text,
         "text_encoder_2": settings.text_encoder_2_learning_rate or text,
     }
-    return rates[part] * settings.lora_plus_ratio if up else rates[part]
+    rate = full_learning_rate(rates[part], schedule)
+    return rate * settings.lora_plus_ratio if up else rate

@@ -79,7 +79,7 @@ def train(
     # What it builds on: a frozen base model, whose parts are on the device only when they have work there.
     yield PhaseStarted(phase="loading", detail="base model")
     accelerator = create_accelerator(config.memory.precision)
-    check_optimizer(config.optimizer)
+    check_optimizer(config.optimizer, schedule)
     everything = scan(config.dataset)
     dataset = trained_on(everything, config)
     prompts = sample_prompts(config.sampling, config.dataset.resolution)
@@ -113,7 +113,7 @@ def train(
     if config.network.start_from:
         start_from(network, Path(config.network.start_from).expanduser())
     groups = network.trained_parameters(up_apart=config.optimizer.lora_plus_ratio > 1)
-    optimizer = accelerator.prepare(create_optimizer(groups, config.optimizer))
+    optimizer = accelerator.prepare(create_optimizer(groups, config.optimizer, schedule))
     full_rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
 
     # How long, and what happens when; the same functions made the plan.

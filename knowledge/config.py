@@ -39,7 +39,16 @@ OptimizerName = Literal[
     "adopt",
     "sgd",
 ]
-Scheduler = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex", "warmup_stable_decay"]
+Scheduler = Literal[
+    "constant",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "rex",
+    "warmup_stable_decay",
+    "adafactor",
+]
 LossFunction = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -164,6 +173,7 @@ class ScheduleSettings(Settings):
     power: float = Field(1.0, gt=0.0, le=100.0)
     decay: float = Field(0.2, ge=0.0, le=100_000_000.0)
     minimum_ratio: float = Field(0.0, ge=0.0, le=1.0)
+    warmup_init: bool = False
 
 
 class LossSettings(Settings):

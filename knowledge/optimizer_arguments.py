@@ -65,9 +65,13 @@ def argument_problems(optimizer: str, arguments: Mapping[str, Argument]) -> Iter
             )
 
 
-def all_arguments(optimizer: str, arguments: Mapping[str, Argument]) -> dict[str, Argument]:
-    """What the optimizer's class is given: these arguments, and of all others the usual value."""
+def all_arguments(
+    optimizer: str, arguments: Mapping[str, Argument], scheduler: str = "constant"
+) -> dict[str, Argument]:
+    """What the optimizer's class is given under this schedule: these arguments, and of all others the usual value."""
     usual = {name: value for name, value in known_arguments(optimizer).items() if value != NUMBER}
+    if scheduler == optimizer:
+        usual |= library.document("optimizer_arguments.toml")["own_schedule"][optimizer]
 
     def fitted(value: Any, like: Any) -> Argument:
         if isinstance(value, tuple | list):
@@ -77,9 +81,11 @@ def all_arguments(optimizer: str, arguments: Mapping[str, Argument]) -> dict[str
     return {name: fitted(value, known_arguments(optimizer)[name]) for name, value in {**usual, **arguments}.items()}
 
 
-def unusual_arguments(optimizer: str, arguments: Mapping[str, Argument]) -> dict[str, Argument]:
-    """Those of the arguments that are not what the optimizer is given anyway."""
-    usual = all_arguments(optimizer, {})
+def unusual_arguments(
+    optimizer: str, arguments: Mapping[str, Argument], scheduler: str = "constant"
+) -> dict[str, Argument]:
+    """Those of the arguments that are not what the optimizer is given under this schedule anyway."""
+    usual = all_arguments(optimizer, {}, scheduler)
     return {name: value for name, value in arguments.items() if value != usual.get(name)}
 
 

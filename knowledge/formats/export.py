@@ -26,6 +26,7 @@ WHERE = {
     "schedule.cycles": ("schedule.scheduler", ("cosine_with_restarts",)),
     "schedule.power": ("schedule.scheduler", ("polynomial",)),
     "schedule.decay": ("schedule.scheduler", ("warmup_stable_decay",)),
+    "schedule.warmup_init": ("schedule.scheduler", ("adafactor",)),
     "loss.huber_threshold": ("loss.function", ("huber", "smooth_l1")),
     "loss.huber_schedule": ("loss.function", ("huber", "smooth_l1")),
 }
@@ -62,6 +63,7 @@ NOT_A_SETTING = {
     "schedule.cycles",
     "schedule.power",
     "schedule.decay",
+    "schedule.warmup_init",
     "loss.huber_threshold",
     "loss.huber_schedule",
 }
@@ -237,9 +239,14 @@ def _optimizer_arguments(job: Writing, name: str) -> list[str]:
         job.lose("optimizer.arguments", "Its optimizer does not take them.")
     theirs = all_arguments(name, {}) | facts["optimizer_defaults"].get(name, {})
     renamed = {ours: key for key, ours in facts["optimizer_arguments"].get(name, {}).items()}
-    return [
+    scheduler = job.config.schedule.scheduler
+    relative = {"relative_step": scheduler == "adafactor", "warmup_init": job.value("schedule.warmup_init")}
+    if name != "adafactor" or scheduler != "adafactor":
+        del relative["warmup_init"]
+    words = [f"{argument}={value}" for argument, value in relative.items() if name == "adafactor"]
+    return words + [
         f"{renamed.get(argument, argument)}={to_text(value)}"
-        for argument, value in all_arguments(name, own).items()
+        for argument, value in all_arguments(name, own, scheduler).items()
         if argument not in lacking and value != theirs.get(argument)
     ]
 
@@ -249,11 +256,15 @@ def _schedule(job: Writing) -> None:
     word = foreign_choice("schedule.scheduler", DIALECT, scheduler)
     if scheduler == "constant" and warmup:
         word = "constant_with_warmup"
+    if scheduler == "adafactor" == job.config.optimizer.name:  # which it names like the optimizer
+        word = scheduler
     if word is None:
         job.lose("schedule.scheduler", "It does not have this schedule; the nearest it has is cosine.")
         word = "cosine"
     job.options["lr_scheduler"] = word
-    if warmup:
+    if warmup and scheduler == "adafactor":
+        job.lose("schedule.warmup", "Under Adafactor's own schedule it has none but schedule.warmup_init.")
+    elif warmup:
         job.options["lr_warmup_steps"] = int(warmup) if warmup >= 1 else warmup
     epochs, limit = job.value("schedule.epochs"), job.value("schedule.maximum_steps")
     if limit is None:

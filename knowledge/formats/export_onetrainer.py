@@ -75,8 +75,15 @@ def _optimizer(job: Writing) -> dict[str, Any]:
     word = foreign_choice("optimizer.name", DIALECT, job.value("optimizer.name"))
     if word is None:
         job.lose("optimizer.name", "It does not have this optimizer; AdamW takes its place.")
+    own_schedule = job.config.schedule.scheduler == "adafactor"
+    relative = {"relative_step": own_schedule, "warmup_init": job.value("schedule.warmup_init")}
+    relative["scale_parameter"] = own_schedule
     return {
-        "optimizer": {"optimizer": word or "ADAMW", "weight_decay": job.value("optimizer.weight_decay")},
+        "optimizer": {
+            "optimizer": word or "ADAMW",
+            "weight_decay": job.value("optimizer.weight_decay"),
+            **(relative if word == "ADAFACTOR" else {}),
+        },
         "learning_rate": job.value("optimizer.learning_rate"),
         "clip_grad_norm": job.value("optimizer.maximum_gradient_norm"),
     }
@@ -84,7 +91,7 @@ def _optimizer(job: Writing) -> dict[str, Any]:
 
 def _schedule(job: Writing) -> dict[str, Any]:
     name = job.value("schedule.scheduler")
-    word = foreign_choice("schedule.scheduler", DIALECT, name)
+    word = "ADAFACTOR" if name == "adafactor" else foreign_choice("schedule.scheduler", DIALECT, name)
     if word is None:
         job.lose("schedule.scheduler", "It does not have this schedule; cosine takes its place.")
     epochs, limit = job.value("schedule.epochs"), job.value("schedule.maximum_steps")

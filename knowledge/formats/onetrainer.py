@@ -248,6 +248,8 @@ def _optimizer_setting(job: Translation, key: str) -> None:
             job.mapped(key, "optimizer.name", name)
     elif word == "weight_decay" and job.source[key] is not None:
         job.mapped(key, "optimizer.weight_decay", job.source[key])
+    elif word in ("relative_step", "scale_parameter") and job.get("learning_rate_scheduler") == "ADAFACTOR":
+        job.no_effect(key, "It goes with its schedule, as here.")
     elif is_empty(job.source[key]) or as_bool(job.source[key]) is False:
         job.no_effect(key, "It is not set.")
     elif word in ("fused", "fused_back_pass", "foreach", "capturable", "differentiable", "stochastic_rounding"):

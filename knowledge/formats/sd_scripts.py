@@ -25,6 +25,7 @@ from knowledge.formats.translation import (
     rest,
     take_argument,
 )
+from knowledge.optimizer_arguments import unusual_arguments
 
 DIALECT = "kohya"
 ENDLESS = 100_000
@@ -325,16 +326,34 @@ def _optimizer(job: Translation, beside: Path | None) -> None:
             job.mapped("optimizer_type", "optimizer.name", known)
     job.implied["optimizer.name"] = name
     job.implied["optimizer.weight_decay"] = OPTIMIZER_DECAY.get(name, 0.0)
+    if name == "adafactor":
+        _relative_step(job)
     _optimizer_arguments(job, name)
+
+
+def _relative_step(job: Translation) -> None:
+    """Adafactor sets its own rate there unless it is told not to; that is a schedule of ours."""
+    keys = {word: f"optimizer_args.{word}" for word in ("relative_step", "warmup_init")}
+    warmup_init = job.on(keys["warmup_init"])
+    relative = warmup_init or keys["relative_step"] not in job.source or job.on(keys["relative_step"])
+    if relative:
+        job.implied["schedule.scheduler"] = "adafactor"
+        job.implied["schedule.warmup_init"] = warmup_init
+    if keys["relative_step"] in job.source:
+        if relative:
+            job.mapped(keys["relative_step"], "schedule.scheduler", "adafactor")
+        else:
+            job.no_effect(keys["relative_step"], "The rate follows its schedule, as here.")
+    if keys["warmup_init"] in job.source:
+        job.mapped(keys["warmup_init"], "schedule.warmup_init", warmup_init)
 
 
 def _optimizer_arguments(job: Translation, optimizer: str) -> None:
     """Arguments that have a setting of their own become that; the others go to the optimizer as they are."""
     own_settings = {key: ours for key, ours in alike(DIALECT).items() if ours.startswith("optimizer.")}
     renamed = facts_of("sd_scripts")["optimizer_arguments"].get(optimizer, {})
-    unasked = facts_of("sd_scripts")["optimizer_defaults"].get(optimizer)
-    if unasked:
-        job.implied["optimizer.arguments"] = unasked
+    unasked = facts_of("sd_scripts")["optimizer_defaults"].get(optimizer, {})
+    job.implied["optimizer.arguments"] = unusual_arguments(optimizer, unasked, job.so_far("schedule.scheduler"))
     for key, value in job.source.items():
         if not key.startswith("optimizer_args.") or job.done(key):
             continue
@@ -348,13 +367,21 @@ def _optimizer_arguments(job: Translation, optimizer: str) -> None:
 def _schedule(job: Translation, beside: Path | None) -> None:
     word = str(job.get("lr_scheduler", "constant"))
     ours = choice_of("schedule.scheduler", DIALECT, word)
-    if "lr_scheduler" in job.source:
-        if ours is None:
+    own_rate = job.so_far("schedule.scheduler") == "adafactor"
+    if own_rate:
+        for key in ("lr_scheduler", "lr_warmup_steps"):
+            if key in job.source and not job.done(key):
+                job.no_effect(key, "Adafactor sets its own rate unless relative_step is off.")
+        ours = "adafactor"
+    elif "lr_scheduler" in job.source:
+        if ours == "adafactor":
+            job.unsupported("lr_scheduler", "Its schedule adafactor needs relative_step. The rate stays constant here.")
+        elif ours is None:
             job.unsupported("lr_scheduler", f'It follows the schedule "{word}". The rate stays constant here.')
         else:
             job.mapped("lr_scheduler", "schedule.scheduler", ours)
     warmup = as_number(job.get("lr_warmup_steps"))
-    if warmup is not None:
+    if warmup is not None and not own_rate:
         if word == "constant" and warmup > 0:
             job.no_effect("lr_warmup_steps", 'Its schedule "constant" has no warm-up; "constant_with_warmup" would.')
         else:

@@ -124,6 +124,10 @@ class Translation:
         near = difflib.get_close_matches(key.rpartition(".")[2], list(known), n=1, cutoff=0.75)
         self._note(Note(key, self.source.get(key), "unknown", why=f'Did you mean "{near[0]}"?' if near else ""))
 
+    def so_far(self, name: str) -> Any:
+        """The value of a parameter of ours as far as the keys that were spoken of go."""
+        return self.values.get(name, self.implied.get(name))
+
     def done(self, key: str) -> bool:
         return key in self.notes
 
@@ -396,7 +400,9 @@ def take_argument(job: Translation, key: str, optimizer: str, argument: str, val
             job.unsupported(key, f"{problems[0]} The optimizer's own value stays.")
         else:
             job.added(key, "optimizer.arguments", as_arguments({argument: value}))
-            job.values["optimizer.arguments"] = unusual_arguments(optimizer, job.values["optimizer.arguments"])
+            job.values["optimizer.arguments"] = unusual_arguments(
+                optimizer, job.values["optimizer.arguments"], job.so_far("schedule.scheduler")
+            )
 
 
 def _argument_refusals(optimizer: str, arguments: Mapping[str, Any]) -> Iterator[str]:

@@ -141,7 +141,7 @@ def test_an_optimizer_keeps_the_state_that_is_counted(name, arguments, tiny_sd15
         network__algorithm="locon",
     )
     weights = [torch.nn.Parameter(torch.ones(shape)) for shape in trained_shapes]
-    optimizer = create_optimizer({"unet": weights}, config.optimizer)
+    optimizer = create_optimizer({"unet": weights}, config.optimizer, config.schedule)
     for weight in weights:
         weight.grad = torch.ones_like(weight)
     optimizer.step()

@@ -3,19 +3,20 @@
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calculator.schedule import SHAPES, learning_rate_multiplier
-from knowledge.config import ScheduleSettings
+from calculator.schedule import COURSES, SHAPES, full_learning_rate, learning_rate_multiplier
+from knowledge.config import Scheduler, ScheduleSettings
 
 RECORDED = json.loads((Path(__file__).parent.parent / "data" / "learning_rates.json").read_text())
 OURS = {"constant_with_warmup": "constant", "cosine_with_min_lr": "cosine"}
 NAMES = {"cycles": "cycles", "power": "power", "min_ratio": "minimum_ratio"}
 # Recorded with a decay of 0.2 the curve begins at the lowest rate, as transformers does for this schedule alone.
-SCHEDULERS = sorted([*SHAPES, "warmup_stable_decay"])
+SCHEDULERS = sorted([*SHAPES, *COURSES])
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,24 @@ def test_the_lowest_rate_is_where_a_falling_curve_ends():
     for scheduler in ("linear", "cosine", "rex", "warmup_stable_decay"):
         settings = ScheduleSettings(scheduler=scheduler, minimum_ratio=0.25)
         assert learning_rate_multiplier(settings, 100, 100) == pytest.approx(0.25)
+
+
+def test_every_schedule_has_a_curve():
+    assert {*SHAPES, *COURSES} == set(get_args(Scheduler))
+
+
+def test_adafactors_own_schedule_is_its_relative_step():
+    settings = ScheduleSettings(scheduler="adafactor")
+    assert full_learning_rate(3e-4, settings) == 1.0
+    assert full_learning_rate(3e-4, ScheduleSettings()) == 3e-4
+    # level at 1e-2 until 1/√step is less: after 10,000 updates; update 40,000 uses 1/200
+    assert learning_rate_multiplier(settings, 0, 50_000) == 1e-2
+    assert learning_rate_multiplier(settings, 9_998, 50_000) == 1e-2
+    assert learning_rate_multiplier(settings, 39_999, 50_000) == pytest.approx(1 / 200)
+    gentle = settings.model_copy(update={"warmup_init": True})
+    assert learning_rate_multiplier(gentle, 9, 50_000) == pytest.approx(1e-5)
+    warmed = settings.model_copy(update={"warmup": 4.0})
+    assert [learning_rate_multiplier(warmed, step, 100) for step in range(5)] == [0, 0.0025, 0.005, 0.0075, 0.01]
 
 
 @given(

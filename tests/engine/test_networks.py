@@ -10,7 +10,7 @@ from engine.models.sd import AdaptedLayer, StableDiffusion
 from engine.models.sdxl import StableDiffusionXL
 from engine.networks import ALGORITHMS, Network, attached, create_network, limit_norms
 from engine.optimizers import learning_rate
-from knowledge.config import BaseModelSettings, NetworkSettings, OptimizerSettings, TrainingConfig
+from knowledge.config import BaseModelSettings, NetworkSettings, OptimizerSettings, ScheduleSettings, TrainingConfig
 
 DATA = Path(__file__).parent.parent / "data"
 RECORDED = json.loads((DATA / "network_layers.json").read_text())
@@ -196,7 +196,10 @@ def test_matrices_that_lead_up_are_groups_of_their_own_for_lora_plus(sd15: Stabl
     together, apart = network.trained_parameters(), network.trained_parameters(up_apart=True)
     assert list(apart) == ["text_encoder", "text_encoder up", "unet", "unet up"]
     assert all(len(apart[part]) == len(apart[f"{part} up"]) == len(together[part]) / 2 for part in together)
-    assert learning_rate("unet up", OptimizerSettings(learning_rate=1e-4, lora_plus_ratio=16.0)) == 16e-4
+    assert (
+        learning_rate("unet up", OptimizerSettings(learning_rate=1e-4, lora_plus_ratio=16.0), ScheduleSettings())
+        == 16e-4
+    )
 
 
 def test_lokr_factor_shapes_the_factors(sd15: StableDiffusion):

@@ -4,10 +4,12 @@ import io
 
 import pytest
 import torch
+from transformers.optimization import Adafactor
 
+from calculator.schedule import full_learning_rate, learning_rate_multiplier
 from engine.optimizers import OPTIMIZERS, check_optimizer, create_optimizer, learning_rate, restore_precision
 from knowledge.answers import PlainError
-from knowledge.config import OptimizerName, OptimizerSettings, choices, fields
+from knowledge.config import OptimizerName, OptimizerSettings, ScheduleSettings, choices, fields
 from knowledge.optimizer_arguments import NUMBER, decided_elsewhere, known_arguments
 
 
@@ -20,7 +22,7 @@ def learned(name: OptimizerName, rate: float, steps: int = 60, decay: float = 0.
     goal = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
     weights = torch.nn.Parameter(torch.zeros(8, 8))
     settings = OptimizerSettings(name=name, learning_rate=rate, weight_decay=decay)
-    optimizer = create_optimizer({"unet": [weights]}, settings)
+    optimizer = create_optimizer({"unet": [weights]}, settings, ScheduleSettings())
     if hasattr(optimizer, "train"):
         optimizer.train()
     for _ in range(steps):
@@ -46,18 +48,38 @@ def test_an_optimizer_learns_at_the_rate_it_is_given(name: OptimizerName):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_weight_decay_reaches_the_optimizer(name: OptimizerName):
     weights = torch.nn.Parameter(torch.ones(4, 4))
-    optimizer = create_optimizer({"unet": [weights]}, OptimizerSettings(name=name, weight_decay=0.25))
+    optimizer = create_optimizer(
+        {"unet": [weights]}, OptimizerSettings(name=name, weight_decay=0.25), ScheduleSettings()
+    )
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.25}
 
 
 def test_text_encoders_may_have_a_rate_of_their_own():
     settings = OptimizerSettings(learning_rate=1e-4, text_encoder_learning_rate=1e-5)
-    assert learning_rate("unet", settings) == 1e-4
-    assert learning_rate("text_encoder_2", settings) == 1e-5
-    assert learning_rate("text_encoder_2", OptimizerSettings(learning_rate=1e-4)) == 1e-4
+    assert learning_rate("unet", settings, ScheduleSettings()) == 1e-4
+    assert learning_rate("text_encoder_2", settings, ScheduleSettings()) == 1e-5
+    assert learning_rate("text_encoder_2", OptimizerSettings(learning_rate=1e-4), ScheduleSettings()) == 1e-4
     both = settings.model_copy(update={"text_encoder_2_learning_rate": 1e-6})
-    assert learning_rate("text_encoder", both) == 1e-5
-    assert learning_rate("text_encoder_2", both) == 1e-6
+    assert learning_rate("text_encoder", both, ScheduleSettings()) == 1e-5
+    assert learning_rate("text_encoder_2", both, ScheduleSettings()) == 1e-6
+
+
+@pytest.mark.parametrize("warmup_init", [False, True])
+def test_adafactors_own_schedule_gives_the_weights_of_its_librarys_relative_step(warmup_init: bool):
+    schedule = ScheduleSettings(scheduler="adafactor", warmup_init=warmup_init)
+    first, second = (torch.nn.Parameter(torch.randn(8, 6, generator=torch.Generator().manual_seed(1))) for _ in "ab")
+    settings = OptimizerSettings(name="adafactor", learning_rate=0.3, weight_decay=0.1)
+    ours = create_optimizer({"unet": [first]}, settings, schedule)
+    theirs = Adafactor([second], relative_step=True, scale_parameter=True, warmup_init=warmup_init, weight_decay=0.1)
+    for step in range(5):
+        ours.param_groups[0]["lr"] = learning_rate_multiplier(schedule, step, 5) * full_learning_rate(0.3, schedule)
+        for weights, optimizer in ((first, ours), (second, theirs)):
+            (weights - 1).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert torch.equal(first, second)
+    doubled = learning_rate("unet up", settings.model_copy(update={"lora_plus_ratio": 2.0}), schedule)
+    assert doubled == 2.0
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -77,12 +99,12 @@ def test_a_loaded_optimizer_remembers_the_very_same(name: OptimizerName):
             optimizer.zero_grad()
 
     first = torch.nn.Parameter(torch.full((80, 80), 0.1))
-    straight = create_optimizer({"unet": [first]}, settings)
+    straight = create_optimizer({"unet": [first]}, settings, ScheduleSettings())
     updates(first, straight, 12)
     second, saved = torch.nn.Parameter(first.detach().clone()), io.BytesIO()
     torch.save(straight.state_dict(), saved)
     saved.seek(0)
-    loaded = create_optimizer({"unet": [second]}, settings)
+    loaded = create_optimizer({"unet": [second]}, settings, ScheduleSettings())
     state = torch.load(saved, weights_only=True)
     loaded.load_state_dict(state)
     restore_precision(loaded, state)
@@ -125,7 +147,9 @@ def test_the_arguments_on_record_are_those_of_the_installed_class(name: Optimize
 
 def test_arguments_reach_the_optimizer():
     settings = OptimizerSettings(name="adamw", arguments={"betas": [0.5, 0.6], "eps": 1})
-    group = create_optimizer({"unet": [torch.nn.Parameter(torch.ones(2, 2))]}, settings).param_groups[0]
+    group = create_optimizer(
+        {"unet": [torch.nn.Parameter(torch.ones(2, 2))]}, settings, ScheduleSettings()
+    ).param_groups[0]
     assert (group["betas"], group["eps"], group["amsgrad"]) == ((0.5, 0.6), 1.0, False)
 
 
@@ -133,4 +157,4 @@ def test_arguments_reach_the_optimizer():
 def test_a_value_that_its_class_refuses_is_told_before_anything_is_loaded(name: OptimizerName):
     settings = OptimizerSettings(name=name, arguments={"betas": [0.9, 2.0]})
     with pytest.raises(PlainError, match=f"{name} cannot be used with optimizer.arguments betas=0.9,2.0: .*"):
-        check_optimizer(settings)
+        check_optimizer(settings, ScheduleSettings())

@@ -67,7 +67,7 @@ def bench(name: str) -> Bench:
     model = load(config.base_model, torch.float32)
     initial = load_file(ORACLES / "traces" / f"{name}.init.safetensors")
     network = network_of(model, config, initial)
-    optimizer = accelerator.prepare(create_optimizer(network.trained_parameters(), config.optimizer))
+    optimizer = accelerator.prepare(create_optimizer(network.trained_parameters(), config.optimizer, config.schedule))
     nothing: Any = None
     return Bench(
         config=config,

@@ -246,6 +246,7 @@ CHANGES: dict[str, Values] = {
     "another batch size": {"schedule": {"batch_size": 1}},
     "no accumulation": {"schedule": {"gradient_accumulation_steps": 1}},
     "a schedule": {"schedule": {"scheduler": "cosine"}},
+    "Adafactor's own rate": {"optimizer": {"name": "adafactor"}, "schedule": {"scheduler": "adafactor"}},
     "fewer steps": {"schedule": {"maximum_steps": 3}},
     "another loss": {"loss": {"function": "huber"}},
     "min-SNR": {"loss": {"minimum_snr_gamma": 0.05}},

@@ -598,7 +598,9 @@ CHANGES = {
     "schedule.epochs": st.integers(1, 1000),
     "schedule.batch_size": st.integers(1, 1024),
     "schedule.gradient_accumulation_steps": st.integers(1, 64),
-    "schedule.scheduler": st.sampled_from(["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]),
+    "schedule.scheduler": st.sampled_from(
+        ["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "adafactor"]
+    ),
     "schedule.warmup": st.one_of(st.floats(0, 0.9), st.integers(1, 1000).map(float)),
     "loss.function": st.sampled_from(["l2", "l1", "huber", "smooth_l1"]),
     "loss.minimum_snr_gamma": st.one_of(st.none(), st.floats(0.1, 100)),
@@ -637,6 +639,7 @@ CHANGES = {
     "loss.debiased": st.booleans(),
     "loss.scaled_like_noise_prediction": st.booleans(),
     "loss.v_prediction_like": st.floats(0, 10),
+    "schedule.warmup_init": st.booleans(),
     "noise.offset_random": st.booleans(),
     "noise.offset_adaptive": st.floats(-1, 1),
     "noise.input_perturbation": st.floats(0, 1),

@@ -114,3 +114,13 @@ def test_ai_toolkits_optimizer_params_come_in_one_by_one(tmp_path: Path):
     found = read_foreign(path)
     assert (found.config.optimizer.weight_decay, found.config.optimizer.arguments) == (0.2, {"betas": (0.9, 0.95)})
     assert {note.key: note.outcome for note in found.notes}["train.optimizer_params.oddity"] == "unsupported"
+
+
+def test_adafactor_that_sets_its_own_rate_is_a_schedule_here(tmp_path: Path):
+    relative = imported(tmp_path, "warmup_init=True", optimizer="Adafactor").config
+    assert (relative.schedule.scheduler, relative.schedule.warmup_init) == ("adafactor", True)
+    assert relative.optimizer.arguments == {}
+    steady = imported(tmp_path, "relative_step=False", "scale_parameter=False", optimizer="Adafactor").config
+    assert (steady.schedule.scheduler, steady.optimizer.arguments) == ("constant", {})
+    scaled = imported(tmp_path, "relative_step=False", optimizer="Adafactor").config
+    assert scaled.optimizer.arguments == {"scale_parameter": True}
