@@ -425,6 +425,8 @@ def find(name: str) -> Parameter | Choice | Term:
 
 AROUND = {"enable", "enabled", "use", "is", "custom", "optional"}
 """Words that programs put before or after the name of a setting without meaning another one."""
+SECTIONS_ELSEWHERE = {"config", "process", "train", "model", "sample", "save", "datasets", "general", "subsets"}
+"""Sections of foreign files that settings are named below, as in train.lr."""
 VALUE = re.compile(r"\s*[=:]\s*(?=\S)")
 
 
@@ -435,7 +437,7 @@ def _spellings(name: str) -> Iterator[str]:
     yield normal(name)
     bare = VALUE.split(name, maxsplit=1)[0]
     section, _, last = bare.rpartition(".")
-    for written in (name, bare, last if section.partition(".")[0] not in config.sections() else bare):
+    for written in (name, bare, last if section.partition(".")[0] in SECTIONS_ELSEWHERE else bare):
         whole = normal(written).removeprefix("ss ")
         words = whole.split()
         while words and words[0] in AROUND:

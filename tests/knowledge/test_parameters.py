@@ -61,6 +61,23 @@ def test_a_number_parameter_says_what_too_little_and_too_much_do(name):
         assert PARAMETERS[name].too_high
 
 
+WITHOUT_A_VALUE_TO_ADVISE = {
+    "base_model.family": "read from the model's file",
+    "base_model.prediction_type": "read from the model's file, or known from its page",
+    "dataset.goal": "what the user wants",
+    "optimizer.arguments": "nothing beyond what the authors of each optimizer advise",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_setting_with_a_value_to_choose_says_which_and_why_and_what_it_goes_with(name):
+    parameter, annotation = PARAMETERS[name], str(config.fields()[name].annotation)
+    if name not in WITHOUT_A_VALUE_TO_ADVISE and (parameter.choices or re.search(r"\b(bool|int|float)\b", annotation)):
+        assert parameter.recommendations
+        assert all(row.because for row in parameter.recommendations)
+    assert parameter.interactions
+
+
 NAMES_WITH_DIGITS = (
     r"SD 1\.5|SD [123]\b|\bT5\b|\bWD14\b|AUTOMATIC1111|DPM\+\+ 2M|LyCORIS \d\.\d|\b[Ll][12]\b|\b[bf]p\d+|\bbf\d+"
     r"|RTX [0-9]0|GTX 16|V100|\bT4\b|20[12]\d|word:1\.2"
