@@ -101,6 +101,13 @@ def _state_bytes(
     return round(sum(state(shape, given) for shape in shapes))
 
 
+def average_bytes(architecture: Architecture, config: TrainingConfig) -> int:
+    """What a moving average of the trained weights keeps from step to step."""
+    if config.ema.decay is None:
+        return 0
+    return 4 * sum(layer.trainable for layer in network_layers(architecture, config.network))
+
+
 # -- the estimate --------------------------------------------------------------------------------------------------
 
 CUDA_CONTEXT = 460 * MIB
@@ -185,6 +192,7 @@ def _training(config: TrainingConfig, architecture: Architecture, views: Mapping
         "base model": _weights(config, architecture, _resident(config, architecture)),
         "network": 4 * trainable,
         "optimizer": optimizer_bytes(architecture, config),
+        "averaged weights": average_bytes(architecture, config),
         "gradients": gradients,
         "activations": round(most) - gradients,
     }
@@ -217,6 +225,7 @@ def _sampling(config: TrainingConfig, architecture: Architecture) -> dict[str, i
             "base model": _weights(config, architecture, parts),
             "network": 4 * sum(layer.trainable for layer in network_layers(architecture, config.network)),
             "optimizer": optimizer_bytes(architecture, config),
+            "averaged weights": average_bytes(architecture, config),
             "picture": round(phase_bytes(architecture.family, half, name, area)),
         }
         for name, parts in (("denoise", resident), ("decode", decoding))
@@ -231,6 +240,7 @@ def _saving(config: TrainingConfig, architecture: Architecture) -> dict[str, int
         "base model": _weights(config, architecture, _resident(config, architecture)),
         "network": 4 * trainable,
         "optimizer": optimizer_bytes(architecture, config),
+        "averaged weights": average_bytes(architecture, config),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from calculator.buckets import Size
 from calculator.duration import DurationEstimate, estimate_duration
 from calculator.measurements import Measurement
-from calculator.memory import MemoryEstimate, estimate_memory, optimizer_bytes
+from calculator.memory import MemoryEstimate, average_bytes, estimate_memory, optimizer_bytes
 from calculator.network_size import file_bytes, trainable_parameters
 from calculator.schedule import full_learning_rate, learning_rate_multiplier
 from calculator.steps import (
@@ -150,6 +150,7 @@ def plan_of_views(
     encoded = dataset.images + dataset.regularisation_images + held_out
     trainable = trainable_parameters(known, config.network)
     size = file_bytes(known, config.network, config.saving.precision)
+    files = _files_kept(len(saves), config.saving.keep_last) * (2 if _saves_both(config) else 1)
     return Plan(
         batches_per_epoch=run.batches_per_epoch,
         updates_per_epoch=run.updates_per_epoch,
@@ -167,9 +168,9 @@ def plan_of_views(
         processes=processes,
         trainable_parameters=trainable,
         file_bytes=size,
-        saved_files=_files_kept(len(saves), config.saving.keep_last),
+        saved_files=files,
         sample_pictures=pictures,
-        disk_bytes=_disk_bytes(config, known, encoded, run, size, trainable, pictures),
+        disk_bytes=_disk_bytes(config, known, encoded, run, files, size, trainable, pictures),
         vram=estimate_memory(config, known, views_by_bucket, hardware),
         duration=estimate_duration(
             config,
@@ -190,6 +191,11 @@ def plan_of_views(
     )
 
 
+def _saves_both(config: TrainingConfig) -> bool:
+    """Whether a file of the plain weights is written beside each of the averaged ones."""
+    return config.ema.decay is not None and config.ema.saved == "both"
+
+
 def _files_kept(saves: int, keep_last: int | None) -> int:
     """Network files on the disk when the run ends; the final one is kept beside the last few."""
     return saves if keep_last is None or not saves else min(saves - 1, keep_last) + 1
@@ -200,16 +206,14 @@ def _disk_bytes(
     architecture: Architecture,
     encoded: int,
     run: Run,
+    files: int,
     size: int,
     trainable: int,
     pictures: int,
 ) -> int:
     """What the run writes: network files, states, samples and caches, with one file more while the last is written."""
-    files = _files_kept(
-        len(saving_steps(config.saving, run.updates_per_epoch, run.total_steps)), config.saving.keep_last
-    )
     states = min(STATES_KEPT, len(state_steps(config.saving, run.updates_per_epoch, run.total_steps)))
-    state = 4 * trainable + optimizer_bytes(architecture, config)
+    state = 4 * trainable + optimizer_bytes(architecture, config) + average_bytes(architecture, config)
     width, height = (side or config.dataset.resolution for side in (config.sampling.width, config.sampling.height))
     samples = round(PNG_BYTES_PER_PIXEL * width * height * pictures)
     return (files + 1) * size + states * state + samples + _cache_bytes(config, architecture, encoded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
 from calculator.steps import Run
+from engine.averages import WeightAverage
 from engine.dataset.ahead import PicturesAhead
 from engine.dataset.batches import Batch
 from engine.dataset.images import UnreadablePictureError
@@ -79,6 +80,7 @@ class Bench:
     prompts: tuple[SamplePrompt, ...]
     held_out: list[Batch]
     started_at: float
+    average: WeightAverage | None = None
     watch: LossWatch = field(default_factory=LossWatch)
     skipped: Skipped = field(default_factory=Skipped)
 
@@ -87,15 +89,19 @@ class Bench:
         return math.ceil(step / self.length.updates_per_epoch)
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
-        """The network as it is used: without dropout, and with the averaged weights of a schedule-free optimizer."""
+    def at_rest(self, *, averaged: bool = True) -> Iterator[None]:
+        """The network as it is used: without dropout, and with the averaged weights of a schedule-free optimizer.
+
+        `averaged`: with the moving average of its weights, where one is kept.
+        """
         averaging = hasattr(self.optimizer.optimizer, "eval")
         learning = [weights.detach().clone() for weights in self.network.parameters()] if averaging else []
         self.network.eval()
         if averaging:
             self.optimizer.optimizer.eval()
         try:
-            yield
+            with self.average.in_place() if self.average is not None and averaged else nullcontext():
+                yield
         finally:
             if averaging:
                 self.optimizer.optimizer.train()
@@ -126,9 +132,14 @@ class Bench:
             leave(model.vae)
             model.unet.to(device)
 
-    def remembering(self) -> dict[str, AcceleratedOptimizer | torch.amp.GradScaler | LossWatch | None]:
+    def remembering(self) -> dict[str, AcceleratedOptimizer | torch.amp.GradScaler | LossWatch | WeightAverage | None]:
         """What carries a memory from update to update, beside the weights themselves."""
-        return {"optimizer": self.optimizer, "scaler": self.accelerator.scaler, "loss watch": self.watch}
+        return {
+            "optimizer": self.optimizer,
+            "scaler": self.accelerator.scaler,
+            "loss watch": self.watch,
+            "average": self.average,
+        }
 
 
 def seeded(*parts: object) -> int:

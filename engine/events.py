@@ -95,7 +95,7 @@ class CheckpointSaved(Event):
 
     step: int
     epoch: int
-    kind: Literal["network", "state"]
+    kind: Literal["network", "plain", "state"]
     path: str
     bytes: int
     final: bool = False

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from calculator.schedule import learning_rate_multiplier
 from calculator.steps import run_length, sampling_steps, saving_steps, state_steps
 from calculator.validation import DRAWS, held_out, trained_on, validation_steps
+from engine.averages import create_average
 from engine.bench import Bench, Caches, seeded
 from engine.checkpoints import DTYPES, load_state, network_tensors, save_network, save_state, start_from
 from engine.dataset.batches import Batch, dataset_items, epoch_batches, still_batches
@@ -114,6 +116,7 @@ def train(
         start_from(network, Path(config.network.start_from).expanduser())
     groups = network.trained_parameters(up_apart=config.optimizer.lora_plus_ratio > 1)
     optimizer = accelerator.prepare(create_optimizer(groups, config.optimizer, schedule))
+    average = create_average(list(network.parameters()), config.ema)
     full_rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
 
     # How long, and what happens when; the same functions made the plan.
@@ -124,7 +127,19 @@ def train(
     validate_after = set(validation_steps(config.validation, length.updates_per_epoch, length.total_steps))
 
     bench = Bench(
-        config, run, accelerator, model, network, optimizer, caches, dataset, length, prompts, apart, started_at
+        config,
+        run,
+        accelerator,
+        model,
+        network,
+        optimizer,
+        caches,
+        dataset,
+        length,
+        prompts,
+        apart,
+        started_at,
+        average,
     )
     step = load_newest_state(bench) if resume else 0
     yield run_started(bench, first_epoch, step)
@@ -176,6 +191,8 @@ def train(
             if config.network.maximum_norm is not None:
                 limit_norms(network, config.network.maximum_norm)
             step += 1
+            if average is not None:
+                average.take_in(step)
             yield StepFinished(
                 step=step,
                 epoch=epoch,
@@ -374,12 +391,20 @@ def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
 
 
 def save(bench: Bench, step: int) -> Iterator[Event]:
-    """The network as a file that applications load; older files go when only the last few are kept."""
+    """The network as a file that applications load; where an average is kept, the plain weights beside it on wish."""
     if not bench.accelerator.is_main_process:
         return
     yield PhaseStarted(phase="saving")
-    config, path = bench.config, network_file(bench, step)
-    with bench.at_rest():
+    path = network_file(bench, step)
+    yield from write_network(bench, step, path, "network")
+    if bench.average is not None and bench.config.ema.saved == "both":
+        yield from write_network(bench, step, path.parent / "plain" / path.name, "plain")
+
+
+def write_network(bench: Bench, step: int, path: Path, kind: Literal["network", "plain"]) -> Iterator[Event]:
+    """One network file, checked before it is written; older ones go when only the last few are kept."""
+    config = bench.config
+    with bench.at_rest(averaged=kind == "network"):
         tensors = network_tensors(bench.network, config.saving.precision)
     metadata = network_metadata(
         config,
@@ -395,7 +420,7 @@ def save(bench: Bench, step: int) -> Iterator[Event]:
     yield CheckpointSaved(
         step=step,
         epoch=bench.epoch_of(step),
-        kind="network",
+        kind=kind,
         path=path.relative_to(bench.run.path).as_posix(),
         bytes=size,
         final=step == bench.length.total_steps,

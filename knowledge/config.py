@@ -49,6 +49,7 @@ Scheduler = Literal[
     "warmup_stable_decay",
     "adafactor",
 ]
+AverageSaved = Literal["average", "both"]
 LossFunction = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -176,6 +177,12 @@ class ScheduleSettings(Settings):
     warmup_init: bool = False
 
 
+class EmaSettings(Settings):
+    decay: float | None = Field(None, gt=0.0, lt=1.0)
+    every_steps: int = Field(1, ge=1, le=100_000)
+    saved: AverageSaved = "average"
+
+
 class LossSettings(Settings):
     function: LossFunction = "l2"
     huber_threshold: float = Field(0.1, gt=0.0, le=100.0)
@@ -253,6 +260,7 @@ class TrainingConfig(Settings):
     network: NetworkSettings = NetworkSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    ema: EmaSettings = EmaSettings()
     loss: LossSettings = LossSettings()
     noise: NoiseSettings = NoiseSettings()
     memory: MemorySettings = MemorySettings()

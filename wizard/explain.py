@@ -38,6 +38,7 @@ SECTIONS = {
     "network": "The network",
     "optimizer": "The optimizer",
     "schedule": "Length and schedule",
+    "ema": "Averaged weights",
     "loss": "The loss",
     "noise": "The noise",
     "memory": "Memory and speed",

@@ -14,6 +14,7 @@ COLOURS = {
     "base model": "#4c6ef5",
     "network": ACCENT,
     "optimizer": "#f08c00",
+    "averaged weights": "#fab005",
     "gradients": "#e64980",
     "activations": "#12b886",
     "picture": "#15aabf",

@@ -228,6 +228,13 @@ def _train(job: Translation) -> None:
             job.mapped(key, "optimizer.weight_decay", as_number(value))
         elif key.startswith("train.optimizer_params."):
             take_argument(job, key, optimizer, key.rpartition(".")[2], value)
+    average = job.get("train.ema_config")
+    if isinstance(average, dict):
+        decay = as_number(average.get("ema_decay", 0.999))
+        if as_bool(average.get("use_ema")) and decay is not None:
+            job.mapped("train.ema_config", "ema.decay", decay)
+        else:
+            job.no_effect("train.ema_config", "It is switched off there.")
     if "train.dtype" in job.source:
         _precision(job, "train.dtype", "memory.precision")
     if "save.dtype" in job.source:

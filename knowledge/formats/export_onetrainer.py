@@ -18,6 +18,7 @@ def to_onetrainer(config: TrainingConfig, stem: str = "onetrainer") -> Exported:
     """One JSON file with the concepts inside it."""
     job = Writing(config)
     document = {"training_method": "LORA", **_model(job), **_network(job), **_optimizer(job), **_schedule(job)}
+    document |= _average(job)
     document |= {**_loss(job), **_dataset(job), **_output(job), **_samples(job)}
     job.lose_the_rest("It has no such setting, or means something else by it.")
     text = json.dumps(document, indent=4, ensure_ascii=False) + "\n"
@@ -106,6 +107,15 @@ def _schedule(job: Writing) -> dict[str, Any]:
         "batch_size": job.value("schedule.batch_size"),
         "gradient_accumulation_steps": job.value("schedule.gradient_accumulation_steps"),
     }
+
+
+def _average(job: Writing) -> dict[str, Any]:
+    decay, every = job.value("ema.decay"), job.value("ema.every_steps")
+    if decay is None:
+        return {"ema": "OFF"}
+    if job.value("ema.saved") == "both":
+        job.lose("ema.saved", "It saves the average alone.")
+    return {"ema": "GPU", "ema_decay": decay, "ema_update_step_interval": every}
 
 
 def _loss(job: Writing) -> dict[str, Any]:

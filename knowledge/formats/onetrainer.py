@@ -282,6 +282,22 @@ def _schedule(job: Translation, beside: Path) -> None:
             job.mapped("learning_rate_cycles", "schedule.cycles", cycles)
 
 
+def _average(job: Translation, beside: Path) -> None:
+    """A moving average of the weights; off unless it says where to keep it."""
+    place = str(job.get("ema", "OFF"))
+    if place == "OFF":
+        for key in ("ema", "ema_decay", "ema_update_step_interval"):
+            if key in job.source:
+                job.no_effect(key, "There is no average of the weights.")
+        return
+    job.implied |= {"ema.decay": 0.999, "ema.every_steps": 5}
+    job.no_effect("ema", f"The average is kept on the card, whatever it says of {place}.")
+    for key, name in (("ema_decay", "ema.decay"), ("ema_update_step_interval", "ema.every_steps")):
+        value = as_number(job.get(key))
+        if value is not None:
+            job.mapped(key, name, value)
+
+
 def _loss(job: Translation, beside: Path) -> None:
     mse = as_number(job.get("mse_strength", 1.0)) or 0.0
     mae = as_number(job.get("mae_strength", 0.0)) or 0.0
@@ -479,6 +495,7 @@ RULES: tuple[Callable[[Translation, Path], None], ...] = (
     _network,
     _rates,
     _schedule,
+    _average,
     _loss,
     _memory,
     _dataset,

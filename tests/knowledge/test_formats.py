@@ -774,6 +774,7 @@ SHARED = {
     "schedule.scheduler": st.sampled_from(["constant", "linear", "cosine"]),
     "schedule.warmup": st.one_of(st.floats(0, 0.9), st.integers(2, 1000).map(float)),
     "loss.minimum_snr_gamma": st.one_of(st.none(), st.floats(0.1, 100)),
+    "ema.decay": st.one_of(st.none(), st.floats(0.1, 0.999)),
     "noise.offset": st.floats(0, 1),
     "memory.precision": st.sampled_from(["fp32", "fp16", "bf16"]),
     "memory.gradient_checkpointing": st.booleans(),
