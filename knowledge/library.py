@@ -22,11 +22,15 @@ def document(path: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Source:
-    """What a claim rests on: a paper, a repository, a thread, a page of documentation, a measurement of our own."""
+    """What a claim rests on: a paper, a repository, a thread, a page of documentation, a measurement of our own.
+
+    `record` is where this repository keeps the figures of a measurement, or the test that makes it again.
+    """
 
     id: str
     title: str
     address: str = ""
+    record: str = ""
 
 
 @cache

@@ -11,6 +11,7 @@ from engine.optimizers import OPTIMIZERS, check_optimizer, create_optimizer, lea
 from knowledge.answers import PlainError
 from knowledge.config import OptimizerName, OptimizerSettings, ScheduleSettings, choices, fields
 from knowledge.optimizer_arguments import NUMBER, decided_elsewhere, known_arguments
+from knowledge.parameters import parameters
 
 
 def test_every_optimizer_of_the_schema_is_a_row():
@@ -158,3 +159,14 @@ def test_a_value_that_its_class_refuses_is_told_before_anything_is_loaded(name: 
     settings = OptimizerSettings(name=name, arguments={"betas": [0.9, 2.0]})
     with pytest.raises(PlainError, match=f"{name} cannot be used with optimizer.arguments betas=0.9,2.0: .*"):
         check_optimizer(settings, ScheduleSettings())
+
+
+def test_small_tensors_keep_their_averages_in_full_precision_in_eight_bit_optimizers():
+    """What the entry of eight-bit AdamW says of small ranks, on the installed bitsandbytes."""
+    limit = parameters()["optimizer.name"].numbers["small"]
+    small, large = torch.nn.Parameter(torch.ones(limit - 1)), torch.nn.Parameter(torch.ones(limit))
+    optimizer = create_optimizer({"unet": [small, large]}, OptimizerSettings(name="adamw8bit"), ScheduleSettings())
+    small.grad, large.grad = torch.ones_like(small), torch.ones_like(large)
+    optimizer.step()
+    assert optimizer.state[small]["state1"].dtype == torch.float32
+    assert optimizer.state[large]["state1"].dtype == torch.uint8

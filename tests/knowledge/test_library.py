@@ -78,3 +78,17 @@ def test_every_source_is_cited_somewhere_or_gone():
     cited |= {source for rows in document("assessment.toml").values() for row in rows for source in row["sources"]}
     cited |= set(document("prices.toml")["sources"])
     assert set(sources()) <= cited, set(sources()) - cited
+
+
+def test_what_is_graded_measured_names_a_measurement_that_this_repository_keeps():
+    from knowledge.parameters import parameters
+    from knowledge.rules import rules
+
+    root = DATA.parent.parent
+    kept = {source.id for source in sources().values() if source.record}
+    assert all((root / source.record).exists() for source in sources().values() if source.record)
+    assert {source.id for source in sources().values() if source.title.startswith("Measured")} <= kept
+    choices = [choice for parameter in parameters().values() for choice in parameter.choices.values()]
+    for claim in [*parameters().values(), *choices, *terms().values(), *rules()]:
+        if claim.evidence == "measured":
+            assert set(claim.sources) & kept, claim

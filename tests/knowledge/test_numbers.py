@@ -124,6 +124,15 @@ def test_what_checkpointing_is_said_to_cost_and_save_is_what_the_calculator_find
     assert checkpointed.seconds / plain.seconds - 1 == pytest.approx(numbers["more_time"], abs=0.1)
 
 
+def test_a_large_rank_takes_as_much_more_memory_as_the_guide_says():
+    from wizard.costs import costs
+
+    small, *_, large = costs(parameters()["network.rank"])
+    numbers = module._numbers("network.rank")
+    assert (small.value, large.value) == (str(numbers["small"]), str(numbers["large"]))
+    assert large.vram_bytes - small.vram_bytes == pytest.approx(numbers["sdxl_more"], rel=0.05)
+
+
 def test_a_kept_latent_is_as_large_as_the_calculator_says():
     from calculator.plan import _cache_bytes
     from knowledge.architectures import architecture
