@@ -163,7 +163,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise PlainError(f'"{text}" does not set anything; write NAME=VALUE, as in network.rank=32.', 2)
     if name not in fields():
-        from knowledge.parameters import Parameter, find
+        from knowledge.names import find
+        from knowledge.parameters import Parameter
 
         entry = find(name)
         if not isinstance(entry, Parameter):
@@ -209,7 +210,8 @@ def _name(location: tuple[int | str, ...]) -> str:
 
 
 def _unknown(location: tuple[int | str, ...], name: str) -> str:
-    from knowledge.parameters import Parameter, find
+    from knowledge.names import find
+    from knowledge.parameters import Parameter
 
     if len(location) == 1:
         near = did_you_mean(str(location[0]), [*sections(), "seed", "schema_version"])

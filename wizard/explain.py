@@ -15,6 +15,7 @@ from knowledge.config import choices, fields, sections
 from knowledge.expressions import in_words
 from knowledge.lessons import Lesson, of_parameter, record
 from knowledge.library import Guide, guides, sources
+from knowledge.names import find
 from knowledge.optimizer_arguments import known_arguments
 from knowledge.parameters import (
     LEVELS,
@@ -23,7 +24,6 @@ from knowledge.parameters import (
     Parameter,
     Term,
     advice_words,
-    find,
     parameters,
     terms,
 )

@@ -54,7 +54,8 @@ def find_lesson(name: str) -> Lesson:
     """The lesson of this name, or the first about a setting that goes by it. Raises PlainError naming the nearest."""
     if name in lessons():
         return lessons()[name]
-    from knowledge.parameters import Choice, find
+    from knowledge.names import find
+    from knowledge.parameters import Choice
 
     try:
         entry = find(name)

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from knowledge.answers import PlainError
 from knowledge.config import fields, sections, value_of
-from knowledge.parameters import LEVELS, Parameter, find, parameters, recommended
+from knowledge.names import find
+from knowledge.parameters import LEVELS, Parameter, parameters, recommended
 from wizard import forms, questions, steps, views, words
 from wizard.explain import SECTIONS
 from wizard.prompts import Move, Option, Page

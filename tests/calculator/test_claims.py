@@ -6,7 +6,7 @@ from calculator.memory import estimate_memory
 from knowledge.architectures import architecture
 from knowledge.config import TrainingConfig, with_values
 from knowledge.facts import Hardware
-from knowledge.parameters import find
+from knowledge.names import find
 
 CARD = Hardware("RTX 3060", 12 * 2**30, capability=(8, 6))
 

@@ -6,7 +6,8 @@ import click
 import pytest
 
 from knowledge.library import DATA, document, guides, sources
-from knowledge.parameters import find, terms
+from knowledge.names import find
+from knowledge.parameters import terms
 from wizard.cli import COMMANDS, lora_wizard
 
 GUIDES = list(guides().values())

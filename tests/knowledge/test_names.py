@@ -6,7 +6,8 @@ import pytest
 
 from knowledge import parameters as module
 from knowledge.answers import PlainError
-from knowledge.parameters import Choice, Parameter, Term, find, normal
+from knowledge.names import find, headings, normal
+from knowledge.parameters import Choice, Parameter, Term
 
 NAMES = Path(__file__).parent.parent / "data" / "names"
 WILD = [line.split("\t") for line in (NAMES / "in_the_wild.tsv").read_text("utf-8").splitlines()]
@@ -138,7 +139,5 @@ def test_the_quick_reading_of_headings_finds_what_parsing_finds():
             add(f"{name}.{value}", choice)
     for _, name, table in module._term_tables():
         add(name, table)
-    read = {
-        address: (title, tuple(n.replace('\\"', '"') for n in names)) for address, title, names in module._headings()
-    }
+    read = {address: (title, tuple(n.replace('\\"', '"') for n in names)) for address, title, names in headings()}
     assert read == parsed
