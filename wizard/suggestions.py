@@ -31,12 +31,17 @@ def sample_prompts(family: str, settings: DatasetSettings, dataset: DatasetFacts
     plain = settings.model_copy(update={"shuffle_tags": False})
     caption = as_trained(captioned, plain) if captioned else settings.trigger_word
     templates = _templates()["pocket" if family == "pocket" else settings.goal]
-    filled = (_filled(template, caption, settings.trigger_word) for template in templates)
+    named = [template for template in templates if settings.trigger_word or not NEEDS_A_SUBJECT.match(template)]
+    filled = (_filled(template, caption, settings.trigger_word) for template in named)
     return tuple(dict.fromkeys(prompt for prompt in filled if prompt))
 
 
+NEEDS_A_SUBJECT = re.compile(r"\{trigger\} (on|in|at) ")
+"""A template that would be left without anything to draw where there is no trigger word."""
+
+
 def _filled(template: str, caption: str, trigger_word: str) -> str:
-    return " ".join(template.replace("{caption}", caption).replace("{trigger}", trigger_word).split())
+    return " ".join(template.replace("{caption}", caption).replace("{trigger}", trigger_word).split()).lstrip(" ,")
 
 
 @lru_cache(maxsize=1)
