@@ -45,7 +45,7 @@ REACHED_FLOPS, REACHED_BANDWIDTH, LAUNCH_SECONDS, OVERLAP = 0.65, 0.95, 13e-6, 1
 CPU_FLOPS_PER_CORE, CPU_BANDWIDTH, CPU_LAUNCH_SECONDS = 4.5e10, 1.2e10, 60e-6
 UNKNOWN_CARD = Gpu("a middling card", 0, 360e9, 25e12, 12e12, (8, 6), "")
 SPREAD = {"card": 1.4, "unknown": 3.0, "cpu": 2.0, "measured here": 1.15}
-START_SECONDS: Mapping[Family, float] = {"pocket": 8.0, "sd15": 20.0, "sdxl": 40.0}
+START_SECONDS: Mapping[Family, float] = {"pocket": 8.0, "sd15": 20.0, "sd2": 25.0, "sdxl": 40.0}
 """Importing the libraries and reading the base model from a fast disk."""
 PICTURE_SECONDS = 0.05
 """Decoding and resizing one picture on one core."""

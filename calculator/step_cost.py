@@ -17,7 +17,7 @@ from knowledge.config import CONV_ALGORITHMS, Algorithm, Family, TrainingConfig
 DATA = Path(__file__).parent.parent / "knowledge" / "data" / "memory"
 SMALL: Family = "pocket"
 """The family of which every course is traced; where another's was not, its share over LoRA is taken from here."""
-USUAL_AREA: dict[Family, int] = {"pocket": 16**2, "sd15": 64**2, "sdxl": 128**2}
+USUAL_AREA: dict[Family, int] = {"pocket": 16**2, "sd15": 64**2, "sd2": 64**2, "sdxl": 128**2}
 """Latent pixels of a picture at the size that the family was made for."""
 LARGEST_TRACED_RANK = {"lokr": 32}
 """LoKr's second factor becomes a whole matrix at high ranks, so from there on rank costs nothing more."""

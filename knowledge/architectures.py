@@ -17,6 +17,7 @@ DATA = Path(__file__).parent / "data" / "architectures"
 PREFIXES: Mapping[Family, Mapping[str, str]] = {
     "pocket": {"unet": "lora_unet", "text_encoder": "lora_te_text_model"},
     "sd15": {"unet": "lora_unet", "text_encoder": "lora_te_text_model"},
+    "sd2": {"unet": "lora_unet", "text_encoder": "lora_te_text_model"},
     "sdxl": {"unet": "lora_unet", "text_encoder": "lora_te1_text_model", "text_encoder_2": "lora_te2_text_model"},
 }
 """How the names of a part's layers begin in network files."""
@@ -94,8 +95,9 @@ def architecture(family: Family) -> Architecture:
 def read_architecture(folder: Path, family: Family | None = None) -> Architecture:
     """The architecture of a model in diffusers' folder layout.
 
-    The family, where it is not given, follows from the parts: SDXL alone has a second text encoder. Raises OSError,
-    KeyError or ValueError when the folder is not a model.
+    The family, where it is not given, follows from the parts: SDXL alone has a second text encoder, and of the others
+    SD 2.x alone has linear projections around its attention. Raises OSError, KeyError or ValueError when the folder is
+    not a model.
     """
     names = ("unet", "vae", "text_encoder", "text_encoder_2")
     configs = {
@@ -103,7 +105,9 @@ def read_architecture(folder: Path, family: Family | None = None) -> Architectur
         for name in names
         if name != "text_encoder_2" or (folder / name).is_dir()
     }
-    found: Family = "sdxl" if "text_encoder_2" in configs else "sd15"
+    found: Family = "sd2" if configs["unet"].get("use_linear_projection") else "sd15"
+    if "text_encoder_2" in configs:
+        found = "sdxl"
     return Architecture(family or found, configs)
 
 

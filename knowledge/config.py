@@ -19,7 +19,7 @@ SCHEMA_VERSION: Final = 1
 POCKET_MODEL = "pocket"
 """The value of base_model.path that means the tiny base model shipped with the program."""
 
-Family = Literal["pocket", "sd15", "sdxl"]
+Family = Literal["pocket", "sd15", "sd2", "sdxl"]
 PredictionType = Literal["epsilon", "v_prediction"]
 Goal = Literal["character", "style", "object", "concept"]
 Algorithm = Literal["lora", "locon", "dora", "loha", "lokr"]

@@ -20,6 +20,12 @@ def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of the SD 2 classes that predicts v: linear projections, heads by level, padding with "!"."""
+    return build_tiny_sd2(tmp_path_factory.mktemp("tiny") / "sd2")
+
+
+@pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder of the SDXL classes: two text encoders of different widths, three levels."""
     return build_tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
@@ -73,6 +79,30 @@ def build_tiny_sd15(folder: Path) -> Path:
         text_encoder=_text_encoder(32),
         tokenizer=_tokenizer(),
         scheduler=_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return _save(pipeline, folder)
+
+
+def build_tiny_sd2(folder: Path) -> Path:
+    import torch
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    torch.manual_seed(3)
+    unet = UNet2DConditionModel(
+        **_unet(cross_attention_dim=32) | {"attention_head_dim": (2, 4, 4)},
+        down_block_types=_down(True),
+        up_block_types=_up(True),
+        use_linear_projection=True,
+    )
+    pipeline = StableDiffusionPipeline(
+        unet=unet,
+        vae=_vae(),
+        text_encoder=_text_encoder(32, activation="gelu"),
+        tokenizer=_tokenizer(pad_token="!"),
+        scheduler=_scheduler(prediction_type="v_prediction"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -150,7 +180,7 @@ def _vae() -> Any:
     )
 
 
-def _text_encoder(width: int, projected: bool = False) -> Any:
+def _text_encoder(width: int, projected: bool = False, activation: str = "quick_gelu") -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -159,7 +189,7 @@ def _text_encoder(width: int, projected: bool = False) -> Any:
         num_hidden_layers=3,
         num_attention_heads=4,
         projection_dim=width,
-        hidden_act="gelu" if projected else "quick_gelu",
+        hidden_act="gelu" if projected else activation,
         vocab_size=49408,
         max_position_embeddings=77,
         bos_token_id=0,
@@ -175,7 +205,7 @@ def _tokenizer(pad_token: str = "<|endoftext|>") -> Any:
     return CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True, pad_token=pad_token)
 
 
-def _scheduler() -> Any:
+def _scheduler(prediction_type: str = "epsilon") -> Any:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -185,4 +215,5 @@ def _scheduler() -> Any:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+        prediction_type=prediction_type,
     )

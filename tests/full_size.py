@@ -1,9 +1,9 @@
-"""Full-size SD 1.5 and SDXL, with random weights, each train two steps at 256 pixels on the CPU. Run by hand:
+"""Full-size SD 1.5, SD 2 and SDXL, with random weights, each train two steps at 256 pixels on the CPU. Run by hand:
 
-    python tests/full_size.py [sd15] [sdxl] [--folder DIR] [--precision bf16]
+    python tests/full_size.py [sd15] [sd2] [sdxl] [--folder DIR] [--precision bf16]
 
 The models are built from the configurations that ship with the engine, written as single files in the original layout
-(about 4 GB and 7 GB), trained by `python -m engine`, and the files are loaded by diffusers and must change its
+(about 2, 3 and 7 GB), trained by `python -m engine`, and the files are loaded by diffusers and must change its
 prediction. Needs about 16 GB of memory and 30 GB of disk for SDXL.
 """
 
@@ -26,13 +26,13 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from engine.run_folder import RunFolder  # noqa: E402
 from knowledge.config import TrainingConfig  # noqa: E402
 
-FAMILIES = ("sd15", "sdxl")
+FAMILIES = ("sd15", "sd2", "sdxl")
 PICTURES = Path(__file__).parent / "data" / "pictures" / "10_sks toy"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", help="sd15, sdxl; both when none is named")
+    parser.add_argument("families", nargs="*", help="sd15, sd2, sdxl; all when none is named")
     parser.add_argument("--folder", type=Path, help="where to build; a temporary folder otherwise")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     options = parser.parse_args()
@@ -87,7 +87,8 @@ def build(family: str, folder: Path) -> Path:
 
     quiet_libraries()
     shutil.copytree(CONFIGS / family, folder)
-    for name, pad_token in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!"))[: 2 if family == "sdxl" else 1]:
+    pads = {"sdxl": {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}, "sd2": {"tokenizer": "!"}}
+    for name, pad_token in pads.get(family, {"tokenizer": "<|endoftext|>"}).items():
         shipped_tokenizer(pad_token).save_pretrained(folder / name)
     kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     if family == "sdxl":
@@ -134,7 +135,7 @@ def effect_in_diffusers(family: str, folder: Path, network: Path) -> float:
     import torch
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    kind = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}[family]
+    kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
     pipeline = kind.from_pretrained(folder, local_files_only=True, torch_dtype=torch.bfloat16)
     unet = pipeline.unet
     noisy = torch.randn((1, 4, 32, 32), generator=torch.Generator().manual_seed(0)).bfloat16()

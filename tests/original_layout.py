@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def write_original(folder: Path, path: Path, extra: Tensors | None = None) -> Pa
         if re.search(r"attentions.*(to_q|to_k|to_v|to_out\.0)\.weight", name):
             tensor = tensor[:, :, None, None]
         tensors[f"first_stage_model.{vae_name(name, levels)}"] = tensor
+    unet_config = json.loads((folder / "unet" / "config.json").read_text())
+    if unet_config.get("use_linear_projection") and not (folder / "text_encoder_2").is_dir():
+        return _save(tensors | sd2_text_encoder(part(folder / "text_encoder")) | (extra or {}), path)
     first = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in part(folder / "text_encoder").items()}
     xl = (folder / "text_encoder_2").is_dir()
     prefix = "conditioner.embedders.0.transformer." if xl else "cond_stage_model.transformer."
@@ -55,8 +59,23 @@ def write_original(folder: Path, path: Path, extra: Tensors | None = None) -> Pa
     if xl:
         second = open_clip(part(folder / "text_encoder_2"))
         tensors |= {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in second.items()}
-    save_file({name: tensor.contiguous() for name, tensor in (tensors | (extra or {})).items()}, path)
+    return _save(tensors | (extra or {}), path)
+
+
+def _save(tensors: Tensors, path: Path) -> Path:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     return path
+
+
+def sd2_text_encoder(encoder: Tensors) -> Tensors:
+    """OpenCLIP's text encoder as files hold it; those of real size also have its last layer, which is not read."""
+    made = open_clip(encoder)
+    width = len(made["ln_final.weight"])
+    if width == 1024:
+        last, before = "transformer.resblocks.23.", "transformer.resblocks.22."
+        made |= {last + name.removeprefix(before): 0 * t for name, t in made.items() if name.startswith(before)}
+    made |= {"text_projection": torch.eye(width), "logit_scale": torch.tensor(4.6)}
+    return {f"cond_stage_model.model.{name}": tensor for name, tensor in made.items()}
 
 
 def part(folder: Path) -> Tensors:

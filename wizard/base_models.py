@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Values = Mapping[str, Any]
 
-OWN_MODEL = "A Stable Diffusion 1.5 or SDXL model that you have already, as one .safetensors file or as a folder."
+OWN_MODEL = "A Stable Diffusion 1.5, 2 or SDXL model that you have already, as one .safetensors file or as a folder."
 DOWNLOAD = object()
 """The answer of who wants a model from the network."""
 
@@ -104,12 +104,43 @@ def base_model(session: Session, around: Values) -> Values | Move:
             )
             if answer is Move.BACK:
                 continue
-        if isinstance(answer, Move | Mapping):
+        if isinstance(answer, Move):
             return answer
         try:
-            return model_at(answer)
+            values = answer if isinstance(answer, Mapping) else model_at(answer)
+            settled = _with_its_prediction(session, values, {**around, "error": "", "more": False, "back": "back"})
+            if settled is Move.BACK:
+                at = values["base_model.path"]
+                continue
+            return settled
         except PlainError as problem_of_model:
             around = {**around, "error": str(problem_of_model)}
+
+
+def _with_its_prediction(session: Session, values: Values, around: Values) -> Values | Move:
+    """The values with what the model predicts, asked for where its file does not say."""
+    from engine.models.detect import detect
+
+    if not detect(values["base_model.path"]).prediction_supposed:
+        return values
+    entry = parameters()["base_model.prediction_type"]
+    answer = session.ask(
+        Page(
+            title="What does this model predict?",
+            body=(
+                "Stable Diffusion 2 comes in two kinds, and the file does not say which this is. "
+                "Its weights look like those of the kind that is marked. The page that it came from says it: models "
+                "for 768 pixels predict v, models for 512 predict noise.",
+            ),
+            options=tuple(
+                Option(name, choice.title, note=choice.meaning) for name, choice in sorted(entry.choices.items())
+            ),
+            default=values["base_model.prediction_type"],
+            help=lambda _: questions.long_explanation(entry, None),
+            **around,
+        )
+    )
+    return answer if isinstance(answer, Move) else {**values, "base_model.prediction_type": answer}
 
 
 # --- models that are here ---------------------------------------------------------------------------------------------

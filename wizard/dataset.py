@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FILES_SHOWN = 4
 TAGS_SHOWN = 12
-RESOLUTIONS = {"pocket": 64, "sd15": 512, "sdxl": 1024}
+RESOLUTIONS = {"pocket": 64, "sd15": 512, "sd2": 768, "sdxl": 1024}
 
 
 @click.group()

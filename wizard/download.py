@@ -43,7 +43,9 @@ LITTLE_BYTES = 1_000_000
     show_default=True,
     help="Which weights of a folder on Hugging Face that has both.",
 )
-@click.option("--family", type=click.Choice(["sd15", "sdxl"]), help="Take nothing but this family.  [whatever it is]")
+@click.option(
+    "--family", type=click.Choice(["sd15", "sd2", "sdxl"]), help="Take nothing but this family.  [whatever it is]"
+)
 @click.option("--to", "to", type=click.Path(path_type=Path), help="The models folder.  [LORA_WIZARD_MODELS, or models]")
 @click.option("--with-vae", is_flag=True, help="Fetch the VAE that fits as well.")
 @click.option("--list", "listing", is_flag=True, help="Show what is in the models folder, and stop.")
@@ -66,9 +68,9 @@ def download(
     """Fetch a base model or a VAE from Hugging Face or Civitai into the models folder.
 
     ADDRESS is the page of the model, a link to one of its files, owner/name on Hugging Face, or a short name: sd15,
-    sdxl, illustrious, animagine, sdxl-vae, sd15-vae. What it is, is found out before it is downloaded; what cannot be
-    trained is refused. A download that was interrupted goes on where it stopped. For models that want to know who you
-    are, set HF_TOKEN or CIVITAI_TOKEN.
+    sdxl, illustrious, animagine, sd2, sdxl-vae, sd15-vae. What it is, is found out before it is downloaded; what cannot
+    be trained is refused. A download that was interrupted goes on where it stopped. For models that want to know who
+    you are, set HF_TOKEN or CIVITAI_TOKEN.
 
     \b
     Examples: lora-wizard download sdxl

@@ -6,8 +6,9 @@ import json
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
+from statistics import pstdev
 from typing import Any, Literal
 
 from knowledge.answers import PlainError
@@ -25,27 +26,42 @@ STRANGERS: tuple[tuple[str, str], ...] = (
 )
 ADAPTER_SUFFIXES = (".lora_down.weight", ".lora_A.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks")
 UNET_PREFIX = "model.diffusion_model."
+PLAIN_INSTEAD = "Train on the plain model of the same family instead."
+OPEN_CLIP_PREFIX = "cond_stage_model.model."
+"""How the text encoder's tensors begin in SD 2.x alone; the only one among the families here that is OpenCLIP's."""
 CONTEXT = "input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
 SDXL_CONTEXT = "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+TELLING_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+TELLING_DEVIATION = 0.09
+"""Above this, the values of that tensor of an SD 2.x model spread as in those that predict v: ComfyUI's test."""
 
 
 @dataclass(frozen=True)
 class Detected:
-    """A base model: its family, what it predicts, whether its noise ends at zero signal, and how it is stored."""
+    """A base model: its family, what it predicts, whether its noise ends at zero signal, and how it is stored.
+
+    `prediction_supposed`: both kinds of this family are common and the file does not say which it is, so what it
+    predicts was told by its weights, or not at all.
+    """
 
     path: Path
     family: Family
     prediction_type: PredictionType
     layout: Literal["folder", "single file"]
     zero_terminal_snr: bool = False
+    prediction_supposed: bool = False
 
 
 @dataclass(frozen=True)
 class Header:
-    """The head of a safetensors file: the shape of every tensor by name, and the file's own metadata."""
+    """The head of a safetensors file: the shape of every tensor by name, and the file's own metadata.
+
+    `places`: by name, the kind of number and the first and last byte, counted from the end of the header.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
+    places: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
 
 
 def detect(path: str | Path, called: str = "") -> Detected:
@@ -61,7 +77,11 @@ def detect(path: str | Path, called: str = "") -> Detected:
     if path.is_dir():
         return _detect_folder(path, called or str(path))
     refuse_pickle(path)
-    return detect_header(read_header(path), path, called or str(path))
+    header = read_header(path)
+    found = detect_header(header, path, called or str(path))
+    if found.prediction_supposed and _spreads_like_v(header, path):
+        return replace(found, prediction_type="v_prediction")
+    return found
 
 
 def _on_this_computer(given: str) -> Path:
@@ -111,13 +131,14 @@ def parse_header(text: bytes, size: int, called: str) -> Header:
         document = json.loads(text)
         metadata = document.pop("__metadata__", {}) or {}
         shapes = {name: tuple(entry["shape"]) for name, entry in document.items()}
-        end = max((entry["data_offsets"][1] for entry in document.values()), default=0)
+        places = {name: (str(entry["dtype"]), *entry["data_offsets"]) for name, entry in document.items()}
+        end = max((last for _, _, last in places.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise PlainError(f"{called} is not a safetensors file: its header cannot be read. Download it again.") from None
     if size < 8 + len(text) + end:
         missing = 8 + len(text) + end - size
         raise PlainError(f"{called} is cut short: {missing:,} bytes are missing at its end. Download it again.")
-    return Header(shapes, metadata)
+    return Header(shapes, metadata, places)
 
 
 def refuse_pickle(path: Path | PurePath) -> None:
@@ -160,7 +181,9 @@ def detect_header(header: Header, path: Path, called: str) -> Detected:
             raise PlainError(f"{called} is {what}. This program trains Stable Diffusion 1.x, 2.x and SDXL.")
     _refuse_other_inputs(called, bare.get("input_blocks.0.0.weight"))
     family = _family_of_file(called, names, bare)
-    return Detected(path, family, _prediction_of_file(header), "single file", "ztsnr" in names)
+    said = _prediction_of_file(header)
+    supposed = family == "sd2" and said is None
+    return Detected(path, family, said or "epsilon", "single file", "ztsnr" in names, supposed)
 
 
 def _family_of_file(called: str, names: Mapping[str, tuple[int, ...]], bare: Mapping[str, tuple[int, ...]]) -> Family:
@@ -173,20 +196,40 @@ def _family_of_file(called: str, names: Mapping[str, tuple[int, ...]], bare: Map
             f"{called} is a safetensors file, but no Stable Diffusion checkpoint: it holds no UNet "
             f"({UNET_PREFIX}…). Perhaps it is a VAE or a text encoder."
         )
+    plain_context = bare.get(CONTEXT, bare.get("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", (0, 0)))[-1]
+    open_clip = any(name.startswith(OPEN_CLIP_PREFIX) for name in names)
     if "label_emb.0.0.weight" in bare:
+        if open_clip:
+            raise PlainError(f"{called} is an unCLIP model, which draws variations of a picture. {PLAIN_INSTEAD}")
         context = bare.get(SDXL_CONTEXT, (0, 0))[-1]
         if context != 2048 and not any(name.startswith("conditioner.embedders.1.") for name in names):
             raise PlainError(f"{called} is the SDXL refiner. LoRAs are trained on the SDXL base model.")
         return "sdxl"
-    context = bare.get(CONTEXT, bare.get("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", (0, 0)))[-1]
-    return _family_by_context(called, context)
+    return _family_by_text(called, plain_context, open_clip)
 
 
-def _prediction_of_file(header: Header) -> PredictionType:
+def _prediction_of_file(header: Header) -> PredictionType | None:
+    """What the file says of itself; None where it says nothing."""
     said = header.metadata.get("modelspec.prediction_type", "")
     if "v_pred" in header.shapes or "edm_vpred.sigma_max" in header.shapes or said in ("v", "v_prediction"):
         return "v_prediction"
-    return "epsilon"
+    return "epsilon" if said == "epsilon" else None
+
+
+def _spreads_like_v(header: Header, path: Path) -> bool:
+    """Whether one small tensor of an SD 2.x file looks as in the models that predict v; without it, no."""
+    dtype, first, last = header.places.get(UNET_PREFIX + TELLING_BIAS, ("", 0, 0))
+    kind = {"F64": "d", "F32": "f", "F16": "e", "BF16": "H"}.get(dtype)
+    if kind is None:
+        return False
+    with path.open("rb") as file:
+        start = 8 + struct.unpack("<Q", file.read(8))[0]
+        file.seek(start + first)
+        content = file.read(last - first)
+    values = struct.unpack(f"<{len(content) // struct.calcsize(kind)}{kind}", content)
+    if dtype == "BF16":  # the upper half of a float32
+        values = struct.unpack(f"<{len(values)}f", struct.pack(f"<{len(values)}I", *(value << 16 for value in values)))
+    return bool(pstdev(values) > TELLING_DEVIATION)
 
 
 def _detect_folder(path: Path, called: str) -> Detected:
@@ -209,29 +252,27 @@ def _detect_folder(path: Path, called: str) -> Detected:
     if unet.get("addition_embed_type") == "text_time" and pipeline.startswith("StableDiffusionXL"):
         family = "sdxl"
     elif pipeline.startswith("StableDiffusion") and not pipeline.startswith("StableDiffusion3"):
-        family = _family_by_context(called, int(unet.get("cross_attention_dim") or 0))
+        context = int(unet.get("cross_attention_dim") or 0)
+        family = _family_by_text(called, context, bool(unet.get("use_linear_projection")))
     else:
         raise PlainError(f"{called} holds a {pipeline}. This program trains Stable Diffusion 1.x, 2.x and SDXL.")
     return Detected(path, family, prediction, "folder", bool(scheduler.get("rescale_betas_zero_snr")))
 
 
-def _family_by_context(called: str, context: int) -> Family:
-    """The family by the width of the text that the UNet reads: 1024 in 2.x, 768 in 1.x, others in models for tests."""
-    if context == 1024:
-        raise PlainError(f"{called} is a Stable Diffusion 2.x model, which this version cannot train yet.")
+def _family_by_text(called: str, context: int, signs_of_sd2: bool) -> Family:
+    """The family by the width of the text that the UNet reads, 1024 in 2.x and 768 in 1.x, and other signs of 2.x."""
     if context == 0:
         raise PlainError(f"{called} has a UNet that reads no text. It cannot be trained with captions.")
-    return "sd15"
+    return "sd2" if context == 1024 or signs_of_sd2 else "sd15"
 
 
 def _refuse_other_inputs(called: str, first_convolution: tuple[int, ...] | None) -> None:
     channels = first_convolution[1] if first_convolution else 4
-    kind = {9: "an inpainting model", 8: "an instruction-editing (pix2pix) model"}.get(channels)
+    kind = {9: "an inpainting model", 5: "a depth-to-image model", 8: "an instruction-editing (pix2pix) model"}.get(
+        channels
+    )
     if channels != 4:
-        raise PlainError(
-            f"{called} is {kind or f'a model with {channels} input channels'}. "
-            "Train on the plain model of the same family instead."
-        )
+        raise PlainError(f"{called} is {kind or f'a model with {channels} input channels'}. {PLAIN_INSTEAD}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

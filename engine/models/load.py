@@ -28,9 +28,15 @@ CONFIGS = architectures.DATA
 FAMILIES: dict[str, type[StableDiffusion]] = {
     "pocket": StableDiffusion,
     "sd15": StableDiffusion,
+    "sd2": StableDiffusion,
     "sdxl": StableDiffusionXL,
 }
-TEXT_ENCODERS = {"pocket": ("text_encoder",), "sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
+TEXT_ENCODERS = {
+    "pocket": ("text_encoder",),
+    "sd15": ("text_encoder",),
+    "sd2": ("text_encoder",),
+    "sdxl": ("text_encoder", "text_encoder_2"),
+}
 
 
 def load(settings: BaseModelSettings, dtype: torch.dtype, *, unet_later: bool = False) -> StableDiffusion:
@@ -100,7 +106,8 @@ def _check(settings: BaseModelSettings, detected: Detected) -> None:
             f'Set base_model.family = "{detected.family}".'
         )
     # The other way round is possible: a folder that was converted carelessly says epsilon of a model that predicts v.
-    if detected.prediction_type == "v_prediction" and settings.prediction_type == "epsilon":
+    stated = detected.prediction_type if not detected.prediction_supposed else settings.prediction_type
+    if stated == "v_prediction" and settings.prediction_type == "epsilon":
         raise PlainError(
             f"base_model.prediction_type is epsilon, but {detected.path} says of itself that it predicts v. "
             'Set base_model.prediction_type = "v_prediction".'
@@ -163,7 +170,7 @@ def _read_file(detected: Detected, dtype: torch.dtype) -> dict[str, Any]:
     vae = AutoencoderKL.from_single_file(
         str(detected.path), config=str(config), subfolder="vae", local_files_only=True, torch_dtype=torch.float32
     )
-    tokenizers = {"tokenizer": shipped_tokenizer("<|endoftext|>")}
+    tokenizers = {"tokenizer": shipped_tokenizer("!" if detected.family == "sd2" else "<|endoftext|>")}
     pipeline: Any = StableDiffusionPipeline
     more: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
     if detected.family == "sdxl":

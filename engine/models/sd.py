@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, and the pocket model, which is built from the same classes."""
+"""Stable Diffusion 1.x and 2.x, and the pocket model, which is built from the same classes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class AdaptedLayer:
 
 
 class StableDiffusion:
-    """A loaded base model of the 1.x family: everything about it that the loop must not know.
+    """A loaded base model of the 1.x or the 2.x family: everything about it that the loop must not know.
 
     `engine.models.family.BaseModel` lists what another family must have.
     """

@@ -26,7 +26,7 @@ LICENCES: dict[str, str] = {
     "mit": "anything, if the licence text comes along",
 }
 """Licences that the hub knows by this name and that LoRAs usually get; the base model's licence holds besides."""
-FAMILY_TAGS = {"sd15": ["stable-diffusion"], "sdxl": ["stable-diffusion-xl"]}
+FAMILY_TAGS = {"sd15": ["stable-diffusion"], "sd2": ["stable-diffusion"], "sdxl": ["stable-diffusion-xl"]}
 RECIPE = (
     "network.algorithm", "network.rank", "network.alpha", "network.train_text_encoder", "optimizer.name",
     "optimizer.learning_rate", "optimizer.text_encoder_learning_rate", "schedule.scheduler", "schedule.batch_size",

@@ -341,7 +341,7 @@ def _trace_step(model: StableDiffusion, network: Network, config: TrainingConfig
 # -- planes -----------------------------------------------------------------------------------------------------------
 
 # Small sizes tell all terms apart as well as large ones do: the least that every level of the UNet halves evenly.
-SIDES = {"pocket": 16, "sd15": 32, "sdxl": 32}
+SIDES = {"pocket": 16, "sd15": 32, "sd2": 32, "sdxl": 32}
 
 
 def points(case: Course) -> list[Point]:
@@ -393,7 +393,7 @@ def envelope(planes: np.ndarray, domain: np.ndarray) -> np.ndarray:
 
 def domain(case: Course) -> list[Point]:
     """Where the planes must hold: ranks 1 to 256, 1 to 16 pictures, a quarter to twice the usual area."""
-    side = {"pocket": 16, "sd15": 64, "sdxl": 128}[case.family]
+    side = {"pocket": 16, "sd15": 64, "sd2": 64, "sdxl": 128}[case.family]
     ranks = (
         (r, c) for r in (1, 4, 8, 16, 32, 64, 128, 256) for c in ((1, 8, 64) if case.algorithm == "locon" else (0,))
     )

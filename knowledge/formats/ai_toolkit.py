@@ -135,7 +135,7 @@ def _model(job: Translation) -> None:
         job.mapped("model.name_or_path", "base_model.path", str(job.source["model.name_or_path"]))
     architecture = str(job.get("model.arch", "")).lower()
     if architecture:
-        family = {"sd1": "sd15", "sd15": "sd15", "sdxl": "sdxl"}.get(architecture)
+        family = {"sd1": "sd15", "sd15": "sd15", "sd2": "sd2", "sdxl": "sdxl"}.get(architecture)
         if family:
             job.mapped("model.arch", "base_model.family", family)
         else:
@@ -143,7 +143,11 @@ def _model(job: Translation) -> None:
             job.other_kind = f'a model of the kind "{architecture}"'
     if "model.is_xl" in job.source:
         job.mapped("model.is_xl", "base_model.family", "sdxl" if as_bool(job.source["model.is_xl"]) else "sd15")
-    for word in ("is_v2", *OTHER_MODELS):
+    if as_bool(job.source.get("model.is_v2")):
+        job.mapped("model.is_v2", "base_model.family", "sd2")
+    elif "model.is_v2" in job.source:
+        job.no_effect("model.is_v2", "It is switched off there.")
+    for word in OTHER_MODELS:
         key = f"model.{word}"
         if as_bool(job.source.get(key)):
             job.unsupported(key, "This program does not train it. SD 1.5 is assumed.")

@@ -35,7 +35,7 @@ OF_AN_OFFSET = ("noise.offset_random", "noise.offset_adaptive")
 """They change a noise offset, and sd-scripts stops at them where there is none."""
 ALWAYS = {"dataset.resolution", "seed", "output.name", "output.folder"}
 """Written whatever they are: sd-scripts has no default for them, or a random one."""
-SCRIPTS = {"sd15": "train_network.py", "sdxl": "sdxl_train_network.py"}
+SCRIPTS = {"sd15": "train_network.py", "sd2": "train_network.py", "sdxl": "sdxl_train_network.py"}
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,8 @@ def _model(job: Writing) -> None:
     job.options["pretrained_model_name_or_path"] = job.value("base_model.path")
     if family == "sdxl":
         job.options["no_half_vae"] = True  # what we do as well; it also tells the reader of the file that this is SDXL
+    elif family == "sd2":
+        job.options["v2"] = True
     elif family == "pocket":
         job.lose("base_model.family", "It knows no pocket model.")
     if job.value("base_model.prediction_type") == "v_prediction":

@@ -8,7 +8,11 @@ from typing import Any
 from knowledge.config import TrainingConfig, fields, value_of
 from knowledge.formats.export import Exported, Writing
 
-SCRIPTS = {"sd15": "train_text_to_image_lora.py", "sdxl": "train_text_to_image_lora_sdxl.py"}
+SCRIPTS = {
+    "sd15": "train_text_to_image_lora.py",
+    "sd2": "train_text_to_image_lora.py",
+    "sdxl": "train_text_to_image_lora_sdxl.py",
+}
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant")
 PRECISIONS = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 

@@ -11,7 +11,13 @@ from knowledge.formats.onetrainer import ALGORITHMS, DIALECT, PRECISIONS, SAMPLE
 from knowledge.formats.sd_scripts import ENDLESS
 from knowledge.formats.translation import foreign_choice
 
-FAMILIES = {"sd15": "STABLE_DIFFUSION_15", "sdxl": "STABLE_DIFFUSION_XL_10_BASE"}
+FAMILIES = {
+    "sd15": "STABLE_DIFFUSION_15",
+    "sd2": "STABLE_DIFFUSION_21_BASE",
+    "sdxl": "STABLE_DIFFUSION_XL_10_BASE",
+}
+V_FAMILIES = {"sd2": "STABLE_DIFFUSION_21"}
+"""The kinds that predict v by themselves there."""
 
 
 def to_onetrainer(config: TrainingConfig, stem: str = "onetrainer") -> Exported:
@@ -34,7 +40,9 @@ def _model(job: Writing) -> dict[str, Any]:
         "model_type": FAMILIES.get(family, FAMILIES["sd15"]),
         "base_model_name": job.value("base_model.path"),
     }
-    if job.value("base_model.prediction_type") == "v_prediction":
+    if job.value("base_model.prediction_type") == "v_prediction" and family in V_FAMILIES:
+        document["model_type"] = V_FAMILIES[family]
+    elif job.value("base_model.prediction_type") == "v_prediction":
         document["force_v_prediction"] = True
     if job.value("base_model.clip_skip") > 1:
         document["text_encoder_layer_skip"] = job.config.base_model.clip_skip - 1

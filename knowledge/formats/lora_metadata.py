@@ -20,7 +20,7 @@ from knowledge.formats.translation import Imported, Note, as_number, facts_of
 
 OWN = "lora_wizard.config"
 KIND = "LoRA metadata"
-FAMILIES = {"sd_v1": "sd15", "sdxl_base": "sdxl"}
+FAMILIES = {"sd_v1": "sd15", "sd_v2": "sd2", "sdxl_base": "sdxl"}
 RENAMED = {
     "ss_batch_size_per_device": "train_batch_size",
     "ss_debiased_estimation": "debiased_estimation_loss",

@@ -127,6 +127,8 @@ def _model(job: Translation, beside: Path) -> None:
             job.other_kind = f"a model of the kind {kind}"
         else:
             job.mapped("model_type", "base_model.family", family)
+            if family == "sd2" and not str(kind).endswith("_BASE"):
+                job.implied["base_model.prediction_type"] = "v_prediction"
     method = job.get("training_method")
     if method is not None:
         if method == "LORA":

@@ -132,10 +132,8 @@ def guessed_family(job: Translation) -> str:
 def _model(job: Translation, beside: Path | None) -> None:
     if not is_empty(job.get("pretrained_model_name_or_path")):
         job.mapped("pretrained_model_name_or_path", "base_model.path", str(job.get("pretrained_model_name_or_path")))
-    if job.on("v2") and "sd2" in choices(fields()["base_model.family"]):
+    if job.on("v2"):
         job.mapped("v2", "base_model.family", "sd2")
-    elif job.on("v2"):
-        job.unsupported("v2", "It trains on Stable Diffusion 2, which this program does not train.")
     elif "v2" in job.source:
         job.no_effect("v2", "It is switched off there.")
     if "v_parameterization" in job.source:

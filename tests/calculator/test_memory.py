@@ -29,17 +29,17 @@ def config_of(**changes):
 
 
 def test_every_family_is_traced():
-    assert set(FAMILIES) == {"pocket", "sd15", "sdxl"}
+    assert set(FAMILIES) == {"pocket", "sd15", "sd2", "sdxl"}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_fresh_trace_of_the_engines_step_is_what_the_calculator_says(checkpointing):
+@pytest.mark.parametrize(("family", "checkpointing"), [("pocket", False), ("pocket", True), ("sd2", True)])
+def test_a_fresh_trace_of_the_engines_step_is_what_the_calculator_says(family, checkpointing):
     import engine.tools.trace_memory as tracer
 
-    case = tracer.Course("pocket", "lora", False, True, checkpointing)
+    case = tracer.Course(family, "lora", False, True, checkpointing)
     point = tracer.Point(8, 0, 4, 16, 24)
     (traced,) = tracer.trace(case, [point])
-    course, sizes = Course("pocket", "lora", False, True, checkpointing), Sizes(4, 16 * 24, 8, 0)
+    course, sizes = Course(family, "lora", False, True, checkpointing), Sizes(4, 16 * 24, 8, 0)
     assert activation_bytes(course, sizes) == pytest.approx(traced.log.max(), rel=0.01)
     assert work(course, sizes).flops == pytest.approx(traced.flops, rel=0.01)
     assert work(course, sizes).traffic == pytest.approx(traced.traffic, rel=0.01)

@@ -971,3 +971,47 @@ def test_held_out_pictures_come_over_from_sd_scripts():
     assert imported.config is not None
     assert (imported.config.validation.share, imported.config.validation.every_epochs) == (0.1, 2)
     assert [note.key for note in imported.listed("unsupported")] == ["validation_seed"]
+
+
+# -- Stable Diffusion 2 ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("form", ["sd-scripts", "kohya_ss", "onetrainer", "ai-toolkit"])
+def test_sd2_and_what_it_predicts_are_read_from_every_format(form, prediction, tmp_path):
+    v = prediction == "v_prediction"
+    written = {
+        "sd-scripts": (
+            "a.toml",
+            f'network_module = "networks.lora"\nv2 = true\nv_parameterization = {str(v).lower()}\n',
+        ),
+        "kohya_ss": ("a.json", json.dumps({"LoRA_type": "Standard", "v2": True, "v_parameterization": v})),
+        "onetrainer": (
+            "a.json",
+            json.dumps({"training_method": "LORA", "model_type": "STABLE_DIFFUSION_21" + ("" if v else "_BASE")}),
+        ),
+        "ai-toolkit": (
+            "a.yaml",
+            f"job: extension\nconfig:\n  name: a\n  process:\n  - type: sd_trainer\n    network: {{type: lora}}\n"
+            f"    model: {{name_or_path: m, is_v2: true, is_v_pred: {str(v).lower()}}}\n",
+        ),
+    }
+    name, text = written[form]
+    (tmp_path / name).write_text(text)
+    config = read_foreign(tmp_path / name).config
+    assert (config.base_model.family, config.base_model.prediction_type) == ("sd2", prediction)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_sd2_comes_back_from_what_is_exported(prediction, tmp_path):
+    config = TrainingConfig.model_validate(
+        {"base_model": {"path": "m.safetensors", "family": "sd2", "prediction_type": prediction}}
+    )
+    for write in (to_sd_scripts, to_kohya_gui, to_onetrainer):
+        exported = write(config, "out")
+        for name, text in exported.files.items():
+            (tmp_path / name).write_text(text)
+        first = next(name for name in exported.files if name.startswith("out.") and "dataset" not in name)
+        back = read_foreign(tmp_path / first).config
+        assert (back.base_model.family, back.base_model.prediction_type) == ("sd2", prediction), write
+        assert not [lost for lost in exported.lost if lost.name.startswith("base_model")]

@@ -50,6 +50,32 @@ def test_a_model_of_the_list_is_downloaded_and_chosen(session, keyboard, sdxl):
     assert list(models_downloaded()) == [(str(path), "Stable Diffusion XL, downloaded")]
 
 
+SD2 = {
+    f"{UNET}input_blocks.0.0.weight": (8, 4, 3, 3),
+    f"{UNET}input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight": (4, 1024),
+}
+
+
+@pytest.mark.parametrize(("keys", "prediction"), [(ENTER, "epsilon"), (DOWN + ENTER, "v_prediction")])
+def test_what_a_silent_model_of_two_kinds_predicts_is_asked(session, keyboard, keys, prediction):
+    Path("two.safetensors").write_bytes(safetensors(SD2))
+    keyboard.send_text(ENTER + "two.safetensors" + ENTER + keys + CTRL_C)  # its weights say nothing either
+    with pytest.raises(KeyboardInterrupt):
+        session.run()
+    values = session.draft.values
+    assert (values["base_model.family"], values["base_model.prediction_type"]) == ("sd2", prediction)
+    assert session.draft.at == "dataset.resolution"
+
+
+def test_a_model_that_says_what_it_predicts_is_not_asked_about(session, keyboard):
+    Path("v.safetensors").write_bytes(safetensors({**SD2, "v_pred": (0,)}))
+    keyboard.send_text(ENTER + "v.safetensors" + ENTER + CTRL_C)
+    with pytest.raises(KeyboardInterrupt):
+        session.run()
+    assert session.draft.values["base_model.prediction_type"] == "v_prediction"
+    assert session.draft.at == "dataset.resolution"
+
+
 def test_what_was_downloaded_is_offered_the_next_time(session, keyboard, sdxl):
     with pytest.raises(SystemExit):
         main(["download", "sdxl", "--yes", "--json"])
@@ -74,7 +100,7 @@ def test_an_address_is_typed_and_a_refusal_leads_back_to_the_question(session, k
     civ.versions = [Version(10, 4, {"style.safetensors": safetensors(SDXL)}, kind="LORA")]
     asked = []
     session.asker = lambda page: (asked.append(page), ask_on_screen(page))[1]
-    another = DOWN * 4 + ENTER
+    another = DOWN * 5 + ENTER
     keyboard.send_text(TO_DOWNLOADS + another + f"{civ.address}/models/4" + ENTER + DOWN + ENTER + CTRL_C)
     with pytest.raises(KeyboardInterrupt):
         session.run()
