@@ -8,23 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from engine.run_folder import whole_file
+from engine.samplers import model_input, stepped
 from knowledge.answers import PlainError
-from knowledge.config import PredictionType, Sampler, SamplingSettings
-
-SAMPLERS: dict[Sampler, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
-    "euler": ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}),
-    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "linspace"}),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "timestep_spacing": "linspace"}),
-}
-"""The class in diffusers that each sampler is, and how it is set up."""
+from knowledge.config import Sampler, SamplingSettings
 
 OPTIONS = {
     "n": ("negative_prompt", str),
@@ -117,28 +109,6 @@ def _read(line: str, usual: SamplePrompt) -> SamplePrompt:
     return prompt
 
 
-def scheduler(sampler: Sampler, snr: Tensor, prediction_type: PredictionType, *, zero_terminal_snr: bool) -> Any:
-    """The diffusers scheduler of this sampler for a model's noise schedule and kind of prediction.
-
-    snr: [timesteps], of the schedule before any zero terminal.
-    """
-    import diffusers
-
-    name, options = SAMPLERS[sampler]
-    signal = snr.double().cpu().numpy()
-    alphas_cumprod = signal / (1 + signal)
-    betas = 1 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])
-    zero_terminal = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_terminal_snr else {}
-    chosen: type = getattr(diffusers, name)
-    return chosen(
-        num_train_timesteps=len(betas),
-        trained_betas=betas.astype(np.float32),
-        prediction_type=prediction_type,
-        steps_offset=1,
-        **options | zero_terminal,
-    )
-
-
 def draw(model: Painter, prompt: SamplePrompt, sampler: Sampler) -> Image.Image:
     """The picture that the model draws for the prompt. The model must be in eval mode."""
     return picture(model, denoised(model, prompt, sampler, model.encode_prompt))
@@ -165,12 +135,12 @@ def denoised(model: Painter, prompt: SamplePrompt, sampler: Sampler, encode: Cal
     size = (prompt.height, prompt.width, 0, 0, prompt.height, prompt.width)
     sizes = torch.tensor([size] * len(captions), dtype=torch.float32, device=model.device)
     for timestep in steps.timesteps:
-        noisy = _model_input(steps, latents, timestep).expand(len(captions), -1, -1, -1)
+        noisy = model_input(steps, latents, timestep).expand(len(captions), -1, -1, -1)
         prediction = model.predict(noisy, timestep.expand(len(captions)), conditioning, sizes).float()
         if guided:
             without, with_prompt = prediction.chunk(2)
             prediction = without + prompt.guidance_scale * (with_prompt - without)
-        latents = _step(steps, prediction, timestep, latents, generator)
+        latents = stepped(steps, prediction, timestep, latents, generator)
     return latents
 
 
@@ -179,17 +149,6 @@ def picture(model: Painter, latents: Tensor) -> Image.Image:
     """The picture that scaled latents [1, channels, height, width] stand for."""
     pixels = model.decode_latents(latents)[0]
     return Image.fromarray(((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
-
-
-def _model_input(steps: Any, latents: Tensor, timestep: Tensor) -> Tensor:
-    """What the model is shown of the latents; flow-matching schedulers show them as they are."""
-    shown: Tensor = steps.scale_model_input(latents, timestep) if hasattr(steps, "scale_model_input") else latents
-    return shown
-
-
-def _step(steps: Any, prediction: Tensor, timestep: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:
-    following: Tensor = steps.step(prediction, timestep, latents, generator=generator, return_dict=False)[0]
-    return following
 
 
 def write_picture(drawn: Image.Image, prompt: SamplePrompt, sampler: Sampler, folder: Path, name: str) -> Path:

@@ -54,8 +54,41 @@ LossFunction = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 Precision = Literal["fp32", "fp16", "bf16"]
 TimestepSampling = Literal["uniform", "logit_normal"]
-Sampler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m"]
+Sampler = Literal[
+    "ddim",
+    "ddpm",
+    "pndm",
+    "lms",
+    "lms_karras",
+    "euler",
+    "euler_karras",
+    "euler_ancestral",
+    "heun",
+    "dpm2",
+    "dpm2_ancestral",
+    "dpm_solver",
+    "dpmpp_2m",
+    "dpmpp_2m_karras",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_sde_karras",
+    "dpmpp_2s",
+    "dpmpp_sde",
+    "dpmpp_sde_karras",
+    "deis",
+    "unipc",
+    "unipc_karras",
+    "sa_solver",
+    "lcm",
+    "tcd",
+]
 
+ZERO_SNR_SAMPLERS: frozenset[str] = frozenset(
+    {
+        "ddim", "ddpm", "euler", "euler_karras", "euler_ancestral", "dpm_solver", "dpmpp_2m", "dpmpp_2m_karras",
+        "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "unipc", "unipc_karras", "lcm", "tcd",
+    }
+)  # fmt: skip
+"""Samplers that can begin where nothing is left of the picture, as models with a zero-terminal schedule do."""
 CONV_ALGORITHMS: frozenset[str] = frozenset({"locon"})
 """Algorithms that also adapt the 3x3 convolutions; they use network.conv_rank and network.conv_alpha."""
 UP_ALGORITHMS: frozenset[str] = frozenset({"lora", "locon", "dora"})
@@ -343,6 +376,12 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
         yield (
             f"base_model.clip_skip is {config.base_model.clip_skip}, but SDXL always reads the last layer but one. "
             "Set it to 1."
+        )
+    sampling = config.sampling
+    if config.base_model.zero_terminal_snr and sampling.prompts and sampling.sampler not in ZERO_SNR_SAMPLERS:
+        yield (
+            f"sampling.sampler is {sampling.sampler}, which cannot begin at pure noise, where base_model."
+            "zero_terminal_snr has the model begin. Set it to euler, ddim or dpmpp_2m."
         )
     if noise.minimum_timestep >= noise.maximum_timestep:
         yield (

@@ -1,9 +1,9 @@
 """python tests/kills.py [--kills N] [--seed N]: kill a short run at random instants, resume it, compare the weights.
 
-Each time the run begins in a new folder without caches, is killed (SIGKILL) at a random instant between its first breath
-and its last, everything it left is read, and it is resumed to its end. The run caches pictures and captions, draws
-samples, measures held-out pictures, saves networks and states. Exit code 1 when a file cannot be read, a run cannot go
-on, or its weights differ by a single bit from those of the run that nobody killed.
+Each time the run begins in a new folder without caches, is killed (SIGKILL) at a random instant between its first
+breath and its last, everything it left is read, and it is resumed to its end. The run caches pictures and captions,
+draws samples, measures held-out pictures, saves networks and states. Exit code 1 when a file cannot be read, a run
+cannot go on, or its weights differ by a single bit from those of the run that nobody killed.
 """
 
 from __future__ import annotations

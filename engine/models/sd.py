@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from engine import diffusion, samples
+from engine import diffusion, samplers
 from engine.loss import weighted_loss_per_image
 from engine.models.weights import weighted_ids
 from engine.timesteps import draw_timesteps
@@ -227,7 +227,7 @@ class StableDiffusion:
 
     def sampling_scheduler(self, sampler: Sampler) -> Any:
         """The diffusers scheduler with which samples are drawn."""
-        return samples.scheduler(sampler, self.snr, self.prediction_type, zero_terminal_snr=self.zero_terminal_snr)
+        return samplers.scheduler(sampler, self.snr, self.prediction_type, zero_terminal_snr=self.zero_terminal_snr)
 
     # -- what a network changes ---------------------------------------------------------------------------------------
 

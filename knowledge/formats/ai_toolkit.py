@@ -11,6 +11,7 @@ import yaml
 
 from knowledge.answers import PlainError
 from knowledge.formats.sd_scripts import ENDLESS
+from knowledge.formats.sd_scripts import SAMPLERS as KOHYA_SAMPLERS
 from knowledge.formats.translation import (
     NO_MODEL,
     Imported,
@@ -31,13 +32,7 @@ PRECISIONS = {
     "bf16": "bf16", "bfloat16": "bf16",
 }  # fmt: skip
 LOSSES = {"mse": "l2", "mae": "l1"}
-SAMPLERS = {
-    "ddim": "ddim",
-    "euler": "euler",
-    "euler_a": "euler_ancestral",
-    "dpmsolver++": "dpmpp_2m",
-    "dpm++": "dpmpp_2m",
-}
+SAMPLERS = KOHYA_SAMPLERS | {"ddpm": "ddpm", "dpm++": "dpmpp_2m", "lcm": "lcm"}
 OTHER_MODELS = ("is_flux", "is_v3", "is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2", "is_ssd", "is_vega")
 DEFAULTS: dict[str, Any] = {
     "base_model.family": "sd15",

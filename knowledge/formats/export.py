@@ -7,6 +7,7 @@ from typing import Any
 
 from knowledge.config import CONV_ALGORITHMS, TrainingConfig, choices, fields, value_of
 from knowledge.formats.sd_scripts import DIALECT, ENDLESS, RULED, implied
+from knowledge.formats.sd_scripts import SAMPLERS as KOHYA_SAMPLERS
 from knowledge.formats.translation import Translation, facts_of, foreign_choice
 from knowledge.optimizer_arguments import all_arguments, to_text
 from knowledge.parameters import parameters
@@ -21,7 +22,7 @@ DATASET_OPTIONS = {
 """Options that stand in the dataset file; sd-scripts reads them there alone when there is one."""
 PRECISIONS = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 SAVED_PRECISIONS = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
-SAMPLERS = {"ddim": "ddim", "euler": "euler", "euler_ancestral": "euler_a", "dpmpp_2m": "dpmsolver++"}
+SAMPLERS = {ours: theirs for theirs, ours in KOHYA_SAMPLERS.items()}
 WHERE = {
     "schedule.cycles": ("schedule.scheduler", ("cosine_with_restarts",)),
     "schedule.power": ("schedule.scheduler", ("polynomial",)),

@@ -199,6 +199,8 @@ def _samples(job: Writing) -> dict[str, Any]:
     if not sampling.prompts:
         return {"samples": []}
     samplers = {ours: theirs for theirs, ours in reversed(SAMPLERS.items())}
+    if sampling.sampler not in samplers:
+        job.lose("sampling.sampler", "It does not have this sampler; DDIM takes its place.")
     side = job.config.dataset.resolution
     common = {
         "enabled": True,

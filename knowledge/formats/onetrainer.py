@@ -43,7 +43,12 @@ SAMPLERS = {
     "EULER": "euler",
     "EULER_A": "euler_ancestral",
     "DPMPP": "dpmpp_2m",
-    "DPMPP_SDE": "dpmpp_2m",
+    "DPMPP_SDE": "dpmpp_2m_sde",
+    "UNIPC": "unipc",
+    "EULER_KARRAS": "euler_karras",
+    "DPMPP_KARRAS": "dpmpp_2m_karras",
+    "DPMPP_SDE_KARRAS": "dpmpp_2m_sde_karras",
+    "UNIPC_KARRAS": "unipc_karras",
 }
 UNITS = {"EPOCH": "epochs", "STEP": "steps"}
 DEFAULTS: dict[str, Any] = {

@@ -34,6 +34,12 @@ NEUTRAL = {"schedule.decay", "schedule.cycles", "schedule.power"}
 """Parameters that only one schedule reads: what the other trainer defaults to matters under that schedule alone."""
 DEFAULT_RANK = 4
 DEFAULT_STEPS = 1600
+SAMPLERS = {
+    "ddim": "ddim", "pndm": "pndm", "lms": "lms", "euler": "euler", "euler_a": "euler_ancestral", "heun": "heun",
+    "dpm_2": "dpm2", "dpm_2_a": "dpm2_ancestral", "dpmsolver": "dpm_solver", "dpmsolver++": "dpmpp_2m",
+    "dpmsingle": "dpmpp_2s",
+}  # fmt: skip
+"""Samplers by kohya's words; a k_ before one of them changes nothing."""
 LISTS = ("network_args", "optimizer_args", "lr_scheduler_args")
 """Options that are lists of key=value: each key is judged by itself, under the list's name."""
 OPTIMIZER_DECAY = {"adamw": 0.01, "adamw8bit": 0.01}
@@ -534,15 +540,8 @@ def _folder(path: str, repeats: int, regularisation: bool, caption: str) -> dict
 def _sampling(job: Translation, beside: Path | None) -> None:
     if not is_empty(job.get("sample_sampler")):
         word = str(job.get("sample_sampler")).removeprefix("k_")
-        ours = {
-            "ddim": "ddim",
-            "euler": "euler",
-            "euler_a": "euler_ancestral",
-            "dpmsolver++": "dpmpp_2m",
-            "dpmsolver": "dpmpp_2m",
-        }
-        if word in ours:
-            job.mapped("sample_sampler", "sampling.sampler", ours[word])
+        if word in SAMPLERS:
+            job.mapped("sample_sampler", "sampling.sampler", SAMPLERS[word])
         else:
             job.unsupported("sample_sampler", f'It draws samples with "{word}". DDIM is used here.')
     epochs, steps = as_number(job.get("sample_every_n_epochs")), as_number(job.get("sample_every_n_steps"))

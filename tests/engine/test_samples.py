@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
+from typing import get_args
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from engine.models.load import load
-from engine.samples import SAMPLERS, SamplePrompt, draw, sample_prompts, write_picture
+from engine.samplers import SAMPLERS
+from engine.samples import SamplePrompt, draw, sample_prompts, write_picture
 from knowledge.answers import PlainError
-from knowledge.config import BaseModelSettings, SamplingSettings
+from knowledge.config import ZERO_SNR_SAMPLERS, BaseModelSettings, Sampler, SamplingSettings
 
 PROMPT = SamplePrompt("a red circle", "blurry", 64, 48, seed=7, guidance_scale=5.0, steps=6)
 
@@ -80,6 +84,7 @@ def test_a_picture_is_the_one_that_diffusers_draws(model, sampler):
         height=PROMPT.height,
         num_inference_steps=PROMPT.steps,
         guidance_scale=PROMPT.guidance_scale,
+        eta=0.3 if sampler == "tcd" else 0.0,  # the share of fresh noise that TCD's own step takes
         generator=generator,
     ).images
     ours = draw(model, PROMPT, sampler)
@@ -87,7 +92,21 @@ def test_a_picture_is_the_one_that_diffusers_draws(model, sampler):
     assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_another_picture(model):
+    drawn = {sampler: draw(model, PROMPT, sampler).tobytes() for sampler in SAMPLERS}
+    assert len(set(drawn.values())) == len(SAMPLERS) == len(get_args(Sampler))
+
+
+def test_samplers_that_begin_at_pure_noise_are_those_whose_schedule_can_be_made_to():
+    able = {
+        name
+        for name, (kind, _) in SAMPLERS.items()
+        if "rescale_betas_zero_snr" in signature(getattr(diffusers, kind)).parameters
+    }
+    assert able == ZERO_SNR_SAMPLERS
+
+
+@pytest.mark.parametrize("sampler", sorted(ZERO_SNR_SAMPLERS))
 def test_zero_terminal_snr_and_velocity_can_be_drawn(tiny_sd15, sampler):
     model = load(BaseModelSettings(path=str(tiny_sd15), family="sd15", prediction_type="v_prediction"), torch.float32)
     model.zero_terminal_snr = True

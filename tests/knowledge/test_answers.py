@@ -80,7 +80,7 @@ x = 1
     assert 'no setting "network.algoritm". Did you mean "algorithm"?' in text
     assert "here it is called optimizer.learning_rate" in text
     assert 'optimizer.learning_rate is "1e-4"; it must be a number.' in text
-    assert 'it must be one of "ddim", "euler"' in text
+    assert 'it must be one of "ddim", "ddpm"' in text
     assert "dataset.folders[1].path is missing." in text
     assert '"trainig"' in text
 
