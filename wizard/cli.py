@@ -11,7 +11,7 @@ import click
 from knowledge.answers import PlainError, did_you_mean
 
 COMMANDS = {
-    "new": "wizard.session:new",
+    "new": "wizard.new:new",
     "demo": "wizard.demo:demo",
     "lab": "wizard.lab:lab",
     "train": "wizard.launch:train",

@@ -290,7 +290,7 @@ def test_a_dry_run_saves_nothing(photos: Path, capsys: pytest.CaptureFixture[str
 def test_a_draft_of_another_schema_is_not_offered():
     drafts.save(Draft({"network.no_such_thing": 1}, REVIEW))
     session = Session()
-    from wizard.session import _usable
+    from wizard.new import _usable
 
     assert not _usable(session, Draft({"network.no_such_thing": 1}, REVIEW))
     assert not _usable(session, Draft({}, "no.such.question"))
