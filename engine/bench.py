@@ -20,7 +20,7 @@ from engine.dataset.images import UnreadablePictureError
 from engine.dataset.latents import LatentCache
 from engine.dataset.masks import Masks
 from engine.dataset.text_outputs import TextCache
-from engine.events import Event, PictureSkipped
+from engine.events import Event, PictureSkipped, SampleSaved
 from engine.loss_watch import LossWatch
 from engine.memory import leave
 from engine.models.family import BaseModel
@@ -83,6 +83,8 @@ class Bench:
     average: WeightAverage | None = None
     watch: LossWatch = field(default_factory=LossWatch)
     skipped: Skipped = field(default_factory=Skipped)
+    drawn: list[SampleSaved] = field(default_factory=list)
+    """All samples of the run so far."""
 
     def epoch_of(self, step: int) -> int:
         """The epoch that this update, counted from 1, belongs to; 0 before the first."""

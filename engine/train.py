@@ -52,6 +52,7 @@ from engine.optimizers import check_optimizer, create_optimizer
 from engine.processes import add_up_gradients, anyone, create_accelerator, mean_and_norm, own
 from engine.recovery import drop_spoilt_states
 from engine.run_folder import RunFolder
+from engine.sample_grid import GRID, samples_over_time, samples_until
 from engine.samples import SamplePrompt, denoised, picture, sample_prompts, write_picture
 from engine.trouble import out_of_memory
 from engine.verification import verify
@@ -142,6 +143,7 @@ def train(
         average,
     )
     step = load_newest_state(bench) if resume else 0
+    bench.drawn.extend(samples_until(run.events(), step))
     yield run_started(bench, first_epoch, step)
     network.attach()
     network.train()
@@ -380,7 +382,7 @@ def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
             for index, (prompt, finished) in enumerate(zip(bench.prompts, latents, strict=True)):
                 name = f"step-{step:06d}_{index:02d}"
                 path = write_picture(picture(model, finished), prompt, sampler, bench.run.samples, name)
-                yield SampleSaved(
+                saved = SampleSaved(
                     step=step,
                     epoch=bench.epoch_of(step),
                     index=index,
@@ -388,6 +390,9 @@ def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
                     seed=prompt.seed,
                     path=path.relative_to(bench.run.path).as_posix(),
                 )
+                bench.drawn.append(saved)
+                yield saved
+    samples_over_time(bench.drawn, bench.run.path, bench.run.path / GRID)
 
 
 def save(bench: Bench, step: int) -> Iterator[Event]:
