@@ -263,6 +263,8 @@ def _schedule(job: Writing) -> None:
         word = scheduler
     if word is None:
         job.lose("schedule.scheduler", "It does not have this schedule; the nearest it has is cosine.")
+        if scheduler == "adafactor" and job.config.schedule.warmup_init:
+            job.lose("schedule.warmup_init", "It belongs to Adafactor's own schedule.")
         word = "cosine"
     job.options["lr_scheduler"] = word
     if warmup and scheduler == "adafactor":
