@@ -54,6 +54,7 @@ LossFunction = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 Precision = Literal["fp32", "fp16", "bf16"]
 TimestepSampling = Literal["uniform", "logit_normal"]
+MetadataKept = Literal["full", "minimal", "none"]
 Sampler = Literal[
     "ddim",
     "ddpm",
@@ -274,6 +275,7 @@ class SavingSettings(Settings):
     every_steps: int | None = Field(None, ge=1, le=100_000_000)
     keep_last: int | None = Field(None, ge=1, le=100_000)
     state_every_epochs: int | None = Field(None, ge=1, le=100_000)
+    metadata: MetadataKept = "full"
 
 
 class OutputSettings(Settings):

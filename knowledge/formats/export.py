@@ -297,6 +297,11 @@ def _memory_and_saving(job: Writing) -> None:
         job.options["save_every_n_epochs"] = epochs
     if steps is not None:
         job.options["save_every_n_steps"] = steps
+    kept = job.value("saving.metadata")
+    if kept != "full":
+        job.options["no_metadata"] = True
+    if kept == "none":
+        job.lose("saving.metadata", "What a program needs to know the file it always writes.")
     keep = job.value("saving.keep_last")
     if keep is not None and epochs is not None:
         job.options["save_last_n_epochs"] = keep
