@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from engine.dataset.latents import LatentCache
 from engine.dataset.masks import Masks
 from engine.dataset.text_outputs import TextCache
 from engine.events import Event, PictureSkipped, SampleSaved
+from engine.fused_backward import FusedBackward
 from engine.loss_watch import LossWatch
 from engine.memory import leave
 from engine.models.family import BaseModel
@@ -73,7 +75,7 @@ class Bench:
     accelerator: Accelerator
     model: BaseModel
     network: Network
-    optimizer: AcceleratedOptimizer
+    optimizer: AcceleratedOptimizer | FusedBackward
     caches: Caches
     dataset: DatasetFacts
     length: Run
@@ -134,7 +136,7 @@ class Bench:
             leave(model.vae)
             model.unet.to(device)
 
-    def remembering(self) -> dict[str, AcceleratedOptimizer | torch.amp.GradScaler | LossWatch | WeightAverage | None]:
+    def remembering(self) -> dict[str, Any]:
         """What carries a memory from update to update, beside the weights themselves."""
         return {
             "optimizer": self.optimizer,

@@ -281,6 +281,8 @@ def _schedule(job: Writing) -> None:
 
 
 def _memory_and_saving(job: Writing) -> None:
+    if job.value("memory.fused_backward"):
+        job.lose("memory.fused_backward", "Its LoRA training has the switch and does not read it.")
     job.options["mixed_precision"] = PRECISIONS[job.value("memory.precision")]
     for name, key in (
         ("memory.cache_latents", "cache_latents"),
