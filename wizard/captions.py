@@ -14,6 +14,8 @@ from wizard.paths import quoted
 from wizard.words import count
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from engine.dataset.caption_edits import Change
 
 CHANGES_SHOWN = 8
@@ -71,29 +73,24 @@ def captions(
     """
     from engine.dataset import caption_edits as edits
     from engine.dataset.folders import suggest_caption_extension, suggest_folders
+    from wizard.caption_changes import KINDS
 
     if undo:
         _undo(folder, as_json)
         return
-    chosen: list[tuple[str, edits.Edit]] = []
-    if find is not None:
-        chosen.append((f'"{find}" replaced by "{replace}"', edits.find_and_replace(find, replace, regex=regex)))
-    if remove is not None:
-        chosen.append((f"removed: {remove}", edits.remove_tags(edits.split(remove))))
-    if spaces:
-        chosen.append(("underscores turned into spaces", edits.spaces_for_underscores))
-    if unique:
-        chosen.append(("each tag once", edits.without_doubles))
-    if sort:
-        chosen.append(("sorted", edits.sorted_tags))
-    if keep_first is not None:
-        chosen.append((f"the first {count(keep_first, 'tag')} kept", edits.keep_first(keep_first)))
-    if trigger:
-        chosen.append((f'"{trigger}" put first', edits.trigger_first(trigger)))
-    if prefix:
-        chosen.append((f'"{prefix}" put before', edits.prefix(prefix)))
-    if suffix:
-        chosen.append((f'"{suffix}" put after', edits.suffix(suffix)))
+    said = {
+        "find": (find, replace) if find is not None and not regex else None,
+        "regex": (find, replace) if find is not None and regex else None,
+        "remove": remove,
+        "spaces": spaces,
+        "unique": unique,
+        "sort": sort,
+        "keep_first": keep_first,
+        "trigger": trigger,
+        "prefix": prefix,
+        "suffix": suffix,
+    }
+    chosen = [kind.made(*_each(said[name])) for name, kind in KINDS.items() if said[name] not in (None, False, "")]
     if not chosen and views.interactive() and not (as_json or dry_run or yes):
         one_by_one(folder, caption_extension)
         return
@@ -158,7 +155,18 @@ def one_by_one(folder: Path, extension: str | None = None) -> None:
 
 
 def preview(planned: Sequence[Change], words: str) -> None:
-    """The first few captions, with what goes struck through and what comes set off."""
+    """Prints the first few captions that would change."""
+    console = views.console()
+    if not planned:
+        console.print(f"No caption would change ({views.escape(words)}).")
+        return
+    console.print(views.heading(f"{count(len(planned), 'caption')} to change", words))
+    for line in changes_shown(planned):
+        console.print(line)
+
+
+def changes_shown(planned: Sequence[Change], most: int | None = CHANGES_SHOWN) -> list[RenderableType]:
+    """A line for each of the first captions, with what goes struck through and what comes set off."""
     from difflib import SequenceMatcher
     from itertools import zip_longest
 
@@ -166,12 +174,8 @@ def preview(planned: Sequence[Change], words: str) -> None:
 
     from engine.dataset.caption_edits import split
 
-    console = views.console()
-    if not planned:
-        console.print(f"No caption would change ({words}).")
-        return
-    console.print(views.heading(f"{count(len(planned), 'caption')} to change", words))
-    for change in planned[:CHANGES_SHOWN]:
+    shown: list[RenderableType] = []
+    for change in planned[:most]:
         lines = zip_longest((change.before or "").split("\n"), (change.after or "").split("\n"), fillvalue="")
         before, after = next((split(old), split(new)) for old, new in lines if old != new)
         line = Text.assemble((f"  {change.file.name}  ", "quiet"))
@@ -183,9 +187,15 @@ def preview(planned: Sequence[Change], words: str) -> None:
                 pieces += [Text(tag, style="strike red") for tag in before[a:b]]
                 pieces += [Text(tag, style="bold green") for tag in after[c:d]]
         line.append_text(Text(", ").join(pieces))
-        console.print(line)
-    if len(planned) > CHANGES_SHOWN:
-        console.print(f"  [quiet]and {len(planned) - CHANGES_SHOWN} more[/]")
+        shown.append(line)
+    if most is not None and len(planned) > most:
+        shown.append(f"  [quiet]and {len(planned) - most} more[/]")
+    return shown
+
+
+def _each(said: Any) -> tuple[Any, ...]:
+    """What an option says, as the answers that its edit takes: none for a switch."""
+    return () if said is True else said if isinstance(said, tuple) else (said,)
 
 
 def _undo(folder: Path, as_json: bool) -> None:

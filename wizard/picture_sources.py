@@ -193,6 +193,7 @@ def work_on(session: Session, chosen: Values, around: Values, captions: Callable
                     Option("inspect", "Look closely", "broken, blurred, twice, …"),
                     Option("tag", "Write captions by a model", "tags or sentences"),
                     Option("edit", "Write captions yourself", "one by one"),
+                    Option("change", "Change all captions at once", "replace, remove, sort, …"),
                     Option("read", "Read every caption", "as the model will"),
                 ),
                 default=at,
@@ -211,6 +212,10 @@ def work_on(session: Session, chosen: Values, around: Values, captions: Callable
 
             for folder in folders:
                 edit_captions(Path(folder), dataset.caption_extension)
+        elif at == "change":
+            from wizard.caption_changes import change_all
+
+            change_all(session, [Path(folder) for folder in folders], dataset.caption_extension, around)
         else:
             words = _tagging(session, around)
             if not isinstance(words, Move):

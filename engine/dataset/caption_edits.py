@@ -105,11 +105,21 @@ def trigger_first(word: str) -> Edit:
 
 
 def prefix(text: str) -> Edit:
-    return lambda caption: caption if caption.startswith(text) else f"{text}{caption}"
+    """With this text in front; where there is nothing, the text alone without what would divide it from the rest."""
+    return lambda caption: (
+        (caption if caption.startswith(text) else f"{text}{caption}") if caption.strip() else _alone(text)
+    )
 
 
 def suffix(text: str) -> Edit:
-    return lambda caption: caption if caption.endswith(text) else f"{caption}{text}"
+    """With this text behind, as `prefix`."""
+    return lambda caption: (
+        (caption if caption.endswith(text) else f"{caption}{text}") if caption.strip() else _alone(text)
+    )
+
+
+def _alone(text: str) -> str:
+    return text.strip(f"{SEPARATOR} ")
 
 
 def _plain(tag: str) -> str:
@@ -160,12 +170,15 @@ def changes(folder: Path, extension: str, edits: Sequence[Edit], *, create: bool
 def _edited(line: str, edits: Sequence[Edit]) -> str:
     for edit in edits:
         line = edit(line)
-    return line
+    return line.strip()  # as it is read back
 
 
-def apply(folder: Path, planned: Sequence[Change], words: str) -> None:
-    """Write the changes. The journal has them on disk before the first file is touched, so that none is ever lost."""
-    entry = {"at": time.time(), "edit": words, "changes": [_as_dict(folder, change) for change in planned]}
+def apply(folder: Path, planned: Sequence[Change], words: str, at: float | None = None) -> None:
+    """Write the changes. The journal has them on disk before the first file is touched, so that none is ever lost.
+
+    at: when, in seconds since 1970, where one edit is made in several folders; else now.
+    """
+    entry = {"at": at or time.time(), "edit": words, "changes": [_as_dict(folder, change) for change in planned]}
     _append(folder, entry)
     for change in planned:
         _write(change.file, change.after)

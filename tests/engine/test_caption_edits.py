@@ -140,3 +140,14 @@ def test_each_line_is_edited_by_itself(folder):
     (folder / "a.txt").write_text("one, two\nthree, three\n")
     (change, *_) = edits.changes(folder, ".txt", [edits.without_doubles, edits.trigger_first("x")])
     assert change.after == "x, one, two\nx, three"
+
+
+def test_text_put_before_or_after_nothing_stands_alone_and_can_be_taken_back(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("")
+    for edit in (edits.prefix("a photo of, "), edits.suffix(", grain ")):
+        edits.apply(tmp_path, edits.changes(tmp_path, ".txt", [edit]), "put")
+    assert (tmp_path / "a.txt").read_text() == "a photo of, grain\n"
+    for _ in range(2):
+        assert edits.undo(tmp_path)[2] == []
+    assert (tmp_path / "a.txt").read_text() == ""
