@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from engine.acquire.picture_models import PictureModel
 from engine.dataset.images import load_picture
 from knowledge.answers import PlainError
 
@@ -16,7 +17,16 @@ CAPTIONERS = {
     "blip-base": "Salesforce/blip-image-captioning-base",
     "blip-large": "Salesforce/blip-image-captioning-large",
 }
-"""The captioners by name, with their repositories on the Hugging Face hub."""
+"""The captioners by name, with their repositories on the Hugging Face hub. A newer BLIP is a row."""
+
+NEEDS = (
+    ("config.json",),
+    ("preprocessor_config.json",),
+    ("vocab.txt", "tokenizer.json"),
+    ("model.safetensors", "pytorch_model.bin"),  # transformers reads the second as weights and runs nothing in it
+)
+ALSO = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+"""The files of a BLIP, and those that some have beside them."""
 
 
 def is_captioner(name: str) -> bool:
@@ -28,10 +38,16 @@ def is_captioner(name: str) -> bool:
         return False
 
 
-class Captioner:
-    """A loaded BLIP. Raises PlainError in words when it cannot be had."""
+def captioner(name: str) -> PictureModel:
+    """The captioner of this name, one of CAPTIONERS."""
+    return PictureModel(name, CAPTIONERS[name], NEEDS, ALSO)
 
-    def __init__(self, name: str) -> None:
+
+class Captioner:
+    """A loaded BLIP."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises PlainError for a folder that does not hold one."""
         import torch
         from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipImageProcessorPil
         from transformers.utils import logging
@@ -39,21 +55,17 @@ class Captioner:
         quiet: Any = logging
         quiet.set_verbosity_error()
         quiet.disable_progress_bar()
-        source = CAPTIONERS.get(name, str(Path(name).expanduser()))
         self._torch = torch
         self.device = "GPU" if torch.cuda.is_available() else "CPU"
         self._place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(source)
-            self._processor = BlipImageProcessorPil.from_pretrained(source)
-            model: Any = BlipForConditionalGeneration.from_pretrained(source)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._processor = BlipImageProcessorPil.from_pretrained(folder, local_files_only=True)
+            model: Any = BlipForConditionalGeneration.from_pretrained(folder, local_files_only=True)
             self._model = model.to(self._place).eval()
         except (OSError, ValueError, KeyError) as error:
             first = str(error).strip().splitlines()[0]
-            raise PlainError(
-                f"The captioner {source} cannot be loaded: {first} Connect to the internet, or name a folder that "
-                "holds it with --tagger."
-            ) from None
+            raise PlainError(f"The captioner in {folder} cannot be loaded: {first}") from None
 
     def captions(self, pictures: Sequence[Image.Image]) -> list[str]:
         """One sentence for each picture."""

@@ -6,7 +6,7 @@ import csv
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from engine.acquire.picture_models import PictureModel
 from engine.dataset.images import load_picture
 from knowledge.answers import PlainError, did_you_mean
 
@@ -192,40 +193,16 @@ def _prepared_file(path: Path, side: int) -> NDArray[np.float32]:
     return prepared(load_picture(path), side)
 
 
-def tagger_folder(name: str, tell: Callable[[str], None] = lambda words: None) -> Path:
-    """The folder with the tagger's files: one that `name` is, or the hub's, downloaded once.
-
-    Raises PlainError in words for every way in which a download fails.
-    """
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
-    name = re.sub(r"^wd14-", "wd-", name)  # as other programs call them
-    if name not in TAGGERS:
+def tagger(name: str) -> PictureModel:
+    """The tagger of this name, as this program or others call it. Raises PlainError where there is none."""
+    known = re.sub(r"^wd14-", "wd-", name)
+    if known not in TAGGERS:
         raise PlainError(
-            f'There is no tagger "{name}".{did_you_mean(name, TAGGERS)} There are {", ".join(TAGGERS)}; or name a '
+            f'There is no tagger "{name}".{did_you_mean(known, TAGGERS)} There are {", ".join(TAGGERS)}; or name a '
             "folder that holds model.onnx and selected_tags.csv.",
             2,
         )
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    repository = TAGGERS[name]
-    paths = []
-    for file in FILES:
-        cached = try_to_load_from_cache(repository, file)
-        if not isinstance(cached, str):
-            tell(f"Downloading {repository}/{file}")
-        try:
-            paths.append(Path(cached if isinstance(cached, str) else hf_hub_download(repository, file)))
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
-            raise PlainError(
-                f"The tagger {repository} cannot be downloaded: the Hugging Face hub cannot be reached. Connect, or "
-                f"put {' and '.join(FILES)} into a folder and name that with --tagger."
-            ) from None
-        except (HfHubHTTPError, OSError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise PlainError(f"The tagger {repository} cannot be downloaded: {first}") from None
-    return paths[0].parent
+    return PictureModel(known, TAGGERS[known], tuple((file,) for file in FILES))
 
 
 def _words(path: Path) -> tuple[list[str], list[Category]]:

@@ -1,4 +1,4 @@
-"""A tagger of the WD14 taggers' exact interface: a small real ONNX model that sees the mean colour."""
+"""A tagger of the WD14 taggers' exact interface, a small real ONNX model that sees the mean colour; a small BLIP."""
 
 from __future__ import annotations
 
@@ -45,4 +45,27 @@ def make_tagger(folder: Path, batch: int | str = "batch", words=WORDS) -> Path:
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx")
     lines = [f"{number},{name},{category},1" for number, (name, category) in enumerate(words)]
     (folder / "selected_tags.csv").write_text("\n".join(["tag_id,name,category,count", *lines]))
+    return folder
+
+
+def make_captioner(folder: Path) -> Path:
+    """BLIP's real classes with random weights and a vocabulary of a few words, for pictures of 32 × 32."""
+    import torch
+    from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "cat", "dog", "on", "grass"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    BlipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = BlipConfig(
+        text_config=small
+        | {"vocab_size": len(words), "encoder_hidden_size": 16, "bos_token_id": 5, "eos_token_id": 3, "pad_token_id": 0}
+        | {"sep_token_id": 3},
+        vision_config=small | {"image_size": 32, "patch_size": 8},
+        projection_dim=8,
+        image_text_hidden_size=8,
+    )
+    BlipForConditionalGeneration(config).save_pretrained(folder)
     return folder

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from knowledge.answers import PlainError
 from wizard import views
 from wizard.captions import preview, settled
 from wizard.file_commands import watched
-from wizard.words import count
+from wizard.words import count, size
 
 if TYPE_CHECKING:
-    from knowledge.answers import PlainError
+    from engine.acquire.picture_models import PictureModel
 
 
 @click.command()
@@ -73,7 +75,6 @@ def tag(
     Example: lora-wizard dataset tag pictures --threshold 0.4 --blacklist "simple background" --trigger sks
     """
     from engine.dataset import caption_edits as edits
-    from knowledge.answers import PlainError
 
     if not (dry_run or yes) and (as_json or not views.interactive()):
         raise click.UsageError("Without a terminal to ask in, say --yes to write or --dry-run to look.")
@@ -83,7 +84,9 @@ def tag(
     if not wanted:
         why = "has a caption for every picture; --append or --replace" if files else "has no pictures"
         raise PlainError(f"{folder} {why}.", 2)
-    device, said = _words_for(wanted, tagger, threshold, character_threshold, own_gap, rating, underscores, batch_size)
+    device, said = _words_for(
+        wanted, tagger, threshold, character_threshold, own_gap, rating, underscores, batch_size, quiet=as_json
+    )
     unwanted, changes, broken = edits.remove_tags(edits.split(blacklist)), [], []
     with watched(f"Tagging on the {device}", quiet=as_json) as tell:
         for number, (picture, text) in enumerate(said, start=1):
@@ -117,17 +120,20 @@ def _words_for(
     rating: bool,
     underscores: bool,
     batch_size: int,
+    quiet: bool,
 ) -> tuple[str, Iterator[tuple[Path, str | PlainError]]]:
     """Where it computes, and what it says of each picture: tags from a tagger, a sentence from a captioner."""
-    from engine.captioning import Captioner, caption_pictures, is_captioner
+    from engine.captioning import CAPTIONERS, Captioner, caption_pictures, captioner, is_captioner
 
     if is_captioner(tagger):
-        captioner = Captioner(tagger)
-        return captioner.device, caption_pictures(captioner, pictures, batch_size)
+        describing = Captioner(fetched(captioner(tagger), quiet) if tagger in CAPTIONERS else Path(tagger).expanduser())
+        return describing.device, caption_pictures(describing, pictures, batch_size)
     from engine.dataset.caption_edits import join
-    from engine.tagging import Tagger, spoken, tag_pictures, tagger_folder
+    from engine.tagging import Tagger, spoken, tag_pictures
+    from engine.tagging import tagger as tagger_of_the_hub
 
-    loaded = Tagger(tagger_folder(tagger, lambda words: click.echo(words, err=True)))
+    own = Path(tagger).expanduser()
+    loaded = Tagger(own if own.is_dir() else fetched(tagger_of_the_hub(tagger), quiet))
 
     def text(row: Any) -> str | PlainError:
         if not hasattr(row, "shape"):
@@ -136,3 +142,30 @@ def _words_for(
         return join(name if underscores else spoken(name) for name in names)
 
     return loaded.device, ((path, text(row)) for path, row in tag_pictures(loaded, pictures, batch_size))
+
+
+def fetched(model: PictureModel, quiet: bool = False) -> Path:
+    """The folder of a model that puts pictures into words, downloaded with a bar where it is not here yet.
+
+    Raises PlainError, which says what to do without the hub.
+    """
+    from engine.acquire.picture_models import bring, look
+    from engine.acquire.transfer import NetworkError
+    from wizard.download import bar, waiting
+
+    here = model.here()
+    if here is not None:
+        return here
+    console = views.console(sys.stderr)
+    try:
+        with waiting(f"Looking at {model.repository}") as notice:
+            coming = look(model, notice)
+        if not quiet:
+            console.print(f"[quiet]Downloading {model.repository} ({size(coming.size_bytes)}) to {model.folder}[/]")
+        with bar(coming.size_bytes, quiet) as (tell, notice):
+            return bring(coming, tell, notice)
+    except NetworkError as problem:
+        files = ", ".join(names[0] for names in model.needs)
+        raise PlainError(
+            f"{problem}\nWithout the hub: put {files} of {model.repository} into a folder, and name it with --tagger."
+        ) from None

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from taggers import WORDS, make_tagger
 
-from engine.tagging import Tagger, largest_gap, prepared, spoken, tag_pictures, tagger_folder
+from engine.tagging import Tagger, largest_gap, prepared, spoken, tag_pictures
+from engine.tagging import tagger as tagger_of_the_hub
 from knowledge.answers import PlainError
 
 
@@ -72,11 +73,7 @@ def test_what_is_no_tagger_is_named(tmp_path):
     with pytest.raises(PlainError, match="is not a tagger's list"):
         Tagger(folder)
     with pytest.raises(PlainError, match=r'There is no tagger "wd-vit-v4"\. Did you mean "wd-vit-v'):
-        tagger_folder("wd-vit-v4")
-
-
-def test_a_folder_is_taken_as_it_is(tmp_path):
-    assert tagger_folder(str(tmp_path)) == tmp_path
+        tagger_of_the_hub("wd-vit-v4")
 
 
 @pytest.mark.parametrize("name", ["wd-vit-v2", "wd14-vit-v2"])
@@ -88,8 +85,8 @@ def test_a_tagger_that_is_here_is_not_asked_for_again(monkeypatch, tmp_path, nam
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert tagger_folder(name) == folder
+    monkeypatch.chdir(tmp_path)
+    assert tagger_of_the_hub(name).here() == folder
 
 
 def test_the_largest_gap_can_decide_in_place_of_the_thresholds(tagger):
@@ -101,12 +98,3 @@ def test_the_largest_gap_can_decide_in_place_of_the_thresholds(tagger):
     assert [tag.name for tag in found] == ["somebody_(series)", "green_theme", "red_theme", "^_^"]
     assert largest_gap(np.array([0.9, 0.8, 0.2, 0.1], np.float32)) == pytest.approx(0.5)
     assert largest_gap(np.array([0.9], np.float32)) == pytest.approx(0.45)
-
-
-def test_without_the_hub_it_says_what_to_do(monkeypatch, tmp_path):
-    import huggingface_hub.constants as constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(PlainError, match="cannot be downloaded"):
-        tagger_folder("wd-vit-v3")

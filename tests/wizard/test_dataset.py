@@ -5,8 +5,11 @@ import random
 
 import pytest
 from click.testing import CliRunner
+from hubs import Repository
 from PIL import Image, ImageDraw
+from servers import Fault
 
+from wizard.cli import main
 from wizard.dataset import dataset
 
 
@@ -17,6 +20,13 @@ def drawing(seed: int) -> Image.Image:
         x, y = draw_from.randrange(256), draw_from.randrange(256)
         ImageDraw.Draw(picture).rectangle((x, y, x + 60, y + 40), tuple(draw_from.choices(range(256), k=3)))
     return picture
+
+
+def ended(*words):
+    """The exit code of the whole program."""
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    return end.value.code
 
 
 @pytest.fixture
@@ -172,3 +182,23 @@ def test_the_pictures_own_gap_can_stand_for_the_threshold(pictures, tagger):
     words = ("tag", pictures, "--tagger", tagger, "--replace", "--threshold", 0.99, "--dry-run", "--json")
     assert {row["after"] for row in json.loads(run(*words))["changes"]} == {""}
     assert all("long hair" in row["after"] for row in json.loads(run(*words, "--own-gap"))["changes"])
+
+
+def test_a_tagger_comes_from_the_hub_once_and_without_it_one_is_told_what_to_do(
+    pictures, tagger, hub, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("LORA_WIZARD_MODELS", str(tmp_path / "models"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "no-cache"))
+    words = ("dataset", "tag", str(pictures), "--tagger", "wd-vit-v3", "--append", "--yes")
+    hub.faults.append(Fault(times=3, status=503))
+    assert ended(*words) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "put model.onnx, selected_tags.csv of SmilingWolf/wd-vit-tagger-v3 into a folder, and name it" in said
+    hub.faults.clear()
+    files = {path.name: path.read_bytes() for path in tagger.iterdir()}
+    hub.repositories["SmilingWolf/wd-vit-tagger-v3"] = Repository(files)
+    assert ended(*words) == 0
+    assert "long hair" in (pictures / "0.txt").read_text()
+    asked = len(hub.requests)
+    assert ended(*words[:-2], "--replace", "--yes") == 0
+    assert len(hub.requests) == asked
