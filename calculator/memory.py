@@ -174,17 +174,15 @@ def _fragmentation(parts: Mapping[str, int], several_shapes: bool, checkpointing
 
 
 def _training(config: TrainingConfig, architecture: Architecture, views: Mapping[Size, int]) -> dict[str, int]:
-    layers = network_layers(architecture, config.network)
-    trainable = sum(layer.trainable for layer in layers)
+    trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
     memory = config.memory
-    shapes = [shape for layer in layers for name, shape in layer.tensors.items() if name != NOT_TRAINED]
-    gradients = 4 * (max(map(prod, shapes)) if memory.fused_backward else trainable)
+    gradients = 4 * trainable
     course = course_of(config)
     step, encoding = 0.0, 0.0
     for (width, height), count in views.items():
         batch = min(count, config.schedule.batch_size)
         area = width * height / architecture.latent_factor**2
-        step = max(step, activation_bytes(course, sizes_of(config, batch, area), fused_backward=memory.fused_backward))
+        step = max(step, activation_bytes(course, sizes_of(config, batch, area)))
         if not memory.cache_latents:
             encoding = max(encoding, batch * phase_bytes(architecture.family, course.half, "encode", area))
     # The trace holds the gradients of one batch as they appear; those of earlier batches lie beside it.

@@ -25,10 +25,11 @@ def page(
     from rich.text import Text
 
     from wizard import views
+    from wizard.worth import worth
 
     parts: list[RenderableType] = [sentence(case, found), views.rows(list(_figures(case, found, cost)))]
     parts += [_phases(case, found)] if len(found.vram.phases) > 1 else []
-    parts.append(assessed(judged))
+    parts.append(worth(judged))
     if len(found.buckets) > 1:
         parts.append(_shapes(found))
     if curve:
@@ -146,27 +147,6 @@ def _phases(case: Case, found: Plan) -> RenderableType:
         [(name, views.memory(need), views.bar(need / whole, 40)) for name, need in needs.items()],
         right=("",),
     )
-
-
-MARKS = {"right": ("✓", "good"), "too low": ("▽", "warning"), "too high": ("△", "warning")}
-VERDICTS = {("memory", "too low"): "room to spare", ("memory", "too high"): "too little"}
-NAMES = {"steps": "Steps", "views": "Views per picture", "time": "Time", "memory": "Memory"}
-
-
-def assessed(judged: Sequence[Assessment]) -> RenderableType:
-    """What the figures are worth: each with its reason, and with what to change where it is not right."""
-    from rich.text import Text
-
-    from wizard import views
-
-    def words(one: Assessment) -> Text:
-        mark, style = MARKS[one.verdict]
-        verdict = VERDICTS.get((one.measure, one.verdict), one.verdict)
-        return Text.assemble(
-            (f"{mark} {verdict}", style), (f": {one.why}.", "quiet"), f" {one.change}" if one.change else ""
-        )
-
-    return views.rows([(NAMES[one.measure], words(one)) for one in judged])
 
 
 def _shapes(found: Plan) -> RenderableType:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
+from knowledge.assessment import assess
 from knowledge.config import POCKET_MODEL
 from wizard.exchange import import_document, show_import
 
@@ -58,9 +59,12 @@ def _foreign(file: Path) -> Imported | None:
 
 
 def document(situation: Situation) -> dict[str, Any]:
-    """What --json prints: the plan where the pictures can be read, the findings always, `problem` where not."""
+    """What --json prints: the plan and its worth where the pictures can be read, the findings always, `problem` where
+    not."""
     findings = situation.findings
-    known = situation.plan.as_dict(findings) if situation.plan else {"findings": [asdict(found) for found in findings]}
+    known: dict[str, Any] = {"findings": [asdict(found) for found in findings]}
+    if situation.plan:
+        known = situation.plan.as_dict(findings) | {"assessment": [asdict(one) for one in assess(situation.facts)]}
     return known | {"blocked": situation.blocked} | ({"problem": situation.problem} if situation.problem else {})
 
 

@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from knowledge.assessment import assess
 from knowledge.config import POCKET_MODEL, TrainingConfig, value_of
 from knowledge.parameters import parameters
 from knowledge.rules import Finding
 from wizard import estimate, pictures, questions, settings, solvers, views, words
 from wizard.prompts import Move, Option, Page, show
 from wizard.situation import Situation
+from wizard.worth import worth
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -286,6 +288,7 @@ def whole_plan(situation: Situation) -> RenderableType:
         parts += [views.heading("Time"), time_words(situation), Text(plan.duration.basis, "quiet")]
         files = f"{words.count(plan.saved_files, 'file')} of {words.size(plan.file_bytes)}"
         parts += [views.heading("Disk"), Text(f"{files}, {words.size(plan.disk_bytes)} in all")]
+        parts += [views.heading("What these figures are worth"), worth(assess(situation.facts))]
     if situation.findings:
         parts.append(views.heading("Remarks", words.count(len(situation.findings), "finding")))
         for finding in situation.findings:

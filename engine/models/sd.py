@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from engine import diffusion, samplers
 from engine.loss import weighted_loss_per_image
+from engine.models.checkpointing import checkpoint_unet
 from engine.models.weights import weighted_ids
 from engine.timesteps import draw_timesteps
 from knowledge.config import LossSettings, NoiseSettings, PredictionType, Sampler
@@ -114,7 +115,7 @@ class StableDiffusion:
 
     def enable_gradient_checkpointing(self) -> None:
         """Compute activations a second time in the backward pass instead of keeping them."""
-        self.unet.enable_gradient_checkpointing()
+        checkpoint_unet(self.unet)
         for encoder in self.text_encoders.values():
             encoder.gradient_checkpointing_enable({"use_reentrant": False})
             encoder.train()  # transformers checkpoints in training mode only; CLIP has no dropout

@@ -44,6 +44,16 @@ def test_the_plan_and_the_findings_come_as_one_document(answers):
     assert not [found for found in document["findings"] if found["severity"] in {"blocks", "high"}]
 
 
+def test_the_plan_says_what_its_figures_are_worth(answers):
+    judged = {one["measure"]: one for one in json.loads(run(answers, "--json").output)["assessment"]}
+    assert set(judged) == {"steps", "views", "time", "memory"}
+    # 15 epochs × 20 repeats; three times as many show every picture too often
+    assert (judged["views"]["value"], judged["views"]["verdict"]) == (300, "right")
+    longer = run(answers, "--set", "schedule.epochs=45").output
+    assert "What these figures are worth" in longer
+    assert "△ too high" in longer.split("Views per picture")[-1]
+
+
 def test_a_config_that_cannot_work_ends_with_exit_code_three_and_its_fix(answers):
     result = run(answers, "--json", "--set", "optimizer.learning_rate=1.0")
     assert result.exit_code == 3
