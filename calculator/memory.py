@@ -174,15 +174,17 @@ def _fragmentation(parts: Mapping[str, int], several_shapes: bool, checkpointing
 
 
 def _training(config: TrainingConfig, architecture: Architecture, views: Mapping[Size, int]) -> dict[str, int]:
-    trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
+    layers = network_layers(architecture, config.network)
+    trainable = sum(layer.trainable for layer in layers)
     memory = config.memory
-    gradients = 4 * trainable
+    shapes = [shape for layer in layers for name, shape in layer.tensors.items() if name != NOT_TRAINED]
+    gradients = 4 * (max(map(prod, shapes)) if memory.fused_backward else trainable)
     course = course_of(config)
     step, encoding = 0.0, 0.0
     for (width, height), count in views.items():
         batch = min(count, config.schedule.batch_size)
         area = width * height / architecture.latent_factor**2
-        step = max(step, activation_bytes(course, sizes_of(config, batch, area)))
+        step = max(step, activation_bytes(course, sizes_of(config, batch, area), fused_backward=memory.fused_backward))
         if not memory.cache_latents:
             encoding = max(encoding, batch * phase_bytes(architecture.family, course.half, "encode", area))
     # The trace holds the gradients of one batch as they appear; those of earlier batches lie beside it.

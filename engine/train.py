@@ -15,6 +15,7 @@ from typing import Literal
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
 from calculator.schedule import learning_rate_multiplier
@@ -40,6 +41,7 @@ from engine.events import (
     Validated,
     Warned,
 )
+from engine.fused_backward import FusedBackward
 from engine.loss_watch import TrainingBrokeError
 from engine.memory import device_name, leave, peak_ram_bytes, peak_vram_bytes, vram_bytes
 from engine.metadata import network_metadata
@@ -52,6 +54,7 @@ from engine.optimizers import check_optimizer, create_optimizer
 from engine.processes import add_up_gradients, anyone, create_accelerator, mean_and_norm, own
 from engine.recovery import drop_spoilt_states
 from engine.run_folder import RunFolder
+from engine.sample_grid import GRID, samples_over_time, samples_until
 from engine.samples import SamplePrompt, denoised, picture, sample_prompts, write_picture
 from engine.trouble import out_of_memory
 from engine.verification import verify
@@ -81,6 +84,11 @@ def train(
     # What it builds on: a frozen base model, whose parts are on the device only when they have work there.
     yield PhaseStarted(phase="loading", detail="base model")
     accelerator = create_accelerator(config.memory.precision)
+    if config.memory.fused_backward and accelerator.num_processes > 1:
+        raise PlainError(
+            "memory.fused_backward updates each weight as soon as its gradient is known, but several processes have to "
+            "add up their gradients first. Turn it off, or train on one card."
+        )
     check_optimizer(config.optimizer, schedule)
     everything = scan(config.dataset)
     dataset = trained_on(everything, config)
@@ -115,7 +123,11 @@ def train(
     if config.network.start_from:
         start_from(network, Path(config.network.start_from).expanduser())
     groups = network.trained_parameters(up_apart=config.optimizer.lora_plus_ratio > 1)
-    optimizer = accelerator.prepare(create_optimizer(groups, config.optimizer, schedule))
+    optimizer: AcceleratedOptimizer | FusedBackward
+    if config.memory.fused_backward:
+        optimizer = FusedBackward(groups, config.optimizer, schedule)
+    else:
+        optimizer = accelerator.prepare(create_optimizer(groups, config.optimizer, schedule))
     average = create_average(list(network.parameters()), config.ema)
     full_rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
 
@@ -142,6 +154,7 @@ def train(
         average,
     )
     step = load_newest_state(bench) if resume else 0
+    bench.drawn.extend(samples_until(run.events(), step))
     yield run_started(bench, first_epoch, step)
     network.attach()
     network.train()
@@ -178,8 +191,12 @@ def train(
                     # kohya divides by the full count even where an epoch ends with fewer batches; we match it.
                     accelerator.backward(loss / per_update)
                 losses.append(loss.detach())
-            add_up_gradients(accelerator, network)
-            norm = accelerator.clip_grad_norm_(network.parameters(), config.optimizer.maximum_gradient_norm or math.inf)
+            if isinstance(optimizer, FusedBackward):  # which took its steps while the gradients came in
+                norm = optimizer.gradient_norm(accelerator.device)
+            else:
+                add_up_gradients(accelerator, network)
+                most = config.optimizer.maximum_gradient_norm or math.inf
+                norm = accelerator.clip_grad_norm_(network.parameters(), most)
             loss_value, norm_value = mean_and_norm(accelerator, losses, norm)  # waits for the GPU, once per update
             try:
                 bench.watch.check(loss_value, norm_value, norm_may_overflow=bool(accelerator.scaler))
@@ -380,7 +397,7 @@ def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
             for index, (prompt, finished) in enumerate(zip(bench.prompts, latents, strict=True)):
                 name = f"step-{step:06d}_{index:02d}"
                 path = write_picture(picture(model, finished), prompt, sampler, bench.run.samples, name)
-                yield SampleSaved(
+                saved = SampleSaved(
                     step=step,
                     epoch=bench.epoch_of(step),
                     index=index,
@@ -388,6 +405,9 @@ def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
                     seed=prompt.seed,
                     path=path.relative_to(bench.run.path).as_posix(),
                 )
+                bench.drawn.append(saved)
+                yield saved
+    samples_over_time(bench.drawn, bench.run.path, bench.run.path / GRID)
 
 
 def save(bench: Bench, step: int) -> Iterator[Event]:

@@ -263,6 +263,8 @@ def _schedule(job: Writing) -> None:
         word = scheduler
     if word is None:
         job.lose("schedule.scheduler", "It does not have this schedule; the nearest it has is cosine.")
+        if scheduler == "adafactor" and job.config.schedule.warmup_init:
+            job.lose("schedule.warmup_init", "It belongs to Adafactor's own schedule.")
         word = "cosine"
     job.options["lr_scheduler"] = word
     if warmup and scheduler == "adafactor":
@@ -279,6 +281,8 @@ def _schedule(job: Writing) -> None:
 
 
 def _memory_and_saving(job: Writing) -> None:
+    if job.value("memory.fused_backward"):
+        job.lose("memory.fused_backward", "Its LoRA training has the switch and does not read it.")
     job.options["mixed_precision"] = PRECISIONS[job.value("memory.precision")]
     for name, key in (
         ("memory.cache_latents", "cache_latents"),
@@ -295,6 +299,11 @@ def _memory_and_saving(job: Writing) -> None:
         job.options["save_every_n_epochs"] = epochs
     if steps is not None:
         job.options["save_every_n_steps"] = steps
+    kept = job.value("saving.metadata")
+    if kept != "full":
+        job.options["no_metadata"] = True
+    if kept == "none":
+        job.lose("saving.metadata", "What a program needs to know the file it always writes.")
     keep = job.value("saving.keep_last")
     if keep is not None and epochs is not None:
         job.options["save_last_n_epochs"] = keep

@@ -53,7 +53,7 @@ RULED = frozenset(
         "max_train_steps", "max_train_epochs", "save_state", "save_state_on_train_end", "save_last_n_epochs_state",
         "save_last_n_steps_state", "cache_latents", "cache_latents_to_disk", "cache_text_encoder_outputs",
         "cache_text_encoder_outputs_to_disk", "mixed_precision", "save_precision", "save_last_n_steps",
-        "sample_prompts",
+        "sample_prompts", "no_metadata",
         "train_data_dir", "reg_data_dir", "in_json", "image_dir", "dataset_repeats", "caption_extention",
         "resolution",
     }
@@ -591,6 +591,8 @@ def _saving(job: Translation, beside: Path | None) -> None:
             job.changed(key, "saving.state_every_epochs", every, "A state to go on from, as often as a file is saved.")
         else:
             job.no_effect(key, "A state is saved at the end in any case.")
+    if "no_metadata" in job.source:
+        job.mapped("no_metadata", "saving.metadata", "minimal" if job.on("no_metadata") else "full")
     for key in ("save_last_n_epochs_state", "save_last_n_steps_state"):
         if key in job.source and not job.done(key):
             job.no_effect(key, "The newest two states are kept here.")

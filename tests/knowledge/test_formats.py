@@ -1015,3 +1015,21 @@ def test_sd2_comes_back_from_what_is_exported(prediction, tmp_path):
         back = read_foreign(tmp_path / first).config
         assert (back.base_model.family, back.base_model.prediction_type) == ("sd2", prediction), write
         assert not [lost for lost in exported.lost if lost.name.startswith("base_model")]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("ddim", "ddim"), ("pndm", "pndm"), ("lms", "lms"), ("euler", "euler"), ("euler_a", "euler_ancestral"),
+        ("heun", "heun"), ("dpm_2", "dpm2"), ("dpm_2_a", "dpm2_ancestral"), ("dpmsolver", "dpm_solver"),
+        ("dpmsolver++", "dpmpp_2m"), ("dpmsingle", "dpmpp_2s"), ("k_lms", "lms"), ("k_euler", "euler"),
+        ("k_euler_a", "euler_ancestral"), ("k_dpm_2", "dpm2"), ("k_dpm_2_a", "dpm2_ancestral"),
+    ],
+)  # fmt: skip
+def test_every_sampler_of_sd_scripts_has_its_own_here(theirs, ours):
+    assert options(sample_sampler=theirs, sample_prompts="").values["sampling.sampler"] == ours
+
+
+def test_no_metadata_there_is_minimal_metadata_here():
+    assert options(no_metadata=True).values["saving.metadata"] == "minimal"
+    assert options(no_metadata=False).values.get("saving.metadata", "full") == "full"

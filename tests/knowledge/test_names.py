@@ -43,6 +43,7 @@ def test_names_in_configs_and_windows_of_the_wild_lead_where_they_should():
         ("min_snr_gamma_enabled", "loss.minimum_snr_gamma"),
         ("use_wandb", "trackers"),
         ("sample_prompt", "sampling.prompts"),
+        ("Flip Augmentation (doubles the set)", "dataset.flip"),
         ("LoRA Learning Target 1: U-Net", "unet_part"),
     ],
 )
