@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 
 from engine.dataset import caption_edits as edits
+from engine.dataset.caption_tables import is_table
 from knowledge.answers import PlainError
 from wizard import views
-from wizard.captions import changes_shown
+from wizard.captions import FROM_TABLES, changes_shown
 from wizard.prompts import Move, Option, Page
 from wizard.words import count
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from wizard.session import Session
 
 Values = Mapping[str, Any]
-UNDO = "undo"
+UNDO, TABLES = "undo", "tables"
 CHANGES_ON_A_PAGE = 5
 """Changes that a small terminal shows above the question; `?` shows all of them."""
 
@@ -176,10 +177,12 @@ def change_all(session: Session, folders: Sequence[Path], extension: str, around
     while True:
         last = last_edit(folders)
         back = (Option(UNDO, "Take the last change back", last.words),) if last else ()
+        tables = [file.name for folder in folders for file in sorted(folder.iterdir()) if is_table(file.name)]
+        taken = (Option(TABLES, "Take missing ones from a table", tables[0]),) if tables else ()
         at = session.ask(
             Page(
                 title="What shall change in all captions?",
-                options=(*(Option(name, kind.label, kind.hint) for name, kind in KINDS.items()), *back),
+                options=(*taken, *(Option(name, kind.label, kind.hint) for name, kind in KINDS.items()), *back),
                 default=at,
                 **{**around, "error": error},
             )
@@ -191,6 +194,10 @@ def change_all(session: Session, folders: Sequence[Path], extension: str, around
             if at == UNDO:
                 assert last is not None
                 session.notice = take_back(last)
+            elif at == TABLES:
+                _write(
+                    session, {folder: edits.from_tables(folder, extension) for folder in folders}, FROM_TABLES, around
+                )
             else:
                 _change(session, KINDS[at], folders, extension, around)
         except PlainError as problem:
@@ -214,6 +221,11 @@ def _change(session: Session, kind: Kind, folders: Sequence[Path], extension: st
     if isinstance(create, Move):
         return
     planned = {folder: edits.changes(folder, extension, [edit], create=create) for folder in folders}
+    _write(session, planned, words, around)
+
+
+def _write(session: Session, planned: Mapping[Path, Sequence[edits.Change]], words: str, around: Values) -> None:
+    """Shows what would change in these folders, and writes it on a yes."""
     every = [change for several in planned.values() for change in several]
     if not every:
         session.notice = f"No caption would change ({words})."

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from engine.dataset.caption_edits import Change
 
 CHANGES_SHOWN = 8
+FROM_TABLES = "taken from the table beside the pictures"
 FILES_SHOWN = 4
 
 
@@ -36,6 +37,7 @@ FILES_SHOWN = 4
 @click.option("--prefix", metavar="TEXT", help="Put this text before every caption, blank space and comma included.")
 @click.option("--suffix", metavar="TEXT", help="Put this text after every caption.")
 @click.option("--create", is_flag=True, help="Make captions for pictures that have none, too.")
+@click.option("--from-tables", is_flag=True, help="Take missing captions from metadata.jsonl and its like.")
 @click.option("--undo", is_flag=True, help="Take the last edit back.")
 @click.option("--caption-extension", metavar=".EXT", help="Ending of the caption files.  [the usual one found]")
 @click.option("--dry-run", is_flag=True, help="Show what would change, and stop.")
@@ -55,6 +57,7 @@ def captions(
     prefix: str | None,
     suffix: str | None,
     create: bool,
+    from_tables: bool,
     undo: bool,
     caption_extension: str | None,
     dry_run: bool,
@@ -91,19 +94,25 @@ def captions(
         "suffix": suffix,
     }
     chosen = [kind.made(*_each(said[name])) for name, kind in KINDS.items() if said[name] not in (None, False, "")]
-    if not chosen and views.interactive() and not (as_json or dry_run or yes):
+    if not (chosen or from_tables) and views.interactive() and not (as_json or dry_run or yes):
         one_by_one(folder, caption_extension)
         return
-    if not chosen:
+    if not (chosen or from_tables):
         raise click.UsageError(
             "Say what to change, for example --trigger WORD or --remove TAGS; or take back with --undo."
         )
     if not (dry_run or yes) and (as_json or not views.interactive()):
         raise click.UsageError("Without a terminal to ask in, say --yes to write or --dry-run to look.")
 
-    words = "; ".join(text for text, _ in chosen)
+    if chosen and from_tables:
+        raise click.UsageError("--from-tables makes captions; change them with a second command.")
+
+    words = "; ".join(text for text, _ in chosen) or FROM_TABLES
     extension = caption_extension or suggest_caption_extension(suggest_folders(folder))
-    planned = edits.changes(folder, extension, [edit for _, edit in chosen], create=create)
+    if from_tables:
+        planned = edits.from_tables(folder, extension)
+    else:
+        planned = edits.changes(folder, extension, [edit for _, edit in chosen], create=create)
     if not as_json:
         preview(planned, words)
     asked = f"Change {count(len(planned), 'caption')}?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -250,8 +250,10 @@ def import_(
             return
         done = found
     if as_json:
-        facts = {"folder": str(done.folder), "pictures": done.pictures, "captions": done.captions}
-        print(json.dumps(facts | {"renamed": done.renamed, "left_out": dict(done.left_out)}, ensure_ascii=False))
+        facts: dict[str, Any] = {"folder": str(done.folder), "pictures": done.pictures, "captions": done.captions}
+        facts |= {"renamed": done.renamed, "left_out": dict(done.left_out)}
+        facts |= {"from_tables": dict(done.from_tables), "problems": done.problems}
+        print(json.dumps(facts, ensure_ascii=False))
         return
     console = views.console()
     console.print(
@@ -259,6 +261,10 @@ def import_(
     )
     if done.renamed:
         console.print(f"[quiet]{count(done.renamed, 'name')} were there twice and got a number.[/]")
+    for table, number in done.from_tables.items():
+        console.print(f"[quiet]{count(number, 'caption')} came from {views.escape(table)}.[/]")
+    for problem in done.problems:
+        console.print(f"[warning]{views.escape(problem)}[/]")
     if done.left_out:
         kinds = ", ".join(f"{number} × {extension}" for extension, number in done.left_out.most_common(5))
         console.print(f"[quiet]Left out, neither pictures nor captions: {kinds}[/]")

@@ -123,12 +123,20 @@ def _shapes(pictures: Sequence[Picture], settings: DatasetSettings) -> Text:
 def _captions(dataset: DatasetFacts, training: Sequence[Picture]) -> Text:
     from rich.text import Text
 
+    from engine.dataset.caption_tables import is_table
+
     missing = dataset.captions_missing
     if missing == 0:
         return Text("every picture has one")
     if missing == len(training):
-        return Text("none; the trigger word alone will stand for every picture", "warning")
-    return Text(f"{missing} of {len(training)} pictures have none", "warning")
+        text = Text("none; the trigger word alone will stand for every picture", "warning")
+    else:
+        text = Text(f"{missing} of {len(training)} pictures have none", "warning")
+    folders = dict.fromkeys(Path(picture.path).parent for picture in training if not picture.caption)
+    tables = dict.fromkeys(file.name for folder in folders for file in folder.iterdir() if is_table(file.name))
+    if tables:
+        text.append(f"; {', '.join(tables)} may hold them, and “Change all captions at once” takes them over")
+    return text
 
 
 def captions_as_trained(

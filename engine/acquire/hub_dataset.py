@@ -8,10 +8,7 @@ with; then they go the way of every other import.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import shutil
 import threading
 from collections import Counter
@@ -24,14 +21,11 @@ from typing import Any, BinaryIO
 
 from engine.acquire import transfer
 from engine.acquire.huggingface import Address, Repository, explain, look_up
-from engine.acquire.pictures import Entry, Imported, Limits, archived, import_entries, strangers_entry
+from engine.acquire.pictures import Entry, Imported, Limits, archived, caption_beside, import_entries, strangers_entry
 from engine.acquire.transfer import Notice, RefusalError, silent
+from engine.dataset.caption_tables import caption_column, caption_in, is_table, pyarrow, read_table, words
 from engine.dataset.folders import CAPTION_EXTENSIONS, PICTURE_EXTENSIONS
 from knowledge.answers import PlainError
-
-TABLES = ("metadata.jsonl", "metadata.csv")
-CAPTION_COLUMNS = ("text", "caption", "prompt", "description", "tags")
-"""Columns that hold captions in datasets for training, the usual ones first."""
 
 AT_A_TIME = 8
 """Files that come at the same time: thousands of small ones would else wait for each other's round trips."""
@@ -72,12 +66,14 @@ def look_into(address: Address, notice: Notice = silent, limits: Limits | None =
         raise PlainError(f"{name} has no {address.path}. Its files are on {address.page}/tree/main", 2)
     pictures = _ending(inside, PICTURE_EXTENSIONS)
     archives, parquet = _ending(inside, (".zip",)), _ending(inside, (".parquet",))
-    tables = [path for path in inside if PurePosixPath(path).name in TABLES]
+    tables = [path for path in inside if is_table(PurePosixPath(path).name)]
     if pictures or archives:
+        if any(path.endswith(".parquet") for path in tables):
+            _pyarrow(name, "the captions of its pictures in a Parquet table")
         captions = _ending(inside, CAPTION_EXTENSIONS) if pictures else []
         chosen, form = [*pictures, *captions, *tables, *archives], "pictures" if pictures else "archives"
     elif parquet:
-        _pyarrow(name)
+        _pyarrow(name, "its pictures inside Parquet tables")
         chosen, form = parquet, "tables of pictures"
     else:
         others = Counter(PurePosixPath(path).suffix or path for path in inside)
@@ -177,92 +173,40 @@ def _local(path: str) -> str:
 
 
 def _entries(
-    offer: DatasetOffer, staging: Path, caption_column: str, left_out: Counter[str], limits: Limits
+    offer: DatasetOffer, staging: Path, caption_column: str, imported: Imported, limits: Limits
 ) -> Iterator[Entry]:
     """What the files bring: pictures and captions, rows of tables, members of archives."""
-    captions: dict[str, str] = {}
     unpacked = _Unpacked(offer, staging, caption_column, limits)
-    for path in offer.paths:
-        if PurePosixPath(path).name in TABLES:
-            captions |= _captions_of_table(path, staging / _local(path), caption_column)
+    tables = [
+        read_table(PurePosixPath(path), (staging / _local(path)).read_bytes(), caption_column)
+        for path in offer.paths
+        if is_table(PurePosixPath(path).name)
+    ]
     captioned = {str(PurePosixPath(path).with_suffix("")) for path in _ending(offer.paths, CAPTION_EXTENSIONS)}
     for path in offer.paths:
         local, posix = staging / _local(path), PurePosixPath(path)
-        if posix.name in TABLES:
+        if is_table(posix.name):
             continue
         if posix.suffix.lower() == ".zip":
-            yield from archived(local, left_out, limits)
+            yield from archived(local, imported, limits)
         elif posix.suffix.lower() == ".parquet":
-            yield from unpacked.rows(posix, local, left_out)
-        elif (entry := strangers_entry(posix, _reader(local), left_out)) is not None:
+            yield from unpacked.rows(posix, local, imported.left_out)
+        elif (entry := strangers_entry(posix, _reader(local), imported.left_out)) is not None:
             yield entry
-            stem = str(posix.with_suffix(""))
-            if path in captions and stem not in captioned:
-                yield _caption_beside(entry, captions[path])
+            caption, table = caption_in(tables, posix)
+            if caption and str(posix.with_suffix("")) not in captioned:
+                yield caption_beside(entry, caption, table)
 
 
 def _reader(path: Path) -> Callable[[], BinaryIO]:
     return lambda: path.open("rb")
 
 
-def _caption_beside(picture: Entry, caption: str) -> Entry:
-    content = caption.strip().encode()
-    return Entry(picture.folder, f"{PurePosixPath(picture.name).stem}.txt", lambda: io.BytesIO(content), picture.origin)
-
-
-def _captions_of_table(path: str, local: Path, caption_column: str) -> dict[str, str]:
-    """Captions by the path of their picture in the repository. Raises PlainError for a table that cannot be read."""
-    try:
-        with local.open(encoding="utf-8-sig", newline="") as file:
-            if path.endswith(".csv"):
-                rows: list[Mapping[str, Any]] = list(csv.DictReader(file))
-            else:
-                rows = [json.loads(line) for line in file if line.strip()]
-        names = [str(row["file_name"]) for row in rows]
-    except (UnicodeDecodeError, ValueError, csv.Error) as error:
-        raise PlainError(f"{path} cannot be read as a table of captions ({error}).") from None
-    except (KeyError, TypeError, AttributeError):
-        raise PlainError(f"{path} has no column file_name, so nobody knows to which pictures it belongs.") from None
-    column = caption_of([key for row in rows for key in row], caption_column, path)
-    if column is None:
-        return {}
-    place = PurePosixPath(path).parent
-    return {
-        str(place / name) if str(place) != "." else name.removeprefix("./"): _words(row.get(column))
-        for name, row in zip(names, rows, strict=True)
-        if _words(row.get(column)).strip()
-    }
-
-
-def caption_of(columns: Iterable[str], chosen: str, where: str) -> str | None:
-    """The column that holds the captions; None where none looks like it. Raises PlainError where a chosen one lacks."""
-    known = list(dict.fromkeys(str(column) for column in columns))
-    if chosen:
-        if chosen not in known:
-            raise PlainError(f"{where} has no column {chosen}; it has {', '.join(known)}.", 2)
-        return chosen
-    return next((column for column in CAPTION_COLUMNS if column in known), None)
-
-
-def _words(value: object) -> str:
-    """A caption as text: a list of tags joined by commas, the first of several captions."""
-    if isinstance(value, list):
-        return ", ".join(str(each) for each in value)
-    return "" if value is None else str(value)
-
-
 # --- Parquet ----------------------------------------------------------------------------------------------------------
 
 
-def _pyarrow(name: str) -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise PlainError(
-            f"{name} keeps its pictures inside Parquet tables. To read those, install pyarrow "
-            "(pip install pyarrow, about 50 MB) and start the import again."
-        ) from None
-    return pyarrow.parquet
+def _pyarrow(name: str, what: str) -> Any:
+    return pyarrow(f"{name} keeps {what}.")
 
 
 @dataclass
@@ -292,7 +236,7 @@ class _Unpacked:
             raise PlainError(f"{path} cannot be read to its end as a Parquet table ({error}).") from None
 
     def _open(self, path: PurePosixPath, local: Path) -> tuple[Any, list[str]]:
-        reader = _pyarrow(self.offer.repository.address.repository)
+        reader = _pyarrow(self.offer.repository.address.repository, "its pictures inside Parquet tables")
         try:
             table = reader.ParquetFile(local)
             schema = table.schema_arrow
@@ -304,7 +248,7 @@ class _Unpacked:
                 f"{path} has no column of pictures, only {', '.join(schema.names[:8])}. It is no dataset of pictures, "
                 "or has only their addresses; download those pictures, and import their folder."
             )
-        caption = caption_of(schema.names, self.caption_column, str(path))
+        caption = caption_column(schema.names, self.caption_column, str(path))
         return table, [pictures[0], *([caption] if caption else [])]
 
     def _row(
@@ -323,8 +267,8 @@ class _Unpacked:
         file.write_bytes(content)
         picture = Entry("", file.name, _reader(file), origin)
         yield picture
-        if len(columns) > 1 and (caption := _words(row[columns[1]])).strip():
-            yield _caption_beside(picture, caption)
+        if len(columns) > 1 and (caption := words(row[columns[1]])).strip():
+            yield caption_beside(picture, caption)
 
 
 def _ending_of(content: bytes) -> str | None:

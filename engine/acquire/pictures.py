@@ -6,10 +6,12 @@ nothing is believed that it says of its sizes.
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import stat
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,11 +20,22 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from engine.dataset.caption_tables import (
+    LARGEST_BYTES,
+    CaptionTable,
+    caption_in,
+    is_table,
+    read_table,
+    tables_beside,
+)
 from engine.dataset.folders import CAPTION_EXTENSIONS, PICTURE_EXTENSIONS, suggest_folders
 from knowledge.answers import PlainError
 
 GIB = 1024**3
 CHUNK = 1024 * 1024
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+"""What reading a member of a damaged archive raises."""
+
 _NUMBERED = re.compile(r"\d+_.+")
 _UNSAFE = re.compile(r'[<>:"|?*\\\x00-\x1f]')
 
@@ -38,13 +51,18 @@ class Limits:
 
 @dataclass
 class Imported:
-    """What came in. left_out: how many files of each ending were neither pictures nor captions."""
+    """What came in. left_out: how many files of each ending were neither pictures nor captions.
+
+    from_tables: how many of the captions stood in each table. problems: a sentence for each table that was of no use.
+    """
 
     folder: Path
     pictures: int = 0
     captions: int = 0
     renamed: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    from_tables: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,16 +70,18 @@ class Entry:
     """A file to copy: the folder it goes to below the new one, its name, and how it is read.
 
     origin: the folder it comes from. A picture and a caption belong together when that and their stem are the same.
+    table: the name of the table of captions in which it stood, where it is no file of its own.
     """
 
     folder: str
     name: str
     open: Callable[[], AbstractContextManager[IO[bytes]]]
     origin: str = ""
+    table: str = ""
 
 
-Entries = Callable[[Counter[str], Limits], Iterable[Entry]]
-"""The files of one source, within these limits; what it leaves out it counts."""
+Entries = Callable[["Imported", Limits], Iterable[Entry]]
+"""The files of one source, within these limits; what it leaves out or cannot use it tells there."""
 
 
 def import_pictures(sources: Sequence[Path], destination: Path, limits: Limits | None = None) -> Imported:
@@ -87,7 +107,7 @@ def import_entries(sources: Sequence[tuple[str, Entries]], destination: Path, li
         partial_folder.mkdir(parents=True)
         for source, entries in sources:
             before = imported.pictures
-            _copy(list(entries(imported.left_out, limits)), partial_folder, imported, spent)
+            _copy(list(entries(imported, limits)), partial_folder, imported, spent)
             if imported.pictures == before:
                 raise PlainError(f"There are no pictures in {source}.")
         if destination.exists():
@@ -100,51 +120,110 @@ def import_entries(sources: Sequence[tuple[str, Entries]], destination: Path, li
     return imported
 
 
-def _entries(source: Path, left_out: Counter[str], limits: Limits) -> Iterator[Entry]:
+def _entries(source: Path, imported: Imported, limits: Limits) -> Iterator[Entry]:
     source = source.expanduser()
     if source.is_dir():
         for folder in suggest_folders(source):
             path = Path(folder.path)
             name = path.name if path != source or _NUMBERED.fullmatch(path.name) else ""
-            yield from _files(sorted(path.iterdir()), f"reg/{name}" if folder.regularisation else name, left_out)
+            target = f"reg/{name}" if folder.regularisation else name
+            yield from _files(sorted(path.iterdir()), target, imported, source)
     elif source.suffix.lower() == ".zip" or (source.is_file() and zipfile.is_zipfile(source)):
-        yield from archived(source, left_out, limits)
+        yield from archived(source, imported, limits)
     elif source.suffix.lower() in PICTURE_EXTENSIONS and source.is_file():
         captions = [source.with_suffix(extension) for extension in CAPTION_EXTENSIONS]
-        yield from _files([source, *(path for path in captions if path.is_file())], "", left_out)
+        beside = [path for path in captions if path.is_file()]
+        yield from _files([source, *beside], "", imported, source.parent)
     elif source.exists():
         raise PlainError(f"{source} is neither a folder, a ZIP archive nor a picture.", 2)
     else:
         raise PlainError(f"There is no {source}.", 2)
 
 
-def _files(paths: Sequence[Path], folder: str, left_out: Counter[str]) -> Iterator[Entry]:
+def _files(paths: Sequence[Path], folder: str, imported: Imported, root: Path) -> Iterator[Entry]:
+    """Files that lie together, and what the tables there and in `root` say of pictures that have no caption file."""
+    here = paths[0].parent
+    place = PurePosixPath(here.relative_to(root).as_posix())
+    tables, problems = tables_beside(here, str(place))
+    if here != root:
+        above = tables_beside(root)
+        tables, problems = tables + above[0], problems + above[1]
+    imported.problems += [problem for problem in problems if problem not in imported.problems]
+    captioned = {path.stem for path in paths if path.suffix.lower() in CAPTION_EXTENSIONS}
     for path in paths:
-        if path.is_file() and _wanted(path.name, left_out):
-            yield Entry(folder, path.name, lambda path=path: path.open("rb"))  # type: ignore[misc]
+        if is_table(path.name) or not path.is_file() or not _wanted(path.name, imported.left_out):
+            continue
+        entry = Entry(folder, path.name, lambda path=path: path.open("rb"))  # type: ignore[misc]
+        yield entry
+        yield from _from_tables(entry, place / path.name, tables, path.stem in captioned)
 
 
-def archived(source: Path, left_out: Counter[str], limits: Limits) -> Iterator[Entry]:
-    """The files of a ZIP."""
+def _from_tables(
+    picture: Entry, path: PurePosixPath, tables: Sequence[CaptionTable], captioned: bool
+) -> Iterator[Entry]:
+    """The caption that the tables have for a picture at this path, where it has none beside it."""
+    caption, table = caption_in(tables, path)
+    if caption and not captioned and path.suffix.lower() in PICTURE_EXTENSIONS:
+        yield caption_beside(picture, caption, table)
+
+
+def caption_beside(picture: Entry, caption: str, table: str = "") -> Entry:
+    """A caption file for this picture."""
+    content = caption.strip().encode()
+    name = f"{PurePosixPath(picture.name).stem}.txt"
+    return Entry(picture.folder, name, lambda: io.BytesIO(content), picture.origin, table)
+
+
+def archived(source: Path, imported: Imported, limits: Limits) -> Iterator[Entry]:
+    """The files of a ZIP, and the captions of its tables."""
     try:
         archive = zipfile.ZipFile(source)
     except (OSError, zipfile.BadZipFile) as error:
         raise PlainError(f"{source} is not a whole ZIP archive ({error}). Download it again.") from None
-    members = archive.infolist()
-    if len(members) > limits.files:
-        raise PlainError(f"{source} holds {len(members):,} files; more than {limits.files:,} are not unpacked.")
-    for member in members:
-        path = PurePosixPath(member.filename.replace("\\", "/"))
-        mode = member.external_attr >> 16
-        special = stat.S_IFMT(mode) not in (0, stat.S_IFREG)  # a link would be followed when it is read back
-        if member.is_dir() or special or "__MACOSX" in path.parts:
+    members = {
+        PurePosixPath(member.filename.replace("\\", "/")): member for member in archive.infolist() if _regular(member)
+    }
+    if len(archive.infolist()) > limits.files:
+        raise PlainError(
+            f"{source} holds {len(archive.infolist()):,} files; more than {limits.files:,} are not unpacked."
+        )
+    tables: list[CaptionTable] = []
+    for path, member in members.items():
+        if is_table(path.name) and not member.flag_bits & 1:
+            tables += _archived_table(archive, path, member, imported)
+    captioned = {path.with_suffix("") for path in members if path.suffix.lower() in CAPTION_EXTENSIONS}
+    for path, member in members.items():
+        if is_table(path.name):
             continue
-        entry = strangers_entry(path, lambda member=member: archive.open(member), left_out)  # type: ignore[misc]
+        entry = strangers_entry(path, lambda member=member: archive.open(member), imported.left_out)  # type: ignore[misc]
         if entry is None:
             continue
         if member.flag_bits & 1:
             raise PlainError(f"{source} is locked with a password. Unpack it yourself and import the folder.")
         yield entry
+        yield from _from_tables(entry, path, tables, path.with_suffix("") in captioned)
+
+
+def _regular(member: zipfile.ZipInfo) -> bool:
+    """Whether it is a file and neither a folder nor a link, which would be followed when it is read back."""
+    special = stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG)
+    return not (member.is_dir() or special or "__MACOSX" in PurePosixPath(member.filename).parts)
+
+
+def _archived_table(
+    archive: zipfile.ZipFile, path: PurePosixPath, member: zipfile.ZipInfo, imported: Imported
+) -> Iterator[CaptionTable]:
+    """The table, unless it is of no use, which is told."""
+    try:
+        with archive.open(member) as file:
+            content = file.read(LARGEST_BYTES + 1)
+        if len(content) > LARGEST_BYTES:
+            raise PlainError(f"{path} is too large for a table of captions; it is not read.")
+        yield read_table(path, content)
+    except PlainError as problem:
+        imported.problems.append(str(problem))
+    except DAMAGED as error:
+        raise PlainError(f"{path} in the archive is damaged ({error}). Download the archive again.") from None
 
 
 def strangers_entry(
@@ -219,6 +298,8 @@ def _copy(entries: Sequence[Entry], partial: Path, imported: Imported, spent: _S
             imported.pictures += 1
         else:
             imported.captions += 1
+            if entry.table:
+                imported.from_tables[entry.table] += 1
 
 
 def _free(folder: str, stem: str, taken: set[str]) -> str:
@@ -239,5 +320,5 @@ def _write(entry: Entry, target: Path, spent: _Spent) -> None:
                 written += len(chunk)
                 spent.add(entry.name, written, len(chunk))
                 file.write(chunk)
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, NotImplementedError) as error:  # type: ignore[attr-defined]
+    except DAMAGED as error:
         raise PlainError(f"{entry.name} in the archive is damaged ({error}). Download the archive again.") from None

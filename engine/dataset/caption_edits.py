@@ -8,9 +8,10 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from engine.dataset.caption_tables import TABLES, caption_in, tables_beside
 from engine.dataset.captions import SEPARATOR, read_caption
 from engine.dataset.folders import Listing, folder_listing, suggest_folders
 from engine.run_folder import whole_file
@@ -164,6 +165,28 @@ def changes(folder: Path, extension: str, edits: Sequence[Edit], *, create: bool
             planned.append(Change(file, before, after))
     if garbled:
         raise PlainError(f"Nothing was changed: {', '.join(garbled[:5])} cannot be read as UTF-8 text.")
+    return planned
+
+
+def from_tables(folder: Path, extension: str) -> list[Change]:
+    """The captions that tables beside the pictures have for those that have none of their own.
+
+    Raises PlainError where there is no table that can be used.
+    """
+    planned: list[Change] = []
+    problems: list[str] = []
+    used = 0
+    for found in listings(folder, extension):
+        tables, broken = tables_beside(found.folder)
+        used, problems = used + len(tables), problems + broken
+        for picture in found.pictures:
+            file = found.captions.get(picture.stem, picture.with_suffix(extension))
+            before = caption_text(file)
+            caption, _ = caption_in(tables, PurePosixPath(picture.name))
+            if caption and not (before or "").strip():
+                planned.append(Change(file, before, caption))
+    if problems or not used:
+        raise PlainError(" ".join(problems) or f"There is no table of captions in {folder}: {', '.join(TABLES)}.", 2)
     return planned
 
 

@@ -6,11 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from calculator.buckets import Size, place
 from calculator.steps import batches, views
+from engine.dataset.caption_tables import caption_in, tables_beside
 from engine.dataset.captions import mentions, tags
 from engine.dataset.examine import Examined, duplicates, examine_all
 from engine.dataset.folders import PICTURE_EXTENSIONS, Listing, folder_listing, no_pictures
@@ -110,6 +111,7 @@ def inspect_dataset(
     found = [*_picture_findings(examined, settings), *_duplicate_findings(same, alike)]
     found += _caption_findings(examined, tokens, settings)
     found += _folder_findings(listings)
+    found += _table_findings(listings, examined)
     found.sort(key=lambda pair: SEVERITIES.index(pair[0].severity))
     by_picture: dict[Path, list[DatasetFinding]] = {}
     for finding, paths in found:
@@ -384,6 +386,25 @@ def _folder_findings(listings: Sequence[Listing]) -> Iterator[Found]:
     for found in listings:
         if not found.pictures:
             yield _finding("no-pictures", "blocks", no_pictures(found))
+
+
+def _table_findings(listings: Sequence[Listing], pictures: Sequence[Examined]) -> Iterator[Found]:
+    """Captions that stand in a table beside the pictures, where nobody reads them."""
+    bare = {p.path for p in pictures if p.caption_readable and not (p.caption or "").strip()}
+    for found in listings:
+        tables, problems = tables_beside(found.folder)
+        for problem in problems:
+            yield _finding("caption-table", "warning", problem)
+        waiting: dict[str, list[Path]] = {}
+        for path in found.pictures:
+            if path in bare and (name := caption_in(tables, PurePosixPath(path.name))[1]):
+                waiting.setdefault(name, []).append(path)
+        for name, paths in waiting.items():
+            message = (
+                f"{name} holds captions for {_count(len(paths), 'picture')} without one. Training reads caption files "
+                "beside the pictures; make them: lora-wizard dataset captions FOLDER --from-tables"
+            )
+            yield _finding("caption-table", "warning", message, paths)
 
 
 def _says_something(caption: str, settings: DatasetSettings) -> bool:

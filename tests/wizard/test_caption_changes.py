@@ -37,7 +37,7 @@ def test_every_option_of_the_command_that_changes_captions_is_a_kind_of_edit():
     options = {option.name for option in dataset.commands["captions"].params}
     assert set(KINDS) == options & set(CASES)
     assert options - set(CASES) == {
-        *("folder", "replace", "create", "undo", "caption_extension", "dry_run", "yes", "as_json")
+        *("folder", "replace", "create", "from_tables", "undo", "caption_extension", "dry_run", "yes", "as_json")
     }
 
 
@@ -74,10 +74,11 @@ def test_captions_are_changed_and_taken_back_without_leaving_the_wizard(tmp_path
     here = tmp_path / "here"
     here.mkdir()
     (photos / "0.txt").write_text("cat, blurry, in place 0")
+    (photos / "metadata.jsonl").write_text('{"file_name": "4.png", "text": "in a table"}')
     terminal = Terminal("new", "--pictures", str(photos), "--goal", "object", here=here)
     terminal.sees("Which word shall call it up?")
     terminal.press(ESCAPE)
-    terminal.sees("Are these the right pictures?")
+    terminal.sees("Are these the right pictures?", "2 of 6 pictures have none; metadata.jsonl may hold them")
     terminal.point_at("Look closely, tag, write captions")
     terminal.press(ENTER)
     terminal.point_at("Change all captions at once")
@@ -85,6 +86,12 @@ def test_captions_are_changed_and_taken_back_without_leaving_the_wizard(tmp_path
 
     terminal.sees("What shall change in all captions?")
     assert "Take the last change back" not in terminal.text
+    terminal.point_at("Take missing ones from a table")
+    terminal.press(ENTER)
+    terminal.sees("Change 1 caption?", "4.txt  in a table")
+    terminal.press(ENTER)
+    terminal.sees("1 caption changed")
+    assert (photos / "4.txt").read_text() == "in a table\n"
     terminal.point_at("Remove tags")
     terminal.press(ENTER)
     terminal.sees("Which tags shall go?")
@@ -99,7 +106,7 @@ def test_captions_are_changed_and_taken_back_without_leaving_the_wizard(tmp_path
     terminal.press(ENTER)
     terminal.sees("Which text shall stand before?")
     terminal.press('"a toy, "', ENTER)
-    terminal.sees("And the pictures without a caption?", "2 of 6 pictures have none.")
+    terminal.sees("And the pictures without a caption?", "1 of 6 pictures have none.")
     terminal.press(DOWN, ENTER)
     terminal.sees("Change 6 captions?", "and 1 more")
     terminal.press(DOWN, ENTER)
@@ -116,12 +123,17 @@ def test_captions_are_changed_and_taken_back_without_leaving_the_wizard(tmp_path
     terminal.sees("6 captions changed")
     assert [(photos / f"{number}.txt").read_text() for number in (1, 5)] == ["a toy, in place 1\n", "a toy\n"]
 
-    for words in ('"a toy, " put before', "removed: Blurry"):
+    for words, number in (
+        ('"a toy, " put before', "6 captions"),
+        ("removed: Blurry", "2"),
+        ("taken from", "1 caption"),
+    ):
         terminal.point_at("Take the last change back")
         terminal.sees(words)
         terminal.press(ENTER)
-        terminal.sees(f"Taken back in {6 if 'toy' in words else 2} captions")
+        terminal.sees(f"Taken back in {number}")
     assert (photos / "0.txt").read_text() == "cat, blurry, in place 0\n"
+    assert not (photos / "4.txt").exists()
     assert not (photos / "5.txt").exists()
     terminal.press(ESCAPE)
     terminal.sees("What shall be done with them?")
