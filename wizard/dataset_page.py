@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.dataset.examine import Examined
+from engine.dataset.findings import SEVERITIES, DatasetFinding
 from engine.dataset.images import TURNS, UNREADABLE, as_rgb, opened, orientation
-from engine.dataset.inspect import SEVERITIES, DatasetFinding, Inspection
+from engine.dataset.inspect import Inspection
 from engine.run_folder import whole_file
 from wizard.report import STYLE
 from wizard.words import count, size
