@@ -52,7 +52,7 @@ from engine.networks import create_network, limit_norms
 from engine.noise import draw_noise, perturbed
 from engine.optimizers import check_optimizer, create_optimizer
 from engine.processes import add_up_gradients, anyone, create_accelerator, mean_and_norm, own
-from engine.recovery import drop_spoilt_states
+from engine.recovery import Marks, drop_spoilt_states, marks
 from engine.run_folder import RunFolder
 from engine.sample_grid import GRID, samples_over_time, samples_until
 from engine.samples import SamplePrompt, denoised, picture, sample_prompts, write_picture
@@ -179,6 +179,7 @@ def train(
             multiplier = learning_rate_multiplier(schedule, step, length.total_steps)
             for group in optimizer.param_groups:
                 group["lr"] = full_rates[group["name"]] * multiplier
+            before = marks(network, optimizer)
 
             losses = []
             for number, batch in own(update, accelerator):
@@ -186,27 +187,29 @@ def train(
                 yield from bench.skipped.tell(problems, step)
                 if not readable.items:
                     continue
-                with state_kept_when_memory_ends(bench, step):
+                with state_kept_when_memory_ends(bench, step, before):
                     loss = loss_per_image(bench, readable, epoch, number).mean()
                     # kohya divides by the full count even where an epoch ends with fewer batches; we match it.
                     accelerator.backward(loss / per_update)
                 losses.append(loss.detach())
-            if isinstance(optimizer, FusedBackward):  # which took its steps while the gradients came in
-                norm = optimizer.gradient_norm(accelerator.device)
-            else:
-                add_up_gradients(accelerator, network)
-                most = config.optimizer.maximum_gradient_norm or math.inf
-                norm = accelerator.clip_grad_norm_(network.parameters(), most)
+            with state_kept_when_memory_ends(bench, step, before):
+                if isinstance(optimizer, FusedBackward):  # which took its steps while the gradients came in
+                    norm = optimizer.gradient_norm(accelerator.device)
+                else:
+                    add_up_gradients(accelerator, network)
+                    most = config.optimizer.maximum_gradient_norm or math.inf
+                    norm = accelerator.clip_grad_norm_(network.parameters(), most)
             loss_value, norm_value = mean_and_norm(accelerator, losses, norm)  # waits for the GPU, once per update
             try:
                 bench.watch.check(loss_value, norm_value, norm_may_overflow=bool(accelerator.scaler))
             except TrainingBrokeError:
                 yield from return_to_good_state(bench, step)
                 raise
-            optimizer.step()
-            optimizer.zero_grad()
-            if config.network.maximum_norm is not None:
-                limit_norms(network, config.network.maximum_norm)
+            with state_kept_when_memory_ends(bench, step, before):
+                optimizer.step()
+                optimizer.zero_grad()
+                if config.network.maximum_norm is not None:
+                    limit_norms(network, config.network.maximum_norm)
             step += 1
             if average is not None:
                 average.take_in(step)
@@ -469,12 +472,17 @@ def keep_state(bench: Bench, step: int) -> Iterator[Event]:
 
 
 @contextmanager
-def state_kept_when_memory_ends(bench: Bench, step: int) -> Iterator[None]:
-    """Where memory runs out meanwhile, the state after `step` is kept, so that the run can go on from the same step."""
+def state_kept_when_memory_ends(bench: Bench, step: int, before: Marks | None = None) -> Iterator[None]:
+    """Where memory runs out meanwhile, the state after `step` is kept, so that the run can go on from the same step.
+
+    Not where a part of the weights was updated already, as the marks of `before` tell: such a state is of no step, and
+    the run goes on from the one that was kept last.
+    """
     try:
         yield
     except Exception as problem:
-        if step and out_of_memory(problem):
+        whole = before is None or marks(bench.network, bench.optimizer) == before
+        if step and whole and out_of_memory(problem):
             bench.optimizer.zero_grad()
             list(keep_state(bench, step))
         raise
