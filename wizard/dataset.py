@@ -123,7 +123,7 @@ def pages(found: Inspection) -> list[RenderableType]:
     from rich.padding import Padding
     from rich.text import Text
 
-    from wizard.dataset_page import summary
+    from wizard.dataset_page import framing_in_words, summary
 
     parts: list[RenderableType] = [
         Text(),
@@ -139,6 +139,7 @@ def pages(found: Inspection) -> list[RenderableType]:
             Text(),
             views.heading("Words in the captions", _caption_facts(found)),
             Padding(_tags(found), (0, 0, 0, 2)),
+            Padding(Text(framing_in_words(found), "quiet"), (1, 0, 0, 2)),
         ]
     return [*parts, Text(), Text(verdict(found), style="strong"), Text()]
 

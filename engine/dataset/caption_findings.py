@@ -12,6 +12,7 @@ from engine.dataset.captions import mentions, tags
 from engine.dataset.examine import Examined
 from engine.dataset.findings import Found, count, finding, have
 from engine.dataset.folders import Listing
+from engine.dataset.framing import framing_of, framings, one_sided
 from engine.dataset.tokens import TOKENS_READ
 from knowledge.config import DatasetSettings
 
@@ -60,6 +61,7 @@ def caption_findings(
     if texts and len(texts) == 1 and sum(texts.values()) > 2:
         yield finding("captions-equal", "note", "All captions are the same words; they tell nothing apart.")
     yield from _trigger_findings(pictures, settings)
+    yield from _framing_findings(pictures)
     yield from _tag_findings(pictures)
 
 
@@ -75,6 +77,22 @@ def _trigger_findings(pictures: Sequence[Examined], settings: DatasetSettings) -
             else "No caption holds the trigger word; it is put in front of all of them for training."
         )
         yield finding("trigger-missing", "note", message, without)
+
+
+def _framing_findings(pictures: Sequence[Examined]) -> Iterator[Found]:
+    """Pictures that are all taken from as near, by what their captions say."""
+    captioned = [p for p in pictures if (p.caption or "").strip()]
+    said = framings(p.caption or "" for p in captioned)
+    framing = one_sided(said)
+    if framing:
+        total = sum(number for each, number in said.items() if each)
+        yield finding(
+            "framing-one-sided",
+            "note",
+            f"{said[framing]} of {total} captions that say how near the picture is taken say {framing}. What is always "
+            "seen from as near is hard to draw from elsewhere: add pictures from nearer and from farther.",
+            [p.path for p in captioned if framing_of(p.caption or "") == framing],
+        )
 
 
 def _tag_findings(pictures: Sequence[Examined]) -> Iterator[Found]:

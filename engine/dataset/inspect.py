@@ -14,6 +14,7 @@ from engine.dataset.captions import mentions, tags
 from engine.dataset.examine import Examined, duplicates, examine_all
 from engine.dataset.findings import SEVERITIES, DatasetFinding
 from engine.dataset.folders import Listing, folder_listing
+from engine.dataset.framing import framings
 from engine.dataset.picture_findings import duplicate_findings, folder_findings, picture_findings
 from engine.dataset.tokens import count_tokens
 from knowledge.config import DatasetSettings
@@ -30,7 +31,11 @@ class BucketRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that was found. tag_frequency: in how many captions each tag stands, the most frequent first."""
+    """All that was found.
+
+    tag_frequency: in how many captions each tag stands, the most frequent first. framing: how many captions say each
+    framing, from near to far; under "" those that say none.
+    """
 
     pictures: tuple[Examined, ...]
     findings: tuple[DatasetFinding, ...]
@@ -40,6 +45,7 @@ class Inspection:
     trigger_word: str
     trigger_captions: int
     most_tokens: int
+    framing: dict[str, int]
     resolution: int
     by_picture: dict[Path, tuple[DatasetFinding, ...]] = field(default_factory=dict, repr=False)
 
@@ -66,6 +72,7 @@ class Inspection:
             "shapes": self.shapes(),
             "captions": self.captions,
             "most_tokens": self.most_tokens,
+            "framing": self.framing,
             "trigger_word": self.trigger_word,
             "trigger_captions": self.trigger_captions,
             "tag_frequency": self.tag_frequency,
@@ -109,6 +116,7 @@ def inspect_dataset(
         trigger_word=trigger_word,
         trigger_captions=sum(mentions(text or "", trigger_word) for text in captions.values()) if trigger_word else 0,
         most_tokens=max(tokens.values(), default=0),
+        framing=framings(text or "" for text in captions.values()),
         resolution=settings.resolution,
         by_picture={path: tuple(several) for path, several in by_picture.items()},
     )
