@@ -42,6 +42,7 @@ from engine.events import (
     Warned,
 )
 from engine.fused_backward import FusedBackward
+from engine.held_weights import hold_weights
 from engine.loss_watch import TrainingBrokeError
 from engine.memory import device_name, leave, peak_ram_bytes, peak_vram_bytes, vram_bytes
 from engine.metadata import network_metadata
@@ -114,12 +115,15 @@ def train(
         create_masks(config.dataset),
     )
     yield from fill(caches, accelerator, model, config, dataset, [*first_epoch, *apart], prompts)
+    hold_weights(model, config.memory.base_weights, config.memory.offload_blocks, accelerator.device)
     model.to(accelerator.device, but=caches.replaced(model))
 
     # What is trained: a network on the base model.
     if config.memory.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     network = create_network(model, config.network, config.seed).to(accelerator.device)
+    if config.memory.full_half:
+        network.halve()
     if config.network.start_from:
         start_from(network, Path(config.network.start_from).expanduser())
     groups = network.trained_parameters(up_apart=config.optimizer.lora_plus_ratio > 1)

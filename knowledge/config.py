@@ -53,6 +53,7 @@ AverageSaved = Literal["average", "both"]
 LossFunction = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 Precision = Literal["fp32", "fp16", "bf16"]
+BaseWeights = Literal["same", "fp8", "8bit", "nf4"]
 TimestepSampling = Literal["uniform", "logit_normal"]
 MetadataKept = Literal["full", "minimal", "none"]
 Sampler = Literal[
@@ -246,6 +247,9 @@ class NoiseSettings(Settings):
 
 class MemorySettings(Settings):
     precision: Precision = "fp32"
+    full_half: bool = False
+    base_weights: BaseWeights = "same"
+    offload_blocks: bool = False
     gradient_checkpointing: bool = False
     fused_backward: bool = False
     cache_latents: bool = True
@@ -338,6 +342,11 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
         yield (
             "network.train_unet and network.train_text_encoder are both false; nothing would be trained. "
             "Turn network.train_unet on."
+        )
+    if memory.full_half and memory.precision != "bf16":
+        yield (
+            f"memory.full_half is on and memory.precision is {memory.precision}: trained weights can be kept in bf16 "
+            "alone. Set memory.precision to bf16, or turn memory.full_half off."
         )
     if memory.cache_text_encoder_outputs and network.train_text_encoder:
         yield (

@@ -292,6 +292,12 @@ def _memory_and_saving(job: Writing) -> None:
             job.options[key] = True
         elif job.value(name):
             job.lose(name, "Only its script for SDXL can keep them.")
+    if job.value("memory.full_half"):
+        job.options["full_bf16"] = True
+    if job.value("memory.base_weights") == "fp8":
+        job.options["fp8_base"] = True
+    elif job.config.memory.base_weights != "same":
+        job.lose("memory.base_weights", "It holds the base model in fp8 or as it is.")
     job.options["save_precision"] = SAVED_PRECISIONS[job.value("saving.precision")]
     job.options["save_model_as"] = "safetensors"
     epochs, steps = job.value("saving.every_epochs"), job.value("saving.every_steps")
