@@ -232,7 +232,7 @@ def import_(
 
     SOURCES are folders, files and ZIP archives, or one dataset on Hugging Face: its page, or owner/name. The originals
     are not touched. Folders named like "10_sks cat" keep their name and with it their repeats. For a private dataset
-    set HF_TOKEN.
+    set HF_TOKEN; else you are asked, and what you answer is kept nowhere.
 
     \b
     Examples: lora-wizard dataset import holiday.zip "more pictures" --to datasets/holiday
