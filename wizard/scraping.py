@@ -17,7 +17,8 @@ from wizard import views, words
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from engine.acquire.booru import CaptionWish, Credentials, Found, Post, Scraped, Search
+    from engine.acquire.booru import Credentials, Found, Post, Search
+    from engine.acquire.booru_folder import CaptionWish, Scraped
 
 RATINGS = ("general", "sensitive", "questionable", "explicit")
 FAILURES_SHOWN = 5
@@ -70,7 +71,7 @@ def scrape(
     \b
     Example: lora-wizard dataset scrape "1girl solo -comic" --limit 60 --to datasets/zorb
     """
-    from engine.acquire import booru
+    from engine.acquire import booru, booru_folder
     from engine.dataset.caption_edits import split
 
     if not (dry_run or yes) and (as_json or not views.interactive()):
@@ -80,10 +81,10 @@ def scrape(
     folder = to or default_folder(tags)
     keys = booru.credentials(user_id=user_id) if not _must_ask(user_id, as_json) else _ask_for_keys(user_id)
     found = look(wanted, keys)
-    coming = booru.still_to_come(found, folder)
+    coming = booru_folder.still_to_come(found, folder)
     if not as_json:
         views.console().print(views.indented(views.page("", *offered(found, coming, folder, captions), "")))
-    wish = booru.CaptionWish(tuple(split(blacklist)), trigger) if captions else None
+    wish = booru_folder.CaptionWish(tuple(split(blacklist)), trigger) if captions else None
     agreed = bool(coming) and not dry_run and (yes or click.confirm(question(coming, folder), default=None))
     done = bring(coming, folder, wish, quiet=as_json) if agreed else None
     if as_json:
@@ -161,12 +162,12 @@ def question(coming: Sequence[Post], folder: Path) -> str:
 
 def bring(coming: Sequence[Post], folder: Path, captions: CaptionWish | None, *, quiet: bool = False) -> Scraped:
     """The pictures in the folder, with a bar for somebody who watches."""
-    from engine.acquire import booru
+    from engine.acquire import booru_folder
     from wizard.file_commands import watched
 
     notices = views.console(sys.stderr)
     with watched("Pictures", quiet) as tell:
-        return booru.fetch(
+        return booru_folder.fetch(
             coming,
             folder,
             captions,

@@ -11,7 +11,8 @@ from booru import KEY, USER, Gelbooru, Upload, picture
 from PIL import Image
 from servers import Fault
 
-from engine.acquire.booru import CaptionWish, Credentials, Search, credentials, fetch, query, search, still_to_come
+from engine.acquire.booru import Credentials, Search, credentials, query, search
+from engine.acquire.booru_folder import CaptionWish, fetch, still_to_come
 from engine.dataset.folders import listing
 from knowledge.answers import PlainError
 
@@ -178,7 +179,7 @@ def test_a_picture_gets_the_ending_of_what_is_in_it(booru, tmp_path):
 
 
 def test_a_file_without_end_is_not_taken(booru, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.acquire.booru.MOST_BYTES", 1000)
+    monkeypatch.setattr("engine.acquire.booru_folder.MOST_BYTES", 1000)
     assert "larger than" in scrape(tmp_path, limit=1).failed[5]
     assert names(tmp_path) == []
 
