@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import Any
 
 from calculator.buckets import Size
-from calculator.network_size import BYTES, NOT_TRAINED, Shape, network_layers
-from calculator.step_cost import activation_bytes, basis, course_of, phase_bytes, sizes_of
-from knowledge.architectures import HELD_BLOCK, Architecture, Layer
-from knowledge.config import BaseWeights, NetworkSettings, OptimizerName, TrainingConfig, with_values
+from calculator.network_size import BYTES, NOT_TRAINED, Shape, butterfly, network_layers
+from calculator.step_cost import (
+    RANKLESS,
+    activation_bytes,
+    basis,
+    course_of,
+    is_traced,
+    phase_bytes,
+    sizes_of,
+    traced_networks,
+)
+from knowledge.architectures import Architecture, Layer
+from knowledge.config import NetworkSettings, OptimizerName, TrainingConfig, with_values
 from knowledge.facts import Hardware
 from knowledge.optimizer_arguments import Argument, all_arguments
 
@@ -82,22 +91,10 @@ STATE_BYTES: Mapping[OptimizerName, Callable[[Shape, Arguments], float]] = {
 """Bytes of one tensor by its shape and all the arguments that the optimizer is given."""
 
 
-HALVED_STATE: Mapping[OptimizerName, float] = dict.fromkeys(STATE_BYTES, 0.5) | {
-    "adamw8bit": 1.0,
-    "paged_adamw8bit": 1.0,
-    "lion8bit": 1.0,
-    "adafactor": 1.0,
-    "prodigy_plus_schedule_free": 0.55,
-    "stable_adamw": 0.75,
-}
-"""What is left of the state where the trained weights are in bf16: most keep it in the weights' own precision."""
-
-
 def optimizer_bytes(architecture: Architecture, config: TrainingConfig) -> int:
     """What the optimizer keeps from step to step."""
     arguments = tuple(all_arguments(config.optimizer.name, config.optimizer.arguments).items())
-    share = HALVED_STATE[config.optimizer.name] if config.memory.full_half else 1.0
-    return round(share * _state_bytes(architecture, config.network, config.optimizer.name, arguments))
+    return _state_bytes(architecture, config.network, config.optimizer.name, arguments)
 
 
 @lru_cache(maxsize=64)  # one plan asks four times
@@ -109,7 +106,7 @@ def _state_bytes(
 ) -> int:
     state, given = STATE_BYTES[optimizer], dict(arguments)
     layers = network_layers(architecture, network)
-    shapes = (shape for layer in layers for name, shape in layer.tensors.items() if name != NOT_TRAINED)
+    shapes = (shape for layer in layers for name, shape in layer.tensors.items() if name not in NOT_TRAINED)
     return round(sum(state(shape, given) for shape in shapes))
 
 
@@ -140,15 +137,13 @@ def estimate_memory(
 
     `views` are the pictures of an epoch by bucket; a bucket with fewer than a batch never fills one.
     """
-    cuda = hardware.name != "CPU"
-    if not cuda:  # what would leave the card is in the computer's memory anyway
-        config = with_values(config, {"memory.offload_blocks": False})
     phases = {
         "caching": _caching(config, architecture, views),
         "training": _training(config, architecture, views),
         "sampling": _sampling(config, architecture),
         "saving": _saving(config, architecture),
     }
+    cuda = hardware.name != "CPU"
     unused = {name: round(_fragmentation(parts, len(views) > 1)) for name, parts in phases.items()}
     if config.memory.gradient_checkpointing:
         # More lies unused between the pieces that come and go, but never more than keeping all of them would take.
@@ -188,35 +183,73 @@ def _fragmentation(parts: Mapping[str, int], several_shapes: bool, checkpointing
 
 
 def _training(config: TrainingConfig, architecture: Architecture, views: Mapping[Size, int]) -> dict[str, int]:
-    layers = network_layers(architecture, config.network)
-    trainable = sum(layer.trainable for layer in layers)
+    trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
     memory = config.memory
-    size = trained_size(config)
-    shapes = [shape for layer in layers for name, shape in layer.tensors.items() if name != NOT_TRAINED]
-    gradients = size * (max(map(prod, shapes)) if memory.fused_backward else trainable)
+    gradients = 4 * trainable
     course = course_of(config)
     step, encoding = 0.0, 0.0
     for (width, height), count in views.items():
         batch = min(count, config.schedule.batch_size)
         area = width * height / architecture.latent_factor**2
-        need = activation_bytes(course, sizes_of(config, batch, area), fused_backward=memory.fused_backward)
-        # The traces are of gradients in fp32.
-        step = max(step, need - (0 if memory.fused_backward else (4 - size) * trainable))
+        step = max(step, activation_bytes(course, sizes_of(config, batch, area)))
         if not memory.cache_latents:
             encoding = max(encoding, batch * phase_bytes(architecture.family, course.half, "encode", area))
+    step += untraced_bytes(config, architecture)
     # The trace holds the gradients of one batch as they appear; those of earlier batches lie beside it.
     accumulated = gradients if config.schedule.gradient_accumulation_steps > 1 else 0
-    # A layer made whole comes and goes within what the traces of plain weights need at their peak: traced for SD 1.5,
-    # SDXL and the pocket model, fp8 and offloaded steps need up to a twentieth less and at most a hundredth more.
     most = max(step, encoding, gradients) + accumulated
     return {
         "base model": _weights(config, architecture, _resident(config, architecture)),
-        "network": size * trainable,
+        "network": 4 * trainable,
         "optimizer": optimizer_bytes(architecture, config),
         "averaged weights": average_bytes(architecture, config),
         "gradients": gradients,
         "activations": round(most) - gradients,
     }
+
+
+def untraced_bytes(config: TrainingConfig, architecture: Architecture) -> float:
+    """What a step needs above its traces for weights that were not in them: gradients, casts, rebuilt weights.
+
+    By comparison with traces of the pocket model it is fifteen percent low to sixty high.
+    """
+    network, half = config.network, config.memory.precision != "fp32"
+    course = course_of(config)
+    added, taken_off = traced_networks(network, course)
+    signed = [(1, network.model_copy(update={"train_text_encoder": False}))]
+    signed += [(-1, one) for one in added] + [(1, one) for one in taken_off]
+    weights = sum(sign * _trained(architecture, one) for sign, one in signed)
+    if network.train_text_encoder:  # of which LoRA's were traced
+        text = {"train_unet": False, "convolutions": False}
+        lora = network.model_copy(update=text | {"algorithm": "lora"})
+        weights += max(0, _trained(architecture, network.model_copy(update=text)) - _trained(architecture, lora))
+    # A sum of weight and difference is cast, and not the difference itself.
+    size = 4.0 * weights + (2 * max(weights, 0) if half and network.algorithm != "full" else 0)
+    return size + _rebuilt_bytes(config, architecture)
+
+
+def _rebuilt_bytes(config: TrainingConfig, architecture: Architecture) -> float:
+    """Of weights that a step rebuilds and no trace holds: all stay until the backward pass, or one layer's alone."""
+    network, number = config.network, BYTES[config.memory.precision]
+    layers = [one.layer for one in network_layers(architecture, network) if one.part == "unet"]
+    if network.algorithm in RANKLESS and not is_traced(course_of(config)):
+        temporary = {"full": 2, "ia3": 2, "oft": 3}.get(network.algorithm) or 2 + _stages(network, layers)
+    elif network.convolutions and network.algorithm == "loha":
+        layers, temporary = [layer for layer in layers if layer.kernel > 1], 1
+    else:
+        return 0
+    sizes = [layer.outputs * layer.inputs * layer.kernel**2 for layer in layers]
+    kept = 0 if config.memory.gradient_checkpointing else sum(sizes) * number
+    return kept + max(sizes, default=0) * (number + 4 * temporary)
+
+
+def _stages(network: NetworkSettings, layers: Sequence[Layer]) -> int:
+    """The most stages that BOFT turns a layer's outputs in."""
+    return max((butterfly(layer.outputs, network.rank)[1].bit_length() for layer in layers), default=0)
+
+
+def _trained(architecture: Architecture, network: NetworkSettings) -> int:
+    return sum(layer.trainable for layer in network_layers(architecture, network))
 
 
 def _caching(config: TrainingConfig, architecture: Architecture, views: Mapping[Size, int]) -> dict[str, int]:
@@ -244,12 +277,10 @@ def _sampling(config: TrainingConfig, architecture: Architecture) -> dict[str, i
     passes = [
         {
             "base model": _weights(config, architecture, parts),
-            "network": trained_size(config)
-            * sum(layer.trainable for layer in network_layers(architecture, config.network)),
+            "network": 4 * sum(layer.trainable for layer in network_layers(architecture, config.network)),
             "optimizer": optimizer_bytes(architecture, config),
             "averaged weights": average_bytes(architecture, config),
-            "picture": round(phase_bytes(architecture.family, half, name, area))
-            + (whole_layer(config, architecture) if name == "denoise" else 0),
+            "picture": round(phase_bytes(architecture.family, half, name, area)),
         }
         for name, parts in (("denoise", resident), ("decode", decoding))
     ]
@@ -261,7 +292,7 @@ def _saving(config: TrainingConfig, architecture: Architecture) -> dict[str, int
     trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
     return {
         "base model": _weights(config, architecture, _resident(config, architecture)),
-        "network": trained_size(config) * trainable,
+        "network": 4 * trainable,
         "optimizer": optimizer_bytes(architecture, config),
         "averaged weights": average_bytes(architecture, config),
     }
@@ -276,42 +307,5 @@ def _resident(config: TrainingConfig, architecture: Architecture) -> list[str]:
 
 def _weights(config: TrainingConfig, architecture: Architecture, parts: Iterable[str]) -> int:
     """Bytes of the base model's weights on the device; the VAE always computes in fp32."""
-    size, memory = BYTES[config.memory.precision], config.memory
-    total = 0
-    for part in parts:
-        if part == "unet":
-            total += held_bytes(architecture, memory.base_weights, size, memory.offload_blocks)
-        else:
-            total += architecture.weights[part] * (4 if part == "vae" else size)
-    return total
-
-
-# -- weights that are held smaller than they are computed with --------------------------------------------------------
-
-HELD: Mapping[BaseWeights, Callable[[Layer, int], float]] = {
-    "same": lambda layer, size: size * layer.matrix,
-    "fp8": lambda layer, size: layer.matrix + 4.0 * layer.outputs,
-    "8bit": lambda layer, size: layer.matrix + 4.0 * -(-layer.matrix // HELD_BLOCK["8bit"]),
-    "nf4": lambda layer, size: -(-layer.matrix // 2) + 4.0 * -(-layer.matrix // HELD_BLOCK["nf4"]),
-}
-"""Bytes of one layer's weights and their scales, by the form that they are held in."""
-
-
-@lru_cache(maxsize=64)
-def held_bytes(architecture: Architecture, form: BaseWeights, size: int, offloaded: bool = False) -> int:
-    """Bytes of the UNet on the device: the layers of its blocks in their form, or not at all; the rest as it is."""
-    held = [layer for layer in architecture.layers["unet"] if layer.group]
-    rest = architecture.weights["unet"] - sum(layer.matrix for layer in held)
-    return round(size * rest + (0 if offloaded else sum(HELD[form](layer, size) for layer in held)))
-
-
-def whole_layer(config: TrainingConfig, architecture: Architecture) -> int:
-    """Bytes of the largest layer made whole for its computation, where weights are held otherwise; 0 else."""
-    if config.memory.base_weights == "same" and not config.memory.offload_blocks:
-        return 0
-    return BYTES[config.memory.precision] * max(layer.matrix for layer in architecture.layers["unet"] if layer.group)
-
-
-def trained_size(config: TrainingConfig) -> int:
-    """Bytes of one trained weight and of its gradient."""
-    return 2 if config.memory.full_half else 4
+    size = BYTES[config.memory.precision]
+    return sum(architecture.weights[part] * (4 if part == "vae" else size) for part in parts)

@@ -10,15 +10,16 @@ from json.encoder import encode_basestring
 from math import isqrt, prod
 
 from knowledge.architectures import Architecture, Layer
-from knowledge.config import CONV_ALGORITHMS, Algorithm, NetworkSettings, Precision
+from knowledge.config import Algorithm, NetworkSettings, Precision
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
 BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 SAFETENSORS_NAMES: Mapping[Precision, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-NOT_TRAINED = "alpha"
-"""The tensor that every adapter saves beside its trained weights."""
+NOT_TRAINED = frozenset({"alpha", "on_input"})
+"""Tensors that adapters save beside their trained weights."""
+ALPHA: Mapping[str, tuple[int, ...]] = {"alpha": ()}
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class NetworkLayer:
 
     @cached_property
     def trainable(self) -> int:
-        return sum(prod(shape) for name, shape in self.tensors.items() if name != NOT_TRAINED)
+        return sum(prod(shape) for name, shape in self.tensors.items() if name not in NOT_TRAINED)
 
 
 @lru_cache(maxsize=64)  # one plan asks nine times, and a solver tries many plans
@@ -96,12 +97,12 @@ def _json(value: object) -> str:
 
 
 def _network_layers(architecture: Architecture, network: NetworkSettings) -> Iterator[NetworkLayer]:
-    groups = {"attention", "text"} | ({"convolution"} if network.algorithm in CONV_ALGORITHMS else set())
+    groups = {"attention", "text"} | ({"convolution"} if network.adapts_convolutions else set())
     for part in sorted(_trained_parts(architecture, network)):
         for layer in architecture.layers[part]:
             if layer.group in groups and layer.kind in ("linear", "conv"):
                 rank = network.rank if layer.kernel == 1 else network.conv_rank
-                tensors = {NOT_TRAINED: (), **TENSORS[network.algorithm](layer, rank, network)}
+                tensors = TENSORS[network.algorithm](layer, rank, network)
                 yield NetworkLayer(part, layer, architecture.saved_name(part, layer), rank, tensors)
 
 
@@ -123,6 +124,7 @@ def _points(layer: Layer) -> Shape:
 def lora(layer: Layer, rank: int, network: NetworkSettings) -> Shapes:
     """Hu et al. 2021 (arXiv:2106.09685): ΔW = up · down."""
     return {
+        **ALPHA,
         "lora_down.weight": (rank, layer.inputs, *_kernel(layer)),
         "lora_up.weight": (layer.outputs, rank, *_points(layer)),
     }
@@ -137,6 +139,7 @@ def loha(layer: Layer, rank: int, network: NetworkSettings) -> Shapes:
     """Hyeon-Woo et al. 2021 (arXiv:2108.06098): ΔW = (w1_a · w1_b) ⊙ (w2_a · w2_b)."""
     inputs = layer.inputs * layer.kernel**2
     return {
+        **ALPHA,
         "hada_w1_a": (layer.outputs, rank),
         "hada_w1_b": (rank, inputs),
         "hada_w2_a": (layer.outputs, rank),
@@ -145,13 +148,59 @@ def loha(layer: Layer, rank: int, network: NetworkSettings) -> Shapes:
 
 
 def lokr(layer: Layer, rank: int, network: NetworkSettings) -> Shapes:
-    """Yeh et al. 2023 (arXiv:2309.14859): ΔW = w1 ⊗ w2, and w2 = w2_a · w2_b where that is smaller."""
+    """Yeh et al. 2023 (arXiv:2309.14859): ΔW = w1 ⊗ w2, and w2 = w2_a · w2_b where that is smaller and not whole."""
     small_in, large_in = factorization(layer.inputs, network.lokr_factor)
     small_out, large_out = factorization(layer.outputs, network.lokr_factor)
-    first = {"lokr_w1": (small_out, small_in)}
-    if rank >= max(large_out, large_in) / 2:
+    first: Shapes = {**ALPHA, "lokr_w1": (small_out, small_in)}
+    if network.lokr_full_matrix or rank >= max(large_out, large_in) / 2:
         return {**first, "lokr_w2": (large_out, large_in, *_kernel(layer))}
     return {**first, "lokr_w2_a": (large_out, rank), "lokr_w2_b": (rank, large_in * layer.kernel**2)}
+
+
+def glora(layer: Layer, rank: int, network: NetworkSettings) -> Shapes:
+    """Chavan et al. 2023 (arXiv:2306.07967): ΔW = W · a1 · a2 + b1 · b2."""
+    return {
+        **ALPHA,
+        "a1.weight": (layer.inputs, rank, *_points(layer)),
+        "a2.weight": (rank, layer.inputs, *_points(layer)),
+        "b1.weight": (layer.outputs, rank, *_points(layer)),
+        "b2.weight": (rank, layer.inputs, *_kernel(layer)),
+    }
+
+
+def oft(layer: Layer, rank: int, network: NetworkSettings) -> Shapes:
+    """Qiu et al. 2023 (arXiv:2306.07280): the outputs in blocks, each turned by a matrix of its own."""
+    size, blocks = factorization(layer.outputs, rank)
+    return {**ALPHA, "oft_blocks": (blocks, size, size)}
+
+
+def boft(layer: Layer, rank: int, network: NetworkSettings) -> Shapes:
+    """Liu et al. 2023 (arXiv:2311.06243): stages of such blocks, each reaching twice as far as the one before."""
+    size, blocks = butterfly(layer.outputs, rank)
+    return {**ALPHA, "oft_blocks": (blocks.bit_length(), blocks, size, size)}
+
+
+def ia3(layer: Layer, rank: int, network: NetworkSettings) -> Shapes:
+    """Liu et al. 2022 (arXiv:2205.05638): a factor for each output."""
+    return {"on_input": (), "weight": (1, layer.outputs, 1, 1) if layer.kind == "conv" else (layer.outputs,)}
+
+
+def full(layer: Layer, rank: int, network: NetworkSettings) -> Shapes:
+    """The weight's difference itself, and the bias'."""
+    bias: Shapes = {"diff_b": (layer.outputs,)} if layer.bias else {}
+    return {"diff": (layer.outputs, layer.inputs, *_kernel(layer)), **bias}
+
+
+def butterfly(dimension: int, largest: int) -> tuple[int, int]:
+    """Size of the blocks and their number, a power of two: the largest even size up to `largest` that divides so.
+
+    As lycoris.functional.power2factorization. Raises ValueError where there is none.
+    """
+    for size in range(min(largest, dimension) // 2 * 2, 0, -2):
+        blocks, rest = divmod(dimension, size)
+        if not rest and blocks.bit_count() == 1:
+            return size, blocks
+    raise ValueError(f"{dimension} outputs are not a power of two of even blocks of at most {largest}")
 
 
 def factorization(dimension: int, factor: int) -> tuple[int, int]:
@@ -168,7 +217,13 @@ def factorization(dimension: int, factor: int) -> tuple[int, int]:
 TENSORS: Mapping[Algorithm, Callable[[Layer, int, NetworkSettings], Shapes]] = {
     "lora": lora,
     "locon": lora,
+    "dylora": lora,
     "dora": dora,
     "loha": loha,
     "lokr": lokr,
+    "glora": glora,
+    "oft": oft,
+    "boft": boft,
+    "ia3": ia3,
+    "full": full,
 }

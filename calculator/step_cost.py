@@ -12,17 +12,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from knowledge.config import CONV_ALGORITHMS, Algorithm, Family, TrainingConfig
+from knowledge.config import CONV_ALGORITHMS, Algorithm, Family, NetworkSettings, TrainingConfig
 
 DATA = Path(__file__).parent.parent / "knowledge" / "data" / "memory"
 SMALL: Family = "pocket"
 """The family of which every course is traced; where another's was not, its share over LoRA is taken from here."""
 USUAL_AREA: dict[Family, int] = {"pocket": 16**2, "sd15": 64**2, "sd2": 64**2, "sdxl": 128**2}
 """Latent pixels of a picture at the size that the family was made for."""
-GATHERED = 0.25
-"""Share of the most that a traced moment holds by rank, from which it is gradients that have gathered."""
 LARGEST_TRACED_RANK = {"lokr": 32}
 """LoKr's second factor becomes a whole matrix at high ranks, so from there on rank costs nothing more."""
+TRACED_RANK = 16
+"""Of algorithms whose step does not grow with the rank by itself: rotations' blocks, factors, whole differences."""
+RANKLESS = frozenset({"oft", "boft", "ia3", "full"})
+SAME_STEP: dict[Algorithm, Algorithm] = {"dylora": "lora"}
+"""Algorithms whose step takes what another's does."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def course_of(config: TrainingConfig) -> Course:
     """The course of a config's steps."""
     return Course(
         config.base_model.family,
-        config.network.algorithm,
+        SAME_STEP.get(config.network.algorithm, config.network.algorithm),
         config.network.train_text_encoder,
         config.memory.precision != "fp32",
         config.memory.gradient_checkpointing,
@@ -87,21 +90,42 @@ def sizes_of(config: TrainingConfig, batch: int, area: float) -> Sizes:
     """The sizes of a config's step on pictures of this many latent pixels."""
     network = config.network
     rank = min(network.rank, LARGEST_TRACED_RANK.get(network.algorithm, network.rank))
-    conv_rank = network.conv_rank if network.algorithm in CONV_ALGORITHMS else 0
+    rank = TRACED_RANK if network.algorithm in RANKLESS else rank
+    conv_rank = network.conv_rank if network.adapts_convolutions else 0
     return Sizes(batch, area, rank, conv_rank, config.base_model.maximum_tokens + 2)
 
 
-def activation_bytes(course: Course, sizes: Sizes, *, fused_backward: bool = False) -> float:
-    """The most that a step allocates above what lasts: activations, temporary results and gradients.
+def is_traced(course: Course) -> bool:
+    """Whether the family has a trace of this algorithm; the others' are put together from LoRA's."""
+    name = replace(course, text_encoder=False, half=True).name
+    return name in _document(course.family)["cases"]
 
-    With `fused_backward` gradients do not gather.
+
+def traced_networks(network: NetworkSettings, course: Course) -> tuple[list[NetworkSettings], list[NetworkSettings]]:
+    """The networks whose traces make up the UNet's part of a step: those added up, and those taken off again.
+
+    What it trains more or less than these do comes on top.
     """
-    measure = _peak_without_gradients if fused_backward else _peak
-    peak = _combined(course, sizes, measure)
+    rank = LARGEST_TRACED_RANK.get(network.algorithm, network.rank) if network.lokr_full_matrix else network.rank
+    usual: dict[str, Any] = {"convolutions": False, "lokr_factor": NetworkSettings().lokr_factor}
+    usual |= {"train_text_encoder": False, "rank": rank, "lokr_full_matrix": False}
+    plain = network.model_copy(update=usual)
+    own: dict[str, Any] = {"algorithm": SAME_STEP.get(network.algorithm, network.algorithm)}
+    if network.algorithm in RANKLESS:
+        own = {"algorithm": network.algorithm if is_traced(course) else "lora", "rank": TRACED_RANK}
+    added = [plain.model_copy(update=own)]
+    if not network.convolutions:
+        return added, []
+    return [*added, plain.model_copy(update={"algorithm": "locon"})], [plain.model_copy(update={"algorithm": "lora"})]
+
+
+def activation_bytes(course: Course, sizes: Sizes) -> float:
+    """The most that a step allocates above what lasts: activations, temporary results and gradients."""
+    peak = _combined(course, sizes, _peak)
     if course.checkpointing:
         # At high ranks on small pictures the traces count casts of the network's weights twice; computing activations
         # again never holds more than keeping all of them does.
-        peak = min(peak, _combined(replace(course, checkpointing=False), sizes, measure))
+        peak = min(peak, _combined(replace(course, checkpointing=False), sizes, _peak))
     return peak
 
 
@@ -140,13 +164,14 @@ def versions(family: Family) -> dict[str, str]:
 def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
     """A figure of a course, put together where it was not traced itself.
 
-    Text encoders add to any algorithm what they add to LoRA, once for every 75 tokens. fp32 multiplies as it does
-    there at the family's usual size: taken at each size anew, the share would fall faster than the step grows, and a
-    larger step would seem to need less.
+    Text encoders add to any algorithm what they add to LoRA, once for every 75 tokens. Convolutions add to those that
+    can leave them out what LoCon adds to LoRA. fp32 multiplies as it does there at the family's usual size: taken at
+    each size anew, the share would fall faster than the step grows, and a larger step would seem to need less.
     """
     cases = _document(course.family)["cases"]
     found: dict[str, Any] | None = cases.get(course.name)
-    if found is not None and not (course.text_encoder and sizes.tokens > 77):
+    convolutions = sizes.conv_rank > 0 and course.algorithm not in CONV_ALGORITHMS
+    if found is not None and not convolutions and not (course.text_encoder and sizes.tokens > 77):
         return float(measure(found, sizes))
     words = replace(sizes, tokens=77, area=0.0)
 
@@ -155,10 +180,16 @@ def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
         if name not in cases:  # as much more than LoRA as on the pocket model
             small = _document(SMALL)["cases"]
             plain = Course(course.family, "lora", False, True, course.checkpointing).name
+            if measure is _peak and algorithm in RANKLESS:  # what they rebuild is added up by its own size
+                return float(measure(cases[plain], sizes))
             return float(measure(small[name], sizes) / measure(small[plain], sizes) * measure(cases[plain], sizes))
         return float(measure(cases[name], sizes))
 
-    value = figure(course.algorithm)
+    value = figure(course.algorithm, sizes=replace(sizes, conv_rank=0) if convolutions else sizes)
+    if convolutions:
+        lora = figure("lora", sizes=replace(sizes, conv_rank=0))
+        # What is computed for them grows as it does for the other layers.
+        value = value + max(0.0, figure("locon") - lora) if measure is _peak else value * figure("locon") / lora
     if course.text_encoder:
         pieces = -(-(sizes.tokens - 2) // 75)
         added = max(0.0, figure("lora", True, sizes=words) - figure("lora", sizes=words))
@@ -173,23 +204,6 @@ def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
 
 def _peak(case: dict[str, Any], sizes: Sizes) -> float:
     return max(_dot(plane, sizes.memory_terms()) for plane in case["planes"])
-
-
-def _peak_without_gradients(case: dict[str, Any], sizes: Sizes) -> float:
-    """The peak where each gradient goes as soon as it is there.
-
-    What grows with a rank and not with the pictures is gradients where it is much, and the casts of a few layers'
-    weights where it is less than a quarter of the most. Nine traces with a hook that drops gradients lay within 3 %.
-    """
-    terms = sizes.memory_terms()
-    ranks = (1, 6)  # the terms rank and conv_rank
-    most = {term: max(plane[term] for plane in case["planes"]) for term in ranks}
-    least = {term: min(plane[term] for plane in case["planes"]) for term in ranks}
-
-    def gathered(plane: Sequence[float]) -> float:
-        return float(sum((plane[t] - least[t]) * terms[t] for t in ranks if plane[t] > GATHERED * most[t]))
-
-    return max(_dot(plane, terms) - gathered(plane) for plane in case["planes"])
 
 
 def _flops(case: dict[str, Any], sizes: Sizes) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from engine.models.family import BaseModel
 from engine.models.sd import AdaptedLayer
-from knowledge.config import CONV_ALGORITHMS, Algorithm, NetworkSettings
+from knowledge.config import Algorithm, NetworkSettings
 
 # LyCORIS' fused GPU kernels choose themselves by timing, so two runs would not give the same weights.
 os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")
@@ -29,7 +30,9 @@ class AlgorithmRecipe:
     arguments: dict[str, Any] = field(default_factory=dict)
     from_settings: dict[str, str] = field(default_factory=dict)
     change: Callable[[Any], Tensor] = lambda adapter: adapter.get_weight(adapter.shape)
-    """ΔW of one adapter, for the limit on its norm."""
+    """ΔW of one adapter, for the limit on its norm; a rotation's are its numbers, as in LyCORIS."""
+    degree: int | None = None
+    """How many of an adapter's factors are multiplied with one another in ΔW, where that is not all of them."""
 
 
 def _low_rank_change(adapter: Any) -> Tensor:
@@ -42,13 +45,32 @@ def _low_rank_change(adapter: Any) -> Tensor:
 ALGORITHMS: dict[Algorithm, AlgorithmRecipe] = {
     "lora": AlgorithmRecipe("engine.low_rank:LowRank", {"bypass_mode": True}, change=_low_rank_change),
     "locon": AlgorithmRecipe("engine.low_rank:LowRank", {"bypass_mode": True}, change=_low_rank_change),
+    "dylora": AlgorithmRecipe(
+        "engine.low_rank:DynamicRank",
+        {"bypass_mode": True},
+        {"block_size": "dylora_block_size"},
+        change=_low_rank_change,
+    ),
     # Normed over the input axis: applications apply the other form wrongly (Comfy-Org/ComfyUI#15458).
     "dora": AlgorithmRecipe(
         "lycoris.modules.locon:LoConModule", {"weight_decompose": True, "wd_on_out": False}, change=_low_rank_change
     ),
     "loha": AlgorithmRecipe("lycoris.modules.loha:LohaModule", {"bypass_mode": True}),
-    "lokr": AlgorithmRecipe("lycoris.modules.lokr:LokrModule", {"bypass_mode": True}, {"factor": "lokr_factor"}),
+    "lokr": AlgorithmRecipe(
+        "lycoris.modules.lokr:LokrModule",
+        {"bypass_mode": True},
+        {"factor": "lokr_factor", "full_matrix": "lokr_full_matrix"},
+    ),
+    "glora": AlgorithmRecipe(
+        "engine.low_rank:GeneralLowRank", {"bypass_mode": True}, change=lambda adapter: adapter.make_weight(), degree=2
+    ),
+    "oft": AlgorithmRecipe("engine.rebuilt:Rotation", change=lambda adapter: adapter.oft_blocks),
+    "boft": AlgorithmRecipe("engine.rebuilt:Butterfly", change=lambda adapter: adapter.oft_blocks),
+    "ia3": AlgorithmRecipe("engine.rebuilt:Scaled", change=lambda adapter: adapter.get_diff_weight()[0]),
+    "full": AlgorithmRecipe("engine.rebuilt:Full", change=lambda adapter: adapter.diff),
 }
+NO_FACTORS = ("dora_scale", "diff_b")
+"""Weights that the limit on ΔW's norm leaves as they are."""
 
 
 class Network(nn.Module):
@@ -61,6 +83,7 @@ class Network(nn.Module):
         self.recipe = recipe = ALGORITHMS[settings.algorithm]
         module_name, _, class_name = recipe.kind.partition(":")
         kind = getattr(importlib.import_module(module_name), class_name)
+        logging.getLogger("LyCORIS").setLevel(logging.ERROR)  # it tells how each layer was cut, where events belong
         arguments = recipe.arguments | {name: getattr(settings, known) for name, known in recipe.from_settings.items()}
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
             torch.manual_seed(seed)
@@ -88,11 +111,6 @@ class Network(nn.Module):
     def detach(self) -> None:
         for adapter in self.adapters.values():
             adapter.restore()
-
-    def halve(self) -> None:
-        """Keep the trained weights in bf16, and so their gradients and what the optimizer keeps of them."""
-        for parameter in self.parameters():
-            parameter.data = parameter.data.bfloat16()
 
     def trained_parameters(self, *, up_apart: bool = False) -> dict[str, list[nn.Parameter]]:
         """The trained weights by part of the base model, text encoders first, in the model's order.
@@ -153,10 +171,9 @@ class Network(nn.Module):
 
 def create_network(model: BaseModel, settings: NetworkSettings, seed: int) -> Network:
     """A new network on the parts that the settings name, not yet attached; its first weights come from the seed."""
-    convolutions = settings.algorithm in CONV_ALGORITHMS
     parts = [part for part in model.parts() if (settings.train_unet if part == "unet" else settings.train_text_encoder)]
     # Text encoders first, as sd-scripts creates and saves them.
-    layers = [layer for part in sorted(parts) for layer in model.adapted_layers(part, convolutions)]
+    layers = [layer for part in sorted(parts) for layer in model.adapted_layers(part, settings.adapts_convolutions)]
     return Network(layers, settings, seed)
 
 
@@ -164,14 +181,14 @@ def create_network(model: BaseModel, settings: NetworkSettings, seed: int) -> Ne
 def limit_norms(network: Network, maximum: float) -> None:
     """Scale every adapter whose ΔW has a larger norm than `maximum` down to it, all its factors by the same share.
 
-    Kohya's scale_weight_norms. The magnitudes of DoRA are no factors of ΔW and stay as they are.
+    Kohya's scale_weight_norms. DoRA's magnitudes and changed biases are no factors of ΔW and stay as they are.
     """
     training = network.training
     network.eval()  # no ranks dropped while norms are taken
     for adapter in network.adapters.values():
-        factors = [parameter for name, parameter in adapter.named_parameters() if name != "dora_scale"]
+        factors = [parameter for name, parameter in adapter.named_parameters() if name not in NO_FACTORS]
         norm = network.recipe.change(adapter).norm()
-        share = (maximum / norm.clamp(min=maximum)) ** (1 / len(factors))
+        share = (maximum / norm.clamp(min=maximum)) ** (1 / (network.recipe.degree or len(factors)))
         for factor in factors:
             factor.mul_(share)
     network.train(training)

@@ -21,6 +21,7 @@ ACTS_THROUGH: dict[str, tuple[tuple[str, ...], ...]] = {
     "glora": (("a1", "a2"), ("b1", "b2")),
     "boft": (("oft_blocks",),),
     "diag-oft": (("oft_blocks",),),
+    "ia3": (("scale_vector",),),
     "full": (("diff",), ("bias",)),
 }
 """Products of tensors that make up an algorithm's change: it is zero when there is a zero in each of them."""

@@ -22,7 +22,7 @@ POCKET_MODEL = "pocket"
 Family = Literal["pocket", "sd15", "sd2", "sdxl"]
 PredictionType = Literal["epsilon", "v_prediction"]
 Goal = Literal["character", "style", "object", "concept"]
-Algorithm = Literal["lora", "locon", "dora", "loha", "lokr"]
+Algorithm = Literal["lora", "locon", "dylora", "dora", "loha", "lokr", "glora", "oft", "boft", "ia3", "full"]
 OptimizerName = Literal[
     "adamw",
     "adamw8bit",
@@ -53,9 +53,7 @@ AverageSaved = Literal["average", "both"]
 LossFunction = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 Precision = Literal["fp32", "fp16", "bf16"]
-BaseWeights = Literal["same", "fp8", "8bit", "nf4"]
 TimestepSampling = Literal["uniform", "logit_normal"]
-MetadataKept = Literal["full", "minimal", "none"]
 Sampler = Literal[
     "ddim",
     "ddpm",
@@ -92,9 +90,30 @@ ZERO_SNR_SAMPLERS: frozenset[str] = frozenset(
 )  # fmt: skip
 """Samplers that can begin where nothing is left of the picture, as models with a zero-terminal schedule do."""
 CONV_ALGORITHMS: frozenset[str] = frozenset({"locon"})
-"""Algorithms that also adapt the 3x3 convolutions; they use network.conv_rank and network.conv_alpha."""
-UP_ALGORITHMS: frozenset[str] = frozenset({"lora", "locon", "dora"})
+"""Algorithms that always adapt the 3x3 convolutions, at network.conv_rank and network.conv_alpha."""
+CONVOLUTIONS_TOO: frozenset[str] = frozenset({"dylora", "loha", "lokr", "full"})
+"""Algorithms that adapt the 3x3 convolutions where network.convolutions is on."""
+UP_ALGORITHMS: frozenset[str] = frozenset({"lora", "locon", "dylora", "dora"})
 """Algorithms of a matrix down and a matrix up; optimizer.lora_plus_ratio lets the second learn faster."""
+LACKING_DROPOUT: Mapping[str, Mapping[str, str]] = {
+    "dropout": {
+        "dora": "DoRA has no such dropout",
+        "oft": "OFT turns weights, and has no inner values to leave out",
+        "boft": "BOFT turns weights, and has no inner values to leave out",
+        "ia3": "(IA)³ scales weights, and has no inner values to leave out",
+        "full": "a full difference has no inner values to leave out",
+    },
+    "rank_dropout": {
+        "dylora": "DyLoRA leaves out ranks by itself",
+        "lokr": "LoKr has no ranks to leave out",
+        "oft": "OFT has no ranks to leave out",
+        "boft": "BOFT has no ranks to leave out",
+        "ia3": "(IA)³ has no ranks to leave out",
+    },
+}
+"""Dropouts of network by the algorithms that do not have them, with the reason."""
+SMALLEST_BOFT_RANK: Mapping[str, int] = {"pocket": 6}
+"""BOFT cuts each layer's outputs into a power of two of even blocks: 320 into 32 of ten; other families need 10."""
 
 CAPTION_CHANGES = (
     "shuffle_tags",
@@ -104,9 +123,6 @@ CAPTION_CHANGES = (
     "tag_dropout_rate",
 )
 """Settings of dataset that give a picture another caption each time it is shown."""
-
-PACED_BY_ALL_WEIGHTS: frozenset[str] = frozenset({"prodigy", "prodigy_plus_schedule_free", "dadapt_adam"})
-"""Optimizers that reckon one pace from all weights together, so that no weight can be updated before all are known."""
 
 PICTURE_CHANGES = ("random_crop", "colour_augmentation")
 """Settings of dataset that make a picture look different each time in more ways than can be kept."""
@@ -178,9 +194,12 @@ class NetworkSettings(Settings):
     algorithm: Algorithm = "lora"
     rank: int = Field(16, ge=1, le=1024)
     alpha: float = Field(16.0, gt=0.0, le=4096.0)
+    convolutions: bool = False
     conv_rank: int = Field(8, ge=1, le=1024)
     conv_alpha: float = Field(8.0, gt=0.0, le=4096.0)
     lokr_factor: int = Field(8, ge=-1, le=1024)
+    lokr_full_matrix: bool = False
+    dylora_block_size: int = Field(4, ge=1, le=1024)
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     rank_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     module_dropout: float = Field(0.0, ge=0.0, lt=1.0)
@@ -188,6 +207,11 @@ class NetworkSettings(Settings):
     train_unet: bool = True
     train_text_encoder: bool = False
     start_from: str = ""
+
+    @property
+    def adapts_convolutions(self) -> bool:
+        """Whether the 3x3 convolutions are adapted too, at conv_rank and conv_alpha."""
+        return self.convolutions or self.algorithm in CONV_ALGORITHMS
 
 
 class OptimizerSettings(Settings):
@@ -247,11 +271,7 @@ class NoiseSettings(Settings):
 
 class MemorySettings(Settings):
     precision: Precision = "fp32"
-    full_half: bool = False
-    base_weights: BaseWeights = "same"
-    offload_blocks: bool = False
     gradient_checkpointing: bool = False
-    fused_backward: bool = False
     cache_latents: bool = True
     cache_text_encoder_outputs: bool = False
     make_room: bool = False
@@ -283,7 +303,6 @@ class SavingSettings(Settings):
     every_steps: int | None = Field(None, ge=1, le=100_000_000)
     keep_last: int | None = Field(None, ge=1, le=100_000)
     state_every_epochs: int | None = Field(None, ge=1, le=100_000)
-    metadata: MetadataKept = "full"
 
 
 class OutputSettings(Settings):
@@ -343,11 +362,6 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
             "network.train_unet and network.train_text_encoder are both false; nothing would be trained. "
             "Turn network.train_unet on."
         )
-    if memory.full_half and memory.precision != "bf16":
-        yield (
-            f"memory.full_half is on and memory.precision is {memory.precision}: trained weights can be kept in bf16 "
-            "alone. Set memory.precision to bf16, or turn memory.full_half off."
-        )
     if memory.cache_text_encoder_outputs and network.train_text_encoder:
         yield (
             "memory.cache_text_encoder_outputs and network.train_text_encoder are both true: cached outputs never "
@@ -365,23 +379,12 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
             f"memory.cache_latents keeps pictures as they were encoded once, but {' and '.join(changing)} would change "
             "them each time they are shown. Turn the cache or the changes off."
         )
-    if network.dropout > 0 and network.algorithm == "dora":
-        yield (
-            f"network.dropout is {network.dropout:g}, but DoRA has no such dropout. "
-            "Set it to 0; network.rank_dropout and network.module_dropout work with DoRA."
-        )
-    if network.rank_dropout > 0 and network.algorithm == "lokr":
-        yield (
-            f"network.rank_dropout is {network.rank_dropout:g}, but LoKr has no ranks to leave out. "
-            "Set it to 0; network.dropout and network.module_dropout work with LoKr."
-        )
+    yield from _network_contradictions(network, config.base_model.family)
     if config.optimizer.lora_plus_ratio > 1 and network.algorithm not in UP_ALGORITHMS:
         yield (
             f"optimizer.lora_plus_ratio is {config.optimizer.lora_plus_ratio:g}, but {network.algorithm} has no pair "
-            "of matrices to tell apart. Set it to 1, or network.algorithm to lora, locon or dora."
+            "of matrices to tell apart. Set it to 1, or network.algorithm to lora, locon, dylora or dora."
         )
-    if memory.fused_backward:
-        yield from _fused_contradictions(config)
     yield from argument_problems(config.optimizer.name, config.optimizer.arguments)
     second = config.optimizer.text_encoder_2_learning_rate
     if second is not None and config.base_model.family != "sdxl":
@@ -407,30 +410,42 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
         )
 
 
-def _fused_contradictions(config: TrainingConfig) -> Iterator[str]:
-    """Why weights cannot be updated while their gradients come in."""
-    optimizer, steps = config.optimizer, config.schedule.gradient_accumulation_steps
-    what = "memory.fused_backward updates each weight as soon as its gradient is known"
-    if optimizer.name in PACED_BY_ALL_WEIGHTS:
-        yield (
-            f"{what}, but optimizer.name is {optimizer.name}, which reckons its pace from all of them together. "
-            "Turn it off, or choose another optimizer."
+def _network_contradictions(network: NetworkSettings, family: Family) -> Iterator[str]:
+    algorithm = network.algorithm
+    for name, lacking in LACKING_DROPOUT.items():
+        share = getattr(network, name)
+        if share > 0 and algorithm in lacking:
+            others = [
+                f"network.{other}" for other in ("dropout", "rank_dropout") if algorithm not in LACKING_DROPOUT[other]
+            ]
+            instead = " and ".join([*others, "network.module_dropout"])
+            yield (f"network.{name} is {share:g}, but {lacking[algorithm]}. Set it to 0; what there is: {instead}.")
+    if network.convolutions and algorithm not in CONVOLUTIONS_TOO | CONV_ALGORITHMS:
+        instead = (
+            "LoRA on convolutions too is called LoCon: set network.algorithm to locon"
+            if algorithm == "lora"
+            else f"set network.algorithm to one of {', '.join(sorted(CONVOLUTIONS_TOO))}"
         )
-    if optimizer.maximum_gradient_norm > 0:
         yield (
-            f"{what}, but optimizer.maximum_gradient_norm ({optimizer.maximum_gradient_norm:g}) has to know all "
-            "gradients before it can shorten any. Set it to 0, or turn memory.fused_backward off."
+            f"network.convolutions is true, but {algorithm} adapts no 3x3 convolutions here; {instead}, "
+            "or network.convolutions to false."
         )
-    if steps > 1:
-        yield (
-            f"{what}, but schedule.gradient_accumulation_steps ({steps}) adds up the gradients of several batches "
-            "first. Set it to 1, or turn memory.fused_backward off."
-        )
-    if config.memory.precision == "fp16":
-        yield (
-            f"{what}, but in fp16 (memory.precision) the scaler has to look at all gradients first. Use bf16 or fp32, "
-            "or turn memory.fused_backward off."
-        )
+    ranks = {"network.rank": network.rank} | (
+        {"network.conv_rank": network.conv_rank} if network.adapts_convolutions else {}
+    )
+    for name, rank in ranks.items():
+        size = network.dylora_block_size
+        if algorithm == "dylora" and rank % size:
+            yield (
+                f"{name} is {rank}, which is not a multiple of network.dylora_block_size ({size}). "
+                f"Set it to {-(-rank // size) * size}."
+            )
+        smallest = SMALLEST_BOFT_RANK.get(family, 10)
+        if algorithm == "boft" and rank < smallest:
+            yield (
+                f"{name} is {rank}; BOFT cannot cut the layers of this model into blocks that small. "
+                f"Set it to {smallest} or more."
+            )
 
 
 def sections() -> dict[str, type[Settings]]:

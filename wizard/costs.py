@@ -104,7 +104,10 @@ def _plan_with(name: str, value: Any) -> Plan | None:
 
 COMPANIONS: dict[str, dict[str, Any]] = {
     "network.conv_rank": {"network.algorithm": "locon"},
+    "network.convolutions": {"network.algorithm": "loha"},
     "network.lokr_factor": {"network.algorithm": "lokr"},
+    "network.lokr_full_matrix": {"network.algorithm": "lokr"},
+    "network.dylora_block_size": {"network.algorithm": "dylora"},
     "network.train_text_encoder": {"memory.cache_text_encoder_outputs": False},
 }
 """What must be set along with a parameter for its values to be priced."""

@@ -138,7 +138,7 @@ def libraries(patient: Patient) -> Iterator[Line]:
             f"missing: {', '.join(missing)}",
             "problem",
             "The engine needs them.",
-            f"{pip()} install {' '.join(missing)}",
+            f"{pip()} install --upgrade lora-wizard",
         )
     elif "error" in probe:
         yield Line(

@@ -16,7 +16,7 @@ from engine.models.load import load
 from engine.models.sd import StableDiffusion
 from engine.pocket import HELD_OUT_FOLDER, KNOWN_FOLDER
 from engine.pocket.measure import denoising_loss
-from engine.tools.adapters import adapters, change
+from engine.tools.adapters import adapters, bias_change, change
 from engine.tools.files import open_tensors
 from knowledge.config import BaseModelSettings
 
@@ -41,9 +41,13 @@ def merged(parts: dict[str, Any], network: Path) -> Iterator[None]:
                 part, _, layer = (adapter.canonical or "").partition(".")
                 # transformers 5 has the layers of CLIP's text model one level higher than files name them
                 inside = layer if part == "unet" else layer.removeprefix("text_model.")
-                weight = parts[part].get_submodule(inside).weight
+                weight, bias = (getattr(parts[part].get_submodule(inside), name) for name in ("weight", "bias"))
                 before.append((weight, weight.clone()))
                 weight += change(adapter, weight.float()).reshape(weight.shape)
+                shift = bias_change(adapter)
+                if shift is not None:
+                    before.append((bias, bias.clone()))
+                    bias += shift
         yield
     finally:
         with torch.no_grad():

@@ -33,14 +33,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from calculator.step_cost import Course
-from engine.held_weights import hold_weights
+from calculator.step_cost import RANKLESS, TRACED_RANK, Course
 from engine.models.load import FAMILIES, TEXT_ENCODERS
 from engine.models.sd import Conditioning, StableDiffusion
 from engine.networks import Network, create_network
 from engine.train import loss_of_draw
 from knowledge.architectures import Architecture, architecture
-from knowledge.config import Algorithm, BaseWeights, Family, TrainingConfig, with_values
+from knowledge.config import Algorithm, Family, TrainingConfig, with_values
 
 DATA = Path(__file__).parents[2] / "knowledge" / "data" / "memory"
 META = torch.device("meta")
@@ -281,14 +280,10 @@ class CachedTexts:
         return Conditioning(torch.empty(count, self.tokens, self.width, dtype=self.dtype, device=META), pooled)
 
 
-def trace(
-    case: Course, points: Sequence[Point], base_weights: BaseWeights = "same", offload_blocks: bool = False
-) -> list[Trace]:
-    """The engine's step at each of these sizes, the base model held in a form of its own where one is given."""
+def trace(case: Course, points: Sequence[Point]) -> list[Trace]:
+    """The engine's step at each of these sizes."""
     dtype = torch.bfloat16 if case.half else torch.float32
     model = meta_model(case.family, dtype)
-    with CudaOnMeta():
-        hold_weights(model, base_weights, offload_blocks, META)
     if case.checkpointing:
         model.enable_gradient_checkpointing()
     traces = []
@@ -354,6 +349,11 @@ def points(case: Course) -> list[Point]:
     last is held out of the fit, to see that nothing else is at work."""
     side = SIDES[case.family]
     wide = side * 3 // 2
+    if case.algorithm in RANKLESS:
+        return [
+            Point(TRACED_RANK, 0, *size)
+            for size in ((2, side, side), (2, side, wide), (4, side, side), (2, wide, wide))
+        ]
     low, high = (1, 3) if case.algorithm == "lokr" and case.family == "pocket" else (4, 16)
     ranks = [(low, 4), (high, 4), (low, 16)] if case.algorithm == "locon" else [(low, 0), (high, 0)]
     chosen = [Point(*rank, 2, *shape) for rank in ranks for shape in [(side, side), (side, wide)]]
@@ -475,7 +475,9 @@ def cases(family: Family) -> Iterator[Course]:
 
     The calculator adds and scales by what these two make of LoRA where another algorithm meets them.
     """
-    others: tuple[Algorithm, ...] = ("loha", "lokr", "dora", "locon")
+    others: tuple[Algorithm, ...] = ("loha", "lokr", "dora", "locon", "glora")
+    if family == "pocket":  # what those rebuild is known by its size; their work is scaled by what it is here
+        others += ("oft", "boft", "ia3", "full")
     for checkpointing in (True, False):
         yield Course(family, "lora", False, True, checkpointing)
     for checkpointing in (True, False):

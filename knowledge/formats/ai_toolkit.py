@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from knowledge.answers import PlainError
+from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO
 from knowledge.formats.sd_scripts import ENDLESS
 from knowledge.formats.sd_scripts import SAMPLERS as KOHYA_SAMPLERS
 from knowledge.formats.translation import (
@@ -186,16 +187,27 @@ def _network(job: Translation) -> None:
                 job.mapped(key, "network.alpha", job.source[key])
     for key, name in (("network.conv", "network.conv_rank"), ("network.conv_alpha", "network.conv_alpha")):
         if key in job.source and not is_empty(job.source[key]):
-            if ours == "locon":
+            if ours in CONVOLUTIONS_TOO | CONV_ALGORITHMS:
                 job.mapped(key, name, job.source[key])
             else:
-                job.unsupported(key, f"It adapts the 3×3 convolutions with {kind}. Here only LoCon does that.")
+                job.unsupported(key, f"It adapts the 3×3 convolutions with {kind}.")
+    if conv and ours in CONVOLUTIONS_TOO:
+        job.implied["network.convolutions"] = True
     if conv and "network.conv_alpha" not in job.source:
         job.implied["network.conv_alpha"] = float(conv)
     if "network.lokr_factor" in job.source and ours != "lokr":
         job.no_effect("network.lokr_factor", "Only LoKr reads it.")
     elif ours == "lokr":
         job.implied["network.lokr_factor"] = -1
+    if "network.lokr_full_rank" in job.source:
+        if ours == "lokr":
+            job.mapped(
+                "network.lokr_full_rank", "network.lokr_full_matrix", as_bool(job.source["network.lokr_full_rank"])
+            )
+        else:
+            job.no_effect("network.lokr_full_rank", "Only LoKr reads it.")
+    elif ours == "lokr":
+        job.implied["network.lokr_full_matrix"] = True
 
 
 def _train(job: Translation) -> None:
@@ -236,15 +248,6 @@ def _train(job: Translation) -> None:
             job.no_effect("train.ema_config", "It is switched off there.")
     if "train.dtype" in job.source:
         _precision(job, "train.dtype", "memory.precision")
-    if "model.quantize" in job.source:
-        if as_bool(job.source["model.quantize"]):
-            job.changed("model.quantize", "memory.base_weights", "fp8", "Eight bits by our rounding, not by quanto's.")
-        else:
-            job.mapped("model.quantize", "memory.base_weights", "same")
-    if "model.layer_offloading" in job.source:
-        job.mapped(
-            "model.layer_offloading", "memory.offload_blocks", bool(as_bool(job.source["model.layer_offloading"]))
-        )
     if "save.dtype" in job.source:
         _precision(job, "save.dtype", "saving.precision")
     loss = job.get("train.loss_type")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from knowledge.config import CONV_ALGORITHMS, TrainingConfig, choices, fields, value_of
+from knowledge.config import TrainingConfig, choices, fields, value_of
+from knowledge.formats.kohya_network import write_network
 from knowledge.formats.sd_scripts import DIALECT, ENDLESS, RULED, implied
 from knowledge.formats.sd_scripts import SAMPLERS as KOHYA_SAMPLERS
 from knowledge.formats.translation import Translation, facts_of, foreign_choice
@@ -101,7 +102,7 @@ def to_sd_scripts(config: TrainingConfig, stem: str = "sd-scripts") -> Exported:
     """Options TOML, dataset TOML and prompts for sd-scripts."""
     job = Writing(config)
     _model(job)
-    _network(job)
+    write_network(job)
     _rates(job)
     _schedule(job)
     _weights(job)
@@ -177,37 +178,6 @@ def _model(job: Writing) -> None:
     job.value("dataset.goal")
 
 
-def _network(job: Writing) -> None:
-    algorithm = job.value("network.algorithm")
-    arguments: list[str] = []
-    if algorithm in ("lora", "locon"):
-        job.options["network_module"] = "networks.lora"
-    else:
-        job.options["network_module"] = "lycoris.kohya"
-        arguments += [f"algo={'lora' if algorithm == 'dora' else algorithm}", "preset=attn-mlp"]
-    if algorithm == "dora":
-        arguments += ["dora_wd=True", "wd_on_output=False"]
-    if algorithm in CONV_ALGORITHMS:
-        arguments += [f"conv_dim={job.value('network.conv_rank')}", f"conv_alpha={job.value('network.conv_alpha')}"]
-    if algorithm == "lokr":
-        arguments.append(f"factor={job.value('network.lokr_factor')}")
-    known = facts_of("sd_scripts")["network_args"]
-    for name in [name for name in fields() if "folders" not in name and name not in job.done]:
-        for key in parameters()[name].names.get(DIALECT, ()):
-            if key in known and value_of(job.config, name) != fields()[name].default:
-                arguments.append(f"{key}={job.value(name)}")
-                break
-    if arguments:
-        job.options["network_args"] = arguments
-    job.done |= {"network.conv_rank", "network.conv_alpha", "network.lokr_factor"}
-    job.options["network_dim"], job.options["network_alpha"] = job.value("network.rank"), job.value("network.alpha")
-    unet, text = job.value("network.train_unet"), job.value("network.train_text_encoder")
-    if not text:
-        job.options["network_train_unet_only"] = True
-    if not unet:
-        job.options["network_train_text_encoder_only"] = True
-
-
 def _rates(job: Writing) -> None:
     job.options["learning_rate"] = job.value("optimizer.learning_rate")
     text = job.value("optimizer.text_encoder_learning_rate")
@@ -263,8 +233,6 @@ def _schedule(job: Writing) -> None:
         word = scheduler
     if word is None:
         job.lose("schedule.scheduler", "It does not have this schedule; the nearest it has is cosine.")
-        if scheduler == "adafactor" and job.config.schedule.warmup_init:
-            job.lose("schedule.warmup_init", "It belongs to Adafactor's own schedule.")
         word = "cosine"
     job.options["lr_scheduler"] = word
     if warmup and scheduler == "adafactor":
@@ -281,8 +249,6 @@ def _schedule(job: Writing) -> None:
 
 
 def _memory_and_saving(job: Writing) -> None:
-    if job.value("memory.fused_backward"):
-        job.lose("memory.fused_backward", "Its LoRA training has the switch and does not read it.")
     job.options["mixed_precision"] = PRECISIONS[job.value("memory.precision")]
     for name, key in (
         ("memory.cache_latents", "cache_latents"),
@@ -292,12 +258,6 @@ def _memory_and_saving(job: Writing) -> None:
             job.options[key] = True
         elif job.value(name):
             job.lose(name, "Only its script for SDXL can keep them.")
-    if job.value("memory.full_half"):
-        job.options["full_bf16"] = True
-    if job.value("memory.base_weights") == "fp8":
-        job.options["fp8_base"] = True
-    elif job.config.memory.base_weights != "same":
-        job.lose("memory.base_weights", "It holds the base model in fp8 or as it is.")
     job.options["save_precision"] = SAVED_PRECISIONS[job.value("saving.precision")]
     job.options["save_model_as"] = "safetensors"
     epochs, steps = job.value("saving.every_epochs"), job.value("saving.every_steps")
@@ -305,11 +265,6 @@ def _memory_and_saving(job: Writing) -> None:
         job.options["save_every_n_epochs"] = epochs
     if steps is not None:
         job.options["save_every_n_steps"] = steps
-    kept = job.value("saving.metadata")
-    if kept != "full":
-        job.options["no_metadata"] = True
-    if kept == "none":
-        job.lose("saving.metadata", "What a program needs to know the file it always writes.")
     keep = job.value("saving.keep_last")
     if keep is not None and epochs is not None:
         job.options["save_last_n_epochs"] = keep

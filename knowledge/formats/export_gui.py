@@ -12,9 +12,15 @@ from knowledge.formats.kohya_gui import ARGUMENTS, RENAMED
 KINDS = {
     "lora": "Standard",
     "locon": "Kohya LoCon",
+    "dylora": "LyCORIS/DyLoRA",
     "dora": "LyCORIS/LoCon",
     "loha": "LyCORIS/LoHa",
     "lokr": "LyCORIS/LoKr",
+    "glora": "LyCORIS/GLoRA",
+    "oft": "LyCORIS/Diag-OFT",
+    "boft": "LyCORIS/BOFT",
+    "ia3": "LyCORIS/iA3",
+    "full": "LyCORIS/Native Fine-Tuning",
 }
 RATES = ("learning_rate", "text_encoder_lr", "network_train_unet_only", "network_train_text_encoder_only")
 
@@ -30,11 +36,18 @@ def to_kohya_gui(config: TrainingConfig, stem: str = "kohya_ss") -> Exported:
         "sdxl": config.base_model.family == "sdxl",
         "xformers": "sdpa",
     }
-    fields = {argument: field for field, argument in ARGUMENTS.items()} | {"loraplus_lr_ratio": "loraplus_lr_ratio"}
+    # Its form has a field for the block size of LyCORIS' DyLoRA alone, which is the same number.
+    fields = (
+        {argument: field for field, argument in ARGUMENTS.items()}
+        | {"unit": "unit"}
+        | {"loraplus_lr_ratio": "loraplus_lr_ratio"}
+    )
     for item in options.pop("network_args", []):
         key, _, value = item.partition("=")
         if key in fields:
             form[fields[key]] = _typed(value)
+    if algorithm == "lokr" and config.network.lokr_full_matrix:
+        lost.append(Lost("network.lokr_full_matrix", True, "The form has no field for it."))
     if algorithm == "dora":
         form |= {"LyCORIS_preset": "attn-mlp", "dora_wd": True}
         why = (

@@ -55,8 +55,8 @@ ARGUMENTS = {
 }  # fmt: skip
 """The form's name → the argument of the network."""
 LYCORIS_ONLY = {
-    "factor": ("lokr",), "decompose_both": ("lokr",), "use_cp": ("lokr",), "unit": ("dylora",),
-    "constrain": ("diag-oft",),
+    "factor": ("lokr",), "decompose_both": ("lokr",), "use_cp": ("lokr",),
+    "unit": ("dylora",), "constrain": ("diag-oft",),
     "rescaled": ("diag-oft",), "train_on_input": ("ia3",), "dora_wd": ("locon", "loha", "lokr"),
     "bypass_mode": ("locon", "loha", "lokr"), "use_scalar": ("locon", "loha", "lokr"),
 }  # fmt: skip

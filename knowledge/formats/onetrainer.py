@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from knowledge.config import CONV_ALGORITHMS, fields
+from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO, fields
 from knowledge.formats.translation import (
     Imported,
     Translation,
@@ -50,7 +50,6 @@ SAMPLERS = {
     "DPMPP_SDE_KARRAS": "dpmpp_2m_sde_karras",
     "UNIPC_KARRAS": "unipc_karras",
 }
-WEIGHTS = {"FLOAT_8": "fp8", "INT_8": "8bit", "NFLOAT_4": "nf4"}
 UNITS = {"EPOCH": "epochs", "STEP": "steps"}
 DEFAULTS: dict[str, Any] = {
     "base_model.family": "sd15",
@@ -179,8 +178,11 @@ def _network(job: Translation, beside: Path) -> None:
                 "locon",
                 "All layers there; here LoCon, which adds convolutions.",
             )
+        elif everything and ours in CONVOLUTIONS_TOO:
+            why = "All layers there; here the convolutions are added."
+            job.changed("layer_filter_preset", "network.convolutions", True, why)
         elif everything:
-            why = f"It adapts every layer. {ours} adapts attention and feed-forward layers here."
+            why = "It adapts every layer. Here attention and feed-forward layers are adapted."
             job.unsupported("layer_filter_preset", why)
         else:
             job.no_effect("layer_filter_preset", "Attention and feed-forward layers are what is adapted here.")
@@ -201,11 +203,15 @@ def _network(job: Translation, beside: Path) -> None:
             job.mapped("lokr_decompose_factor", "network.lokr_factor", job.source["lokr_decompose_factor"])
         else:
             job.no_effect("lokr_decompose_factor", "Only LoKr reads it.")
-    if ours in CONV_ALGORITHMS:
+    if everything and ours in CONVOLUTIONS_TOO:
+        job.implied["network.convolutions"] = True
+    if everything:
         job.implied["network.conv_rank"] = job.values.get("network.rank", 16)
         job.implied["network.conv_alpha"] = job.values.get("network.alpha", 1.0)
     if ours == "lokr":
         job.implied["network.lokr_factor"] = -1
+        if "lokr_full_matrix" in job.source:
+            job.mapped("lokr_full_matrix", "network.lokr_full_matrix", as_bool(job.source["lokr_full_matrix"]))
     for key in list(job.source):
         if key.startswith(("lokr_", "oft_")) and not job.done(key) and ours != "lokr":
             job.no_effect(key, f"{kind} does not read it.")
@@ -359,26 +365,6 @@ def _memory(job: Translation, beside: Path) -> None:
             job.mapped(key, name, PRECISIONS[str(word)])
         else:
             job.unsupported(key, f"{word} is not among our precisions.")
-    if "unet.weight_dtype" in job.source:
-        form = WEIGHTS.get(str(job.source["unet.weight_dtype"]))
-        if form:
-            job.mapped("unet.weight_dtype", "memory.base_weights", form)
-        else:
-            job.no_effect("unet.weight_dtype", "The base model is held in the precision that is calculated in.")
-    if "lora_weight_dtype" in job.source:
-        if job.source["lora_weight_dtype"] == "BFLOAT_16":
-            job.mapped("lora_weight_dtype", "memory.full_half", True)
-        elif job.source["lora_weight_dtype"] == "FLOAT_32":
-            job.mapped("lora_weight_dtype", "memory.full_half", False)
-        else:
-            job.unsupported("lora_weight_dtype", "Trained weights are kept in fp32 or bf16 here.")
-    if "layer_offload_fraction" in job.source:
-        share = as_number(job.source["layer_offload_fraction"]) or 0
-        if share:
-            why = "All blocks are offloaded here, not a share of them."
-            job.changed("layer_offload_fraction", "memory.offload_blocks", True, why)
-        else:
-            job.no_effect("layer_offload_fraction", "0 switches it off there.")
     checkpointing = as_bool(job.source.get("gradient_checkpointing"))
     for key in ("gradient_checkpointing", "unet.gradient_checkpointing"):
         if key in job.source:

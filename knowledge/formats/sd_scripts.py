@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from knowledge.config import CONV_ALGORITHMS, choices, fields
+from knowledge.config import choices, fields
+from knowledge.formats.kohya_network import DEFAULT_RANK, read_network
 from knowledge.formats.prompts import read_prompts
 from knowledge.formats.translation import (
     Imported,
     Translation,
     alike,
-    as_bool,
     as_number,
     choice_of,
     facts_of,
@@ -32,7 +32,6 @@ ENDLESS = 100_000
 """Epochs that never end a run before maximum_steps does: the largest number that schedule.epochs takes."""
 NEUTRAL = {"schedule.decay", "schedule.cycles", "schedule.power"}
 """Parameters that only one schedule reads: what the other trainer defaults to matters under that schedule alone."""
-DEFAULT_RANK = 4
 DEFAULT_STEPS = 1600
 SAMPLERS = {
     "ddim": "ddim", "pndm": "pndm", "lms": "lms", "euler": "euler", "euler_a": "euler_ancestral", "heun": "heun",
@@ -53,8 +52,7 @@ RULED = frozenset(
         "max_train_steps", "max_train_epochs", "save_state", "save_state_on_train_end", "save_last_n_epochs_state",
         "save_last_n_steps_state", "cache_latents", "cache_latents_to_disk", "cache_text_encoder_outputs",
         "cache_text_encoder_outputs_to_disk", "mixed_precision", "save_precision", "save_last_n_steps",
-        "fp8_base", "fp8_base_unet",
-        "sample_prompts", "no_metadata",
+        "sample_prompts",
         "train_data_dir", "reg_data_dir", "in_json", "image_dir", "dataset_repeats", "caption_extention",
         "resolution",
     }
@@ -62,8 +60,6 @@ RULED = frozenset(
 """Options whose meaning is not that of the one parameter whose entry names them: a rule below speaks of each."""
 SDXL_SIGNS = ("xl", "pony", "illustrious", "noob", "animagine")
 SDXL_OPTIONS = ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "no_half_vae")
-LYCORIS_CONV_PRESETS = {"attn-mlp", "attn-only", "unet-transformer-only"}
-"""LyCORIS presets that leave the convolutions of the residual blocks alone."""
 REPEATS = re.compile(r"(\d+)_(.*)")
 
 
@@ -155,120 +151,6 @@ def _model(job: Translation, beside: Path | None) -> None:
 
 def _family(job: Translation) -> str:
     return str(job.values.get("base_model.family", job.implied["base_model.family"]))
-
-
-def _network(job: Translation, beside: Path | None) -> None:
-    module = str(job.get("network_module", ""))
-    arguments = {key: value for key, value in job.source.items() if key.startswith("network_args.")}
-    algorithm = str(arguments.get("network_args.algo", "lora")).lower().strip("\"'")
-    preset = str(arguments.get("network_args.preset", "full"))
-    lycoris = module.startswith("lycoris")
-    conv_rank = as_number(arguments.get("network_args.conv_dim"))
-    ours: str | None = {"networks.lora": "lora", "networks.lora_fa": "lora", "": "lora"}.get(module)
-    if lycoris:
-        ours = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}.get(algorithm)
-    with_convolutions = conv_rank or (lycoris and conv_rank is None)
-    if ours == "lora" and with_convolutions and not (lycoris and preset in LYCORIS_CONV_PRESETS):
-        ours = "locon"
-    if ours is not None and as_bool(arguments.get("network_args.dora_wd")):
-        ours = "dora"
-    _say_algorithm(job, module, algorithm, ours, lycoris)
-    _say_conv(job, ours, lycoris)
-    rank = as_number(job.get("network_dim"))
-    if rank is not None and rank > 1024 and ours == "lokr":
-        job.changed(
-            "network_dim", "network.rank", 1024, "So large a rank means whole matrices in LoKr; 1024 does the same."
-        )
-    alpha = as_number(job.get("network_alpha"))
-    if alpha == 0:
-        job.changed(
-            "network_alpha", "network.alpha", float(rank or DEFAULT_RANK), "0 means the same as the rank there."
-        )
-    elif alpha is not None and rank is not None and rank > 1024:
-        job.changed("network_alpha", "network.alpha", alpha * 1024 / rank, "It keeps its proportion to the rank.")
-    if as_number(job.get("network_dropout")) == 0:
-        job.mapped("network_dropout", "network.dropout", 0.0)
-    if job.on("network_train_unet_only") or job.on("network_train_text_encoder_only"):
-        unet_only = job.on("network_train_unet_only")
-        _switch(job, "network_train_unet_only", "network.train_text_encoder", not unet_only)
-        _switch(
-            job, "network_train_text_encoder_only", "network.train_unet", not job.on("network_train_text_encoder_only")
-        )
-    else:
-        for key in ("network_train_unet_only", "network_train_text_encoder_only"):
-            if key in job.source:
-                job.no_effect(key, "It is switched off there.")
-
-
-def _switch(job: Translation, key: str, name: str, value: bool) -> None:
-    if key in job.source:
-        job.mapped(key, name, value)
-
-
-def _say_algorithm(job: Translation, module: str, algorithm: str, ours: str | None, lycoris: bool) -> None:
-    told = "network_args.algo" if "network_args.algo" in job.source else "network_module"
-    if "network_module" in job.source:
-        if told == "network_module" and ours is not None:
-            job.mapped("network_module", "network.algorithm", ours)
-        elif told == "network_module":
-            job.unsupported("network_module", f'It trains a network of "{module}". A plain LoRA is trained here.')
-        else:
-            job.no_effect("network_module", "It says where the algorithm is found; its name stands beside it.")
-    if told == "network_args.algo":
-        if ours is None:
-            job.unsupported(told, f'It trains the algorithm "{algorithm}". A plain LoRA is trained here.')
-        elif ours in (algorithm, "dora"):
-            job.mapped(told, "network.algorithm", ours)
-        else:
-            why = (
-                "It adapts the convolutions too."
-                if ours == "locon"
-                else "Convolutions are left out, so it is plain LoRA."
-            )
-            job.changed(told, "network.algorithm", ours, why)
-    if "network_args.dora_wd" in job.source:
-        if as_bool(job.source["network_args.dora_wd"]) and ours == "dora":
-            if algorithm in ("loha", "lokr"):
-                job.unsupported(
-                    "network_args.dora_wd", f"DoRA on top of {algorithm}. DoRA on plain LoRA is trained here."
-                )
-            else:
-                job.changed(
-                    "network_args.dora_wd",
-                    "network.algorithm",
-                    "dora",
-                    "DoRA over the inputs, which ComfyUI renders right; LyCORIS' own default is over the outputs.",
-                )
-        else:
-            job.no_effect("network_args.dora_wd", "It is switched off there.")
-    if "network_args.preset" in job.source and not job.done("network_args.preset"):
-        job.unsupported(
-            "network_args.preset",
-            "It chooses the layers. Here: attention and feed-forward layers, with LoCon the convolutions too.",
-        )
-
-
-def _say_conv(job: Translation, ours: str | None, lycoris: bool) -> None:
-    for key, name in (
-        ("network_args.conv_dim", "network.conv_rank"),
-        ("network_args.conv_alpha", "network.conv_alpha"),
-    ):
-        if key not in job.source:
-            continue
-        if ours in CONV_ALGORITHMS and as_number(job.source[key]):
-            job.mapped(key, name, job.source[key])
-        elif as_number(job.source[key]) and ours not in ("lora", None):
-            job.unsupported(key, f"It adapts the 3×3 convolutions with {ours}. Here only LoCon does that.")
-        else:
-            job.no_effect(key, "No convolutions are trained.")
-    if ours in CONV_ALGORITHMS:
-        rank, alpha = job.get("network_dim", DEFAULT_RANK), job.get("network_alpha", 1.0)
-        if not job.done("network_args.conv_dim") and lycoris:
-            job.implied["network.conv_rank"] = int(as_number(rank) or DEFAULT_RANK)
-        if not job.done("network_args.conv_alpha"):
-            job.implied["network.conv_alpha"] = float(as_number(alpha) or 1.0) if lycoris else 1.0
-    if "network_args.factor" in job.source and ours != "lokr":
-        job.no_effect("network_args.factor", "Only LoKr reads it.")
 
 
 def _rates(job: Translation, beside: Path | None) -> None:
@@ -451,12 +333,6 @@ def _memory(job: Translation, beside: Path | None) -> None:
             job.mapped(key, name, names[str(word)])
         else:
             job.unsupported(key, f'It computes in "{word}". fp32 is used here.')
-    for key in ("fp8_base", "fp8_base_unet"):
-        if job.on(key):
-            why = "Here with a scale for each row, which is more exact; norms and biases stay as they are."
-            job.changed(key, "memory.base_weights", "fp8", why)
-        elif key in job.source:
-            job.no_effect(key, "It is switched off there.")
     for on_disk, key, name in (
         ("cache_latents_to_disk", "cache_latents", "memory.cache_latents"),
         ("cache_text_encoder_outputs_to_disk", "cache_text_encoder_outputs", "memory.cache_text_encoder_outputs"),
@@ -598,8 +474,6 @@ def _saving(job: Translation, beside: Path | None) -> None:
             job.changed(key, "saving.state_every_epochs", every, "A state to go on from, as often as a file is saved.")
         else:
             job.no_effect(key, "A state is saved at the end in any case.")
-    if "no_metadata" in job.source:
-        job.mapped("no_metadata", "saving.metadata", "minimal" if job.on("no_metadata") else "full")
     for key in ("save_last_n_epochs_state", "save_last_n_steps_state"):
         if key in job.source and not job.done(key):
             job.no_effect(key, "The newest two states are kept here.")
@@ -607,7 +481,7 @@ def _saving(job: Translation, beside: Path | None) -> None:
 
 RULES: tuple[Callable[[Translation, Path | None], None], ...] = (
     _model,
-    _network,
+    read_network,
     _rates,
     _optimizer,
     _schedule,

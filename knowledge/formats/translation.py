@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from knowledge import library
 from knowledge.answers import plain_problems
-from knowledge.config import TrainingConfig, fields, sections, with_values
+from knowledge.config import LACKING_DROPOUT, UP_ALGORITHMS, TrainingConfig, fields, sections, with_values
 from knowledge.optimizer_arguments import (
     argument_problems,
     as_arguments,
@@ -207,12 +207,11 @@ def _caption_changes(values: Mapping[str, Any]) -> bool:
     return any(values.get(name) for name in (*switches, *rates))
 
 
+def _lacking(name: str, algorithm: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda values: bool(values.get(f"network.{name}") and values.get("network.algorithm") == algorithm)
+
+
 REPAIRS = (
-    Repair(
-        lambda values: bool(values.get("memory.full_half")) and values.get("memory.precision", "fp32") != "bf16",
-        {"memory.full_half": False},
-        "Trained weights can be kept in bf16 only where the calculations are in bf16 too.",
-    ),
     Repair(
         lambda values: bool(
             values.get("memory.cache_text_encoder_outputs") and values.get("network.train_text_encoder")
@@ -233,22 +232,18 @@ REPAIRS = (
         {"memory.cache_latents": False},
         "Pictures that change cannot be cached; sd-scripts stops at this. They change, without the cache.",
     ),
-    Repair(
-        lambda values: bool(values.get("network.dropout") and values.get("network.algorithm") == "dora"),
-        {"network.dropout": 0.0},
-        "DoRA has no such dropout, there or here.",
-    ),
-    Repair(
-        lambda values: bool(values.get("network.rank_dropout") and values.get("network.algorithm") == "lokr"),
-        {"network.rank_dropout": 0.0},
-        "LoKr has no ranks to leave out.",
+    *(
+        Repair(_lacking(name, algorithm), {f"network.{name}": 0.0}, f"{why[0].upper()}{why[1:]}.")
+        for name, lacking in LACKING_DROPOUT.items()
+        for algorithm, why in lacking.items()
     ),
     Repair(
         lambda values: (
-            values.get("optimizer.lora_plus_ratio", 1) > 1 and values.get("network.algorithm") in ("loha", "lokr")
+            values.get("optimizer.lora_plus_ratio", 1) > 1
+            and values.get("network.algorithm", "lora") not in UP_ALGORITHMS
         ),
         {"optimizer.lora_plus_ratio": 1.0},
-        "LoHa and LoKr have no pair of matrices that could learn at two rates.",
+        "This algorithm has no pair of matrices that could learn at two rates.",
     ),
     Repair(
         lambda values: values.get("base_model.clip_skip", 1) > 1 and values.get("base_model.family") == "sdxl",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calculator.network_size import factorization, file_bytes, network_layers, trainable_parameters
+from calculator.network_size import butterfly, factorization, file_bytes, network_layers, trainable_parameters
 from knowledge.architectures import architecture, read_architecture
 from knowledge.config import BaseModelSettings, NetworkSettings
 
@@ -22,6 +22,16 @@ NETWORKS = {
     "loha": NetworkSettings(algorithm="loha", rank=3),
     "lokr": NetworkSettings(algorithm="lokr", rank=2, lokr_factor=-1, train_text_encoder=True),
     "lokr with whole factors": NetworkSettings(algorithm="lokr", rank=512, lokr_factor=4),
+    "lokr of full matrices": NetworkSettings(algorithm="lokr", lokr_full_matrix=True, convolutions=True),
+    "loha on convolutions": NetworkSettings(algorithm="loha", rank=3, convolutions=True, conv_rank=2),
+    "lokr on convolutions": NetworkSettings(algorithm="lokr", rank=3, convolutions=True, conv_rank=2),
+    "dylora": NetworkSettings(algorithm="dylora", rank=4, dylora_block_size=2),
+    "glora": NetworkSettings(algorithm="glora", rank=4, train_text_encoder=True),
+    "oft": NetworkSettings(algorithm="oft", rank=6, train_text_encoder=True),
+    "boft": NetworkSettings(algorithm="boft", rank=12, train_text_encoder=True),
+    "ia3": NetworkSettings(algorithm="ia3", train_text_encoder=True),
+    "full": NetworkSettings(algorithm="full", convolutions=True, train_text_encoder=True),
+    "full without convolutions": NetworkSettings(algorithm="full"),
 }
 
 
@@ -89,3 +99,16 @@ def test_factorization_is_that_of_lycoris(dimension, factor):
     from lycoris.functional import factorization as reference
 
     assert factorization(dimension, factor) == tuple(reference(dimension, factor))
+
+
+@settings(deadline=None)
+@given(dimension=st.integers(1, 640).map(lambda half: 2 * half), largest=st.integers(1, 128))
+def test_butterfly_is_that_of_lycoris(dimension, largest):
+    from lycoris.functional import power2factorization as reference
+
+    size, blocks = reference(dimension, largest)
+    if size is None:
+        with pytest.raises(ValueError, match="power of two"):
+            butterfly(dimension, largest)
+    else:
+        assert butterfly(dimension, largest) == (size, blocks)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.models.load import load
-from engine.networks import create_network
+from engine.networks import ALGORITHMS, create_network
 from engine.pocket.examine import examine, merged
 from engine.tools.files import save_tensors
 from knowledge.config import BaseModelSettings, NetworkSettings
@@ -17,7 +17,9 @@ def model():
 
 def stirred(model, path, algorithm, by=0.02, **settings):
     """A network of this type with something in every weight, saved; the network itself."""
-    network = create_network(model, NetworkSettings(algorithm=algorithm, rank=2, alpha=2.0, **settings), seed=1)
+    network = create_network(
+        model, NetworkSettings(algorithm=algorithm, rank=6, alpha=6.0, dylora_block_size=2, **settings), seed=1
+    )
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in network.parameters():
@@ -26,7 +28,7 @@ def stirred(model, path, algorithm, by=0.02, **settings):
     return network
 
 
-@pytest.mark.parametrize("algorithm", ["lora", "locon", "dora", "loha", "lokr"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_merged_weights_predict_what_the_trained_network_predicts(model, tmp_path, algorithm):
     network = stirred(model, tmp_path / "n.safetensors", algorithm, train_text_encoder=True)
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))

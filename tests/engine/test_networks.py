@@ -10,7 +10,14 @@ from engine.models.sd import AdaptedLayer, StableDiffusion
 from engine.models.sdxl import StableDiffusionXL
 from engine.networks import ALGORITHMS, Network, attached, create_network, limit_norms
 from engine.optimizers import learning_rate
-from knowledge.config import BaseModelSettings, NetworkSettings, OptimizerSettings, ScheduleSettings, TrainingConfig
+from knowledge.config import (
+    CONVOLUTIONS_TOO,
+    BaseModelSettings,
+    NetworkSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainingConfig,
+)
 
 DATA = Path(__file__).parent.parent / "data"
 RECORDED = json.loads((DATA / "network_layers.json").read_text())
@@ -63,8 +70,13 @@ def test_a_full_size_network_has_kohyas_layers_names_and_shapes(family: str, sd1
 
 
 def settings_for(algorithm: str, **more: object) -> NetworkSettings:
+    """Settings of an algorithm; one with "+" behind it adapts the convolutions too."""
     values = {"rank": 4, "alpha": 2.0, "conv_rank": 2, "conv_alpha": 1.0, "lokr_factor": 4, "train_text_encoder": True}
-    return NetworkSettings(algorithm=algorithm, **(values | more))
+    values |= {"dylora_block_size": 2, "convolutions": algorithm.endswith("+")}
+    return NetworkSettings(algorithm=algorithm.removesuffix("+"), **(values | more))
+
+
+WITH_CONVOLUTIONS = [*ALGORITHMS, *(f"{name}+" for name in sorted(CONVOLUTIONS_TOO))]
 
 
 def predict(model: StableDiffusion) -> torch.Tensor:
@@ -83,7 +95,7 @@ def stir(network: Network, strength: float = 0.2) -> None:
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", WITH_CONVOLUTIONS)
 def test_a_new_network_changes_nothing_and_a_trained_one_does(
     algorithm: str, family: str, request: pytest.FixtureRequest
 ):
@@ -97,7 +109,7 @@ def test_a_new_network_changes_nothing_and_a_trained_one_does(
     assert torch.equal(predict(model), base)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", WITH_CONVOLUTIONS)
 def test_every_weight_learns(algorithm: str, sd15: StableDiffusion):
     network = create_network(sd15, settings_for(algorithm), seed=3)
     stir(network)
@@ -200,6 +212,77 @@ def test_matrices_that_lead_up_are_groups_of_their_own_for_lora_plus(sd15: Stabl
         learning_rate("unet up", OptimizerSettings(learning_rate=1e-4, lora_plus_ratio=16.0), ScheduleSettings())
         == 16e-4
     )
+
+
+def test_dylora_trains_one_block_of_ranks_at_a_time_on_those_before_it(sd15: StableDiffusion):
+    network = create_network(sd15, settings_for("dylora", rank=6, dylora_block_size=2), 0)
+    stir(network)
+    taught = set()
+    with attached(network.train()):
+        for seed in range(6):
+            torch.manual_seed(seed)
+            sd15.predict(torch.ones(1, 4, 8, 8), torch.tensor([10]), sd15.encode_prompt(["a"]), None).sum().backward()
+            for adapter in network.adapters.values():
+                learning = adapter.lora_down.weight.grad.flatten(1).any(dim=1).view(3, 2)
+                assert learning.sum() == 2
+                assert learning.any(dim=1).sum() == 1, "the ranks of a block learn together"
+                assert torch.equal(adapter.lora_up.weight.grad.flatten(1).any(dim=0), learning.flatten())
+                taught.add(int(learning.any(dim=1).nonzero()))
+            network.zero_grad()
+    assert taught == {0, 1, 2}
+
+
+def test_dyloras_later_ranks_do_not_act_while_an_earlier_block_learns(sd15: StableDiffusion, monkeypatch):
+    layer = torch.nn.Linear(8, 8)
+    settings = settings_for("dylora", rank=4, alpha=4.0, dylora_block_size=2)
+    network = Network([AdaptedLayer("layer", layer, "unet")], settings, 0).train()
+    stir(network, 1.0)
+    adapter, x = network.adapters["layer"], torch.randn(3, 8)
+    monkeypatch.setattr(torch, "randint", lambda high, size: torch.tensor(0))
+    down, up = adapter.lora_down.weight, adapter.lora_up.weight
+    # alpha ÷ rank is one; half of the ranks are strengthened by the square root of two.
+    expected = layer(x) + x @ down[:2].t() @ up[:, :2].t() * 2**0.5
+    with attached(network):
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_gloras_rank_dropout_leaves_out_the_share_that_is_set(sd15: StableDiffusion):
+    layer = torch.nn.Linear(8, 8, bias=False)
+    network = Network([AdaptedLayer("layer", layer, "unet")], settings_for("glora", rank=400, rank_dropout=0.25), 0)
+    adapter = network.adapters["layer"].train()
+    torch.nn.init.zeros_(adapter.a1.weight)
+    torch.nn.init.ones_(adapter.b1.weight)
+    torch.nn.init.ones_(adapter.b2.weight)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        kept = adapter.bypass_forward_diff(torch.ones(1, 8)) / 8 / adapter.scale / 400
+    assert kept.mean() == pytest.approx(0.75, abs=0.06)
+
+
+def test_full_leaves_the_base_model_alone_and_changes_biases_too(sd15: StableDiffusion):
+    before = {name: tensor.clone() for name, tensor in sd15.unet.state_dict().items()}
+    network = create_network(sd15, settings_for("full+"), 0)
+    stir(network)
+    with attached(network):
+        pass
+    after = sd15.unet.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert sum(name.endswith(".diff_b") for name in network.saved_tensors()) > 0
+
+
+def test_making_a_network_prints_nothing(sd15: StableDiffusion, capfd: pytest.CaptureFixture[str]):
+    for algorithm in ("oft", "boft", "lokr"):
+        create_network(sd15, settings_for(algorithm, rank=12), 0)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_whole_lokr_has_no_split_half(sd15: StableDiffusion):
+    split, whole = (
+        {name.rpartition(".")[2] for name in create_network(sd15, settings, 0).saved_tensors()}
+        for settings in (settings_for("lokr"), settings_for("lokr", lokr_full_matrix=True))
+    )
+    assert "lokr_w2_a" in split
+    assert whole == {"alpha", "lokr_w1", "lokr_w2"}
 
 
 def test_lokr_factor_shapes_the_factors(sd15: StableDiffusion):

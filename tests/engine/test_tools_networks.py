@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.networks import ALGORITHMS
 from engine.tools.adapters import adapters, change, in_memory
 from engine.tools.checkpoints import Checkpoint
 from engine.tools.convert import converted
@@ -195,6 +196,8 @@ def trained_network(model_folder: Path, algorithm: str, seed: int, **settings):
 
     settings_of = BaseModelSettings(path=str(model_folder), family=detect(model_folder).family)
     model = load(settings_of, torch.float32)
+    convolutions, algorithm = algorithm.endswith("+"), algorithm.removesuffix("+")
+    settings |= {"convolutions": convolutions, "dylora_block_size": 2}
     chosen = NetworkSettings(algorithm=algorithm, rank=4, alpha=2.0, conv_rank=3, conv_alpha=6.0, **settings)
     made = create_network(model, chosen, seed)
     torch.manual_seed(seed)
@@ -202,7 +205,7 @@ def trained_network(model_folder: Path, algorithm: str, seed: int, **settings):
         for parameters in made.trained_parameters().values():
             for parameter in parameters:
                 parameter += torch.randn_like(parameter) * 0.05
-    with torch.no_grad(), attached(made):
+    with torch.no_grad(), attached(made.eval()):
         answer = unet_answer(model.unet)
     return {name: tensor.float().clone() for name, tensor in made.saved_tensors().items()}, answer
 
@@ -218,7 +221,9 @@ def unet_answer(unet) -> torch.Tensor:
         return unet(torch.randn(1, 4, 16, 16), torch.tensor([500]), text, added_cond_kwargs=added).sample
 
 
-@pytest.mark.parametrize("algorithm", ["lora", "locon", "dora", "loha", "lokr"])
+@pytest.mark.parametrize(
+    "algorithm", [*ALGORITHMS, "loha+", "lokr+", "glora+", "oft+", "boft+", "ia3+", "full+", "dora+"]
+)
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_a_merged_model_answers_as_the_trained_one_did(algorithm, family, tiny_sd15, tiny_sdxl, tmp_path):
     from diffusers import UNet2DConditionModel
@@ -388,6 +393,12 @@ READERS = {
     "dora": {"ComfyUI": "yes", "A1111": "yes", "Forge": "yes", "diffusers": "partly"},
     "loha": {"ComfyUI": "yes", "A1111": "yes", "Forge": "yes", "diffusers": "no"},
     "lokr": {"ComfyUI": "yes", "A1111": "yes", "Forge": "yes", "diffusers": "no"},
+    "dylora": {"ComfyUI": "yes", "A1111": "yes", "Forge": "yes", "diffusers": "yes"},
+    "glora": {"ComfyUI": "yes", "A1111": "yes", "Forge": "yes", "diffusers": "no"},
+    "oft": {"ComfyUI": "yes", "A1111": "yes", "Forge": "no", "diffusers": "no"},
+    "boft": {"ComfyUI": "yes", "A1111": "yes", "Forge": "no", "diffusers": "no"},
+    "ia3": {"ComfyUI": "no", "A1111": "yes", "Forge": "no", "diffusers": "no"},
+    "full": {"ComfyUI": "yes", "A1111": "yes", "Forge": "yes", "diffusers": "no"},
 }
 
 

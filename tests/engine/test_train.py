@@ -30,10 +30,12 @@ from engine.events import (
     from_line,
 )
 from engine.models.load import load
+from engine.networks import ALGORITHMS
 from engine.optimizers import OPTIMIZERS
 from engine.run_folder import RunFolder
 from engine.train import train
 from knowledge.answers import PlainError
+from knowledge.config import CONVOLUTIONS_TOO
 from knowledge.facts import Hardware
 
 # -- what a run gives -------------------------------------------------------------------------------------------------
@@ -231,6 +233,7 @@ CHANGES: dict[str, Values] = {
     "transparency as mask": {"dataset": {"alpha_masks": True}},
     "half the weight outside the mask": {"dataset": {"alpha_masks": True}, "loss": {"unmasked_weight": 0.5}},
     "another algorithm": {"network": {"algorithm": "lokr"}},
+    "ranks in turn": {"network": {"algorithm": "dylora", "dylora_block_size": 1}},
     "another alpha": {"network": {"alpha": 1.0}},
     "dropout": {"network": {"dropout": 0.5}},
     "rank dropout": {"network": {"rank_dropout": 0.5}},
@@ -433,6 +436,26 @@ def test_stopped_and_resumed_is_straight_through_bit_for_bit(configure: Configur
     )
     straight, _ = run_to_end(config)
     assert same(weights(stopped_at(config, [1, 2, 5])), weights(straight))
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name not in ("lora", "locon")])
+def test_every_algorithm_is_stopped_and_resumed_bit_for_bit_on_convolutions_too(configure: Configure, algorithm: str):
+    rank = {"rank": 12, "conv_rank": 12} if algorithm == "boft" else {}
+    config = configure(
+        network={
+            "algorithm": algorithm,
+            "convolutions": algorithm in CONVOLUTIONS_TOO,
+            "dylora_block_size": 1,
+            "module_dropout": 0.2,
+        }
+        | rank,
+        memory={"gradient_checkpointing": True},
+    )
+    run, events = run_to_end(config)
+    assert same(weights(stopped_at(config, [1, 3])), weights(run))
+    saved = of_kind(events, CheckpointSaved)[-1]
+    assert saved.applications["A1111"] == "yes"
+    assert of_kind(events, Warned) == []
 
 
 def test_a_stopped_run_leaves_a_network_and_a_state(configure: Configure):

@@ -10,10 +10,10 @@ from knowledge.answers import PlainError
 from knowledge.config import BaseModelSettings, NetworkSettings
 
 EXACT = {
-    "ComfyUI": {"lora", "locon", "dora", "loha", "lokr", "glora", "boft", "diag_oft", "full"},
-    "A1111": {"lora", "locon", "dora", "loha", "lokr", "glora", "boft", "diag_oft", "full"},
-    "Forge": {"lora", "locon", "dora", "loha", "lokr", "glora", "full"},
-    "diffusers": {"lora", "locon"},
+    "ComfyUI": {"lora", "locon", "dora", "loha", "lokr", "dylora", "glora", "boft", "oft", "full"},
+    "A1111": {"lora", "locon", "dora", "loha", "lokr", "dylora", "glora", "boft", "oft", "full", "ia3"},
+    "Forge": {"lora", "locon", "dora", "loha", "lokr", "dylora", "glora", "full"},
+    "diffusers": {"lora", "locon", "dylora"},
 }
 
 

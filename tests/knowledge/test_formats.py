@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from knowledge.answers import PlainError
-from knowledge.config import TrainingConfig, fields, value_of, with_values
+from knowledge.config import Algorithm, TrainingConfig, fields, value_of, with_values
 from knowledge.formats import ai_toolkit, onetrainer
 from knowledge.formats.export import WHERE, to_sd_scripts
 from knowledge.formats.export_diffusers import to_diffusers
@@ -162,6 +163,8 @@ def test_constant_has_no_warm_up_there():
         ({"network_module": "lycoris.kohya", "network_args": ["algo=lora", "preset=attn-mlp"]}, "lora"),
         ({"network_module": "lycoris.kohya", "network_args": ["algo=lora", "preset=full"]}, "locon"),
         ({"network_module": "lycoris.kohya", "network_args": ["algo=lora", "dora_wd=True"]}, "dora"),
+        ({"network_module": "networks.dylora", "network_args": ["unit=2"]}, "dylora"),
+        ({"network_module": "lycoris.kohya", "network_args": ["algo=diag-oft"]}, "oft"),
         ({"network_module": "lycoris.kohya", "network_args": "algo=loha dora_wd=False preset=attn-mlp"}, "loha"),
     ],
 )
@@ -172,8 +175,8 @@ def test_the_algorithm_is_read_from_module_and_arguments_together(arguments, alg
 
 
 def test_what_we_do_not_train_is_said_with_what_it_would_have_been():
-    imported = translate({"network_module": "lycoris.kohya", "network_args": ["algo=ia3"]}, kind="test")
-    assert "ia3" in imported.listed("unsupported")[0].why
+    imported = translate({"network_module": "lycoris.kohya", "network_args": ["algo=tlora"]}, kind="test")
+    assert "tlora" in imported.listed("unsupported")[0].why
     assert "Flux" in options(weighting_scheme="sigma").notes[0].why
 
 
@@ -584,9 +587,14 @@ def test_answers_of_ours_are_not_foreign(tmp_path):
 
 # There and back
 
+ALGORITHMS = get_args(Algorithm)
 SAFE_TEXT = st.text("abc, -()", max_size=12).map(str.strip)
 CHANGES = {
-    "network.algorithm": st.sampled_from(["lora", "locon", "dora", "loha", "lokr"]),
+    "network.algorithm": st.sampled_from(ALGORITHMS),
+    "network.convolutions": st.booleans(),
+    "network.conv_rank": st.integers(1, 1024),
+    "network.lokr_full_matrix": st.booleans(),
+    "network.dylora_block_size": st.sampled_from([1, 2, 4]),
     "network.rank": st.integers(1, 1024),
     "network.alpha": st.floats(0.01, 4096),
     "network.dropout": st.floats(0, 0.9),
@@ -678,8 +686,12 @@ def test_out_to_sd_scripts_and_in_again_is_the_same_training(changes, prompts, t
     assert imported.listed("unknown") == []
     lost = {entry.name for entry in exported.lost}
     silent = {name for name, (other, wanted) in WHERE.items() if value_of(config, other) not in wanted}
-    silent |= set() if config.network.algorithm == "locon" else {"network.conv_rank", "network.conv_alpha"}
-    silent |= set() if config.network.algorithm == "lokr" else {"network.lokr_factor"}
+    with_convolutions = imported.config.network.adapts_convolutions
+    silent |= set() if with_convolutions else {"network.conv_rank", "network.conv_alpha"}
+    # LoCon adapts the convolutions whatever the switch for the others says.
+    silent |= {"network.convolutions"} if config.network.algorithm == "locon" else set()
+    silent |= set() if config.network.algorithm == "lokr" else {"network.lokr_factor", "network.lokr_full_matrix"}
+    silent |= set() if config.network.algorithm == "dylora" else {"network.dylora_block_size"}
     silent |= set() if prompts else {name for name in fields() if name.startswith("sampling.")}
     silent |= set() if config.noise.multires_iterations else {"noise.multires_discount"}
     silent |= set() if config.noise.offset else {"noise.offset_random", "noise.offset_adaptive"}
@@ -763,6 +775,7 @@ def test_what_sd_scripts_cannot_express_is_said():
 
 SHARED = {
     "network.algorithm": st.sampled_from(["lora", "loha", "lokr"]),
+    "network.lokr_full_matrix": st.booleans(),
     "network.rank": st.integers(1, 1024),
     "network.alpha": st.floats(0.01, 4096),
     "network.train_text_encoder": st.booleans(),
@@ -811,7 +824,8 @@ def test_out_to_a_form_and_in_again_is_the_same_training(kind, changes, tmp_path
     imported = read_foreign(folder / "x.json")
     assert imported.problems == ()
     assert imported.listed("unknown") == []
-    for name in {"dataset.folders", *base, *changes} - {entry.name for entry in exported.lost}:
+    silent = set() if config.network.algorithm == "lokr" else {"network.lokr_full_matrix"}
+    for name in {"dataset.folders", *base, *changes} - silent - {entry.name for entry in exported.lost}:
         theirs, ours = value_of(imported.config, name), value_of(config, name)
         if isinstance(ours, float) and name == "schedule.warmup":
             assert theirs == pytest.approx(ours, rel=1e-9)
@@ -1015,61 +1029,3 @@ def test_sd2_comes_back_from_what_is_exported(prediction, tmp_path):
         back = read_foreign(tmp_path / first).config
         assert (back.base_model.family, back.base_model.prediction_type) == ("sd2", prediction), write
         assert not [lost for lost in exported.lost if lost.name.startswith("base_model")]
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        ("ddim", "ddim"), ("pndm", "pndm"), ("lms", "lms"), ("euler", "euler"), ("euler_a", "euler_ancestral"),
-        ("heun", "heun"), ("dpm_2", "dpm2"), ("dpm_2_a", "dpm2_ancestral"), ("dpmsolver", "dpm_solver"),
-        ("dpmsolver++", "dpmpp_2m"), ("dpmsingle", "dpmpp_2s"), ("k_lms", "lms"), ("k_euler", "euler"),
-        ("k_euler_a", "euler_ancestral"), ("k_dpm_2", "dpm2"), ("k_dpm_2_a", "dpm2_ancestral"),
-    ],
-)  # fmt: skip
-def test_every_sampler_of_sd_scripts_has_its_own_here(theirs, ours):
-    assert options(sample_sampler=theirs, sample_prompts="").values["sampling.sampler"] == ours
-
-
-def test_no_metadata_there_is_minimal_metadata_here():
-    assert options(no_metadata=True).values["saving.metadata"] == "minimal"
-    assert options(no_metadata=False).values.get("saving.metadata", "full") == "full"
-
-
-# -- memory ------------------------------------------------------------------------------------------------------------
-
-SMALL = {"memory.precision": "bf16", "memory.full_half": True, "memory.base_weights": "fp8"}
-
-
-@pytest.mark.parametrize("write", [to_sd_scripts, to_kohya_gui, to_onetrainer])
-def test_weights_kept_small_come_back_from_what_is_exported(write, tmp_path):
-    offloads = {"memory.offload_blocks": True} if write is to_onetrainer else {}
-    config = with_values(TrainingConfig(), {"base_model.path": "m", "base_model.family": "sdxl", **SMALL, **offloads})
-    exported = write(config, "out")
-    for name, text in exported.files.items():
-        (tmp_path / name).write_text(text)
-    first = next(name for name in exported.files if name.startswith("out.") and "dataset" not in name)
-    back = read_foreign(tmp_path / first).config
-    for name, value in (SMALL | offloads).items():
-        assert value_of(back, name) == value, name
-    assert not [lost for lost in exported.lost if lost.name.startswith("memory.")]
-
-
-def test_what_sd_scripts_cannot_hold_is_told_and_fp16_weights_are_not_taken_over():
-    config = with_values(TrainingConfig(), {"memory.base_weights": "nf4", "memory.offload_blocks": True})
-    lost = {each.name for each in to_sd_scripts(config, "out").lost}
-    assert {"memory.base_weights", "memory.offload_blocks"} <= lost
-    imported = translate({"full_fp16": True, "mixed_precision": "fp16"}, kind="sd-scripts TOML")
-    assert not imported.config.memory.full_half
-    assert {note.outcome for note in imported.notes if note.key == "full_fp16"} == {"unsupported"}
-    careless = translate({"full_bf16": True, "mixed_precision": "fp16"}, kind="sd-scripts TOML")
-    assert careless.config is not None
-    assert not careless.config.memory.full_half
-
-
-def test_a_quantised_and_offloaded_base_is_read_from_ai_toolkit(tmp_path):
-    (tmp_path / "a.yaml").write_text(
-        "job: extension\nconfig:\n  name: a\n  process:\n  - type: sd_trainer\n    network: {type: lora}\n"
-        "    model: {name_or_path: m, is_xl: true, quantize: true, layer_offloading: true}\n"
-    )
-    memory = read_foreign(tmp_path / "a.yaml").config.memory
-    assert (memory.base_weights, memory.offload_blocks) == ("fp8", True)

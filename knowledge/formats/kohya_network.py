@@ -1,0 +1,193 @@
+"""What a network is in sd-scripts (network_module, network_args) and in ours, both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO, Algorithm, fields, value_of
+from knowledge.formats.translation import Translation, as_bool, as_number, facts_of
+from knowledge.parameters import parameters
+
+if TYPE_CHECKING:
+    from knowledge.formats.export import Writing
+
+DIALECT = "kohya"
+DEFAULT_RANK = 4
+MODULES: dict[str, Algorithm] = {
+    "": "lora",
+    "networks.lora": "lora",
+    "networks.lora_fa": "lora",
+    "networks.dylora": "dylora",
+}
+LYCORIS: dict[str, Algorithm] = {
+    "lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "glora": "glora", "diag-oft": "oft",
+    "boft": "boft", "ia3": "ia3", "full": "full", "dylora": "dylora",
+}  # fmt: skip
+"""The name of an algorithm in LyCORIS → ours; LoRA on convolutions is LoCon here."""
+WITHOUT_CONVOLUTIONS = {"attn-mlp", "attn-only", "unet-transformer-only"}
+"""LyCORIS presets that leave the convolutions of the residual blocks alone."""
+BLOCK_SIZES = {"networks.dylora": ("unit", 1)}
+"""What DyLoRA's block size is called in a module, and its default there; in LyCORIS block_size, 4."""
+NOT_READ = {
+    "network_args.factor": ("lokr", "Only LoKr reads it."),
+    "network_args.full_matrix": ("lokr", "Only LoKr reads it."),
+    "network_args.block_size": ("dylora", "Only DyLoRA reads it."),
+    "network_args.unit": ("dylora", "Only DyLoRA reads it."),
+}
+
+
+# -- in ---------------------------------------------------------------------------------------------------------------
+
+
+def read_network(job: Translation, beside: Path | None) -> None:
+    """The network that these options make."""
+    module = str(job.get("network_module", ""))
+    arguments = {key: value for key, value in job.source.items() if key.startswith("network_args.")}
+    algorithm = str(arguments.get("network_args.algo", "lora")).lower().strip("\"'")
+    preset = str(arguments.get("network_args.preset", "full"))
+    lycoris = module.startswith("lycoris")
+    conv_rank = as_number(arguments.get("network_args.conv_dim"))
+    ours: str | None = LYCORIS.get(algorithm) if lycoris else MODULES.get(module)
+    # LyCORIS gives convolutions the rank of the other layers unless it is told otherwise.
+    convolutions = bool(conv_rank) or (lycoris and conv_rank is None)
+    convolutions = convolutions and not (lycoris and preset in WITHOUT_CONVOLUTIONS)
+    if ours == "lora" and as_bool(arguments.get("network_args.dora_wd")):
+        ours = "dora"
+    if ours == "lora" and convolutions:
+        ours = "locon"
+    _say_algorithm(job, module, algorithm, ours, lycoris)
+    _say_convolutions(job, ours, convolutions, lycoris)
+    if ours == "dylora":
+        name, default = BLOCK_SIZES.get(module, ("block_size", 4))
+        if f"network_args.{name}" not in job.source:
+            job.implied["network.dylora_block_size"] = default
+    for key, (reader, why) in NOT_READ.items():
+        if key in job.source and ours != reader:
+            job.no_effect(key, why)
+    _say_rank(job, ours)
+    if as_number(job.get("network_dropout")) == 0:
+        job.mapped("network_dropout", "network.dropout", 0.0)
+    _say_parts(job)
+
+
+def _say_algorithm(job: Translation, module: str, algorithm: str, ours: str | None, lycoris: bool) -> None:
+    told = "network_args.algo" if "network_args.algo" in job.source else "network_module"
+    if "network_module" in job.source:
+        if told == "network_module" and ours is not None:
+            job.mapped("network_module", "network.algorithm", ours)
+        elif told == "network_module":
+            job.unsupported("network_module", f'It trains a network of "{module}". A plain LoRA is trained here.')
+        else:
+            job.no_effect("network_module", "It says where the algorithm is found; its name stands beside it.")
+    if told == "network_args.algo":
+        if ours is None:
+            job.unsupported(told, f'It trains the algorithm "{algorithm}". A plain LoRA is trained here.')
+        elif ours in (LYCORIS.get(algorithm), "dora"):
+            job.mapped(told, "network.algorithm", ours)
+        else:
+            job.changed(told, "network.algorithm", ours, "It adapts the convolutions too.")
+    if "network_args.dora_wd" in job.source:
+        if as_bool(job.source["network_args.dora_wd"]) and ours == "dora":
+            why = "DoRA over the inputs, which ComfyUI renders right; LyCORIS' own default is over the outputs."
+            job.changed("network_args.dora_wd", "network.algorithm", "dora", why)
+        elif as_bool(job.source["network_args.dora_wd"]):
+            why = f"DoRA on top of {algorithm}. It is trained without; DoRA on plain LoRA would be network.algorithm."
+            job.unsupported("network_args.dora_wd", why)
+        else:
+            job.no_effect("network_args.dora_wd", "It is switched off there.")
+    if "network_args.preset" in job.source and not job.done("network_args.preset"):
+        why = "It chooses the layers. Here: attention and feed-forward layers, and the convolutions where asked for."
+        job.unsupported("network_args.preset", why)
+
+
+def _say_convolutions(job: Translation, ours: str | None, convolutions: bool, lycoris: bool) -> None:
+    adapted = convolutions and ours in CONVOLUTIONS_TOO | CONV_ALGORITHMS
+    if adapted and ours not in CONV_ALGORITHMS:
+        job.implied["network.convolutions"] = True
+    for key, name in (
+        ("network_args.conv_dim", "network.conv_rank"),
+        ("network_args.conv_alpha", "network.conv_alpha"),
+    ):
+        if key in job.source and adapted and as_number(job.source[key]):
+            job.mapped(key, name, job.source[key])
+        elif key in job.source and convolutions and as_number(job.source[key]) and ours is not None:
+            job.unsupported(key, f"It adapts the 3×3 convolutions with {ours}, which is not offered here.")
+        elif key in job.source:
+            job.no_effect(key, "No convolutions are trained.")
+    if adapted:
+        rank, alpha = job.get("network_dim", DEFAULT_RANK), job.get("network_alpha", 1.0)
+        if not job.done("network_args.conv_dim") and lycoris:
+            job.implied["network.conv_rank"] = int(as_number(rank) or DEFAULT_RANK)
+        if not job.done("network_args.conv_alpha"):
+            job.implied["network.conv_alpha"] = float(as_number(alpha) or 1.0) if lycoris else 1.0
+
+
+def _say_rank(job: Translation, ours: str | None) -> None:
+    rank, alpha = as_number(job.get("network_dim")), as_number(job.get("network_alpha"))
+    if rank is not None and rank > 1024 and ours == "lokr":
+        why = "So large a rank means whole matrices in LoKr; 1024 does the same."
+        job.changed("network_dim", "network.rank", 1024, why)
+    if alpha == 0:
+        why = "0 means the same as the rank there."
+        job.changed("network_alpha", "network.alpha", float(rank or DEFAULT_RANK), why)
+    elif alpha is not None and rank is not None and rank > 1024:
+        job.changed("network_alpha", "network.alpha", alpha * 1024 / rank, "It keeps its proportion to the rank.")
+
+
+def _say_parts(job: Translation) -> None:
+    for key, other in (
+        ("network_train_unet_only", "network.train_text_encoder"),
+        ("network_train_text_encoder_only", "network.train_unet"),
+    ):
+        if key not in job.source:
+            continue
+        if job.on("network_train_unet_only") or job.on("network_train_text_encoder_only"):
+            job.mapped(key, other, not job.on(key))
+        else:
+            job.no_effect(key, "It is switched off there.")
+
+
+# -- out --------------------------------------------------------------------------------------------------------------
+
+
+def write_network(job: Writing) -> None:
+    """The options that make this network there."""
+    algorithm, network = job.value("network.algorithm"), job.config.network
+    arguments: list[str] = []
+    if algorithm in ("lora", "locon"):
+        job.options["network_module"] = "networks.lora"
+    elif algorithm == "dylora":
+        job.options["network_module"] = "networks.dylora"
+        arguments.append(f"unit={job.value('network.dylora_block_size')}")
+    else:
+        job.options["network_module"] = "lycoris.kohya"
+        theirs = {ours: name for name, ours in LYCORIS.items()} | {"dora": "lora"}
+        arguments += [f"algo={theirs[algorithm]}", "preset=attn-mlp"]
+        if network.convolutions:
+            why = "LyCORIS' presets with convolutions stop at these models there; it adapts the other layers alone."
+            job.lose("network.convolutions", why)
+    if algorithm == "dora":
+        arguments += ["dora_wd=True", "wd_on_output=False"]
+    if network.adapts_convolutions and job.options["network_module"] != "lycoris.kohya":
+        arguments += [f"conv_dim={job.value('network.conv_rank')}", f"conv_alpha={job.value('network.conv_alpha')}"]
+    if algorithm == "lokr":
+        arguments.append(f"factor={job.value('network.lokr_factor')}")
+        if job.value("network.lokr_full_matrix"):
+            arguments.append("full_matrix=True")
+    job.done |= {"network.convolutions", "network.conv_rank", "network.conv_alpha", "network.lokr_factor"}
+    job.done |= {"network.lokr_full_matrix", "network.dylora_block_size"}
+    known = facts_of("sd_scripts")["network_args"]
+    for name in [name for name in fields() if "folders" not in name and name not in job.done]:
+        for key in parameters()[name].names.get(DIALECT, ()):
+            if key in known and value_of(job.config, name) != fields()[name].default:
+                arguments.append(f"{key}={job.value(name)}")
+                break
+    if arguments:
+        job.options["network_args"] = arguments
+    job.options["network_dim"], job.options["network_alpha"] = job.value("network.rank"), job.value("network.alpha")
+    unet, text = job.value("network.train_unet"), job.value("network.train_text_encoder")
+    if not text:
+        job.options["network_train_unet_only"] = True
+    if not unet:
+        job.options["network_train_text_encoder_only"] = True
