@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from knowledge.answers import PlainError, did_you_mean
@@ -97,6 +97,7 @@ def find_gpu(name: str) -> Gpu:
     return found
 
 
+@cache  # each card's name is asked for five times in one search
 def _words(name: str) -> frozenset[str]:
     """The words of a name, numbers apart from what is glued to them: "rtx3060ti" is rtx, 3060, ti."""
     spelled = re.sub(r"(\d+)\s*gi?b\b", r" \1gb ", name.lower())
