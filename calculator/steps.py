@@ -24,6 +24,11 @@ class Run:
     epochs: int
 
 
+def text_encoder_steps(total_steps: int, share: float) -> int:
+    """The updates at the beginning of a run in which text encoders are trained; a begun one counts."""
+    return math.ceil(round(total_steps * share, 6))  # 0.7 of ten steps is seven, whatever binary fractions make of it
+
+
 def views(dataset: DatasetFacts, settings: DatasetSettings) -> dict[Size, int]:
     """Pictures that an epoch shows, by bucket in order of size: training repeats and balanced regularisation."""
     counts: dict[Size, int] = {}

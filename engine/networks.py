@@ -124,6 +124,14 @@ class Network(nn.Module):
                 groups.setdefault(self.part_of[name] + up, []).append(parameter)
         return dict(sorted(groups.items()))
 
+    def freeze_text_encoders(self) -> None:
+        """Leave their weights as they are from now on: no gradient reaches them, so that no optimizer moves them."""
+        for name, adapter in self.adapters.items():
+            if self.part_of[name] != "unet":
+                adapter.requires_grad_(False)
+                for parameter in adapter.parameters():
+                    parameter.grad = None
+
     def saved_tensors(self) -> dict[str, Tensor]:
         """What a network file holds, by the names that applications read."""
         with torch.no_grad():

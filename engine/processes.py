@@ -38,7 +38,7 @@ def add_up_gradients(accelerator: Accelerator, network: Network) -> None:
     """Sum of all processes' gradients. LyCORIS works through hooks that DistributedDataParallel does not see."""
     if accelerator.num_processes == 1:
         return
-    for parameter in network.parameters():
+    for parameter in (parameter for parameter in network.parameters() if parameter.requires_grad):
         if parameter.grad is None:  # this process had no batch in an epoch's last update
             parameter.grad = torch.zeros_like(parameter)
         parameter.grad = accelerator.reduce(parameter.grad, "sum")

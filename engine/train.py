@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from calculator.schedule import learning_rate_multiplier
-from calculator.steps import run_length, sampling_steps, saving_steps, state_steps
+from calculator.steps import run_length, sampling_steps, saving_steps, state_steps, text_encoder_steps
 from calculator.validation import DRAWS, held_out, trained_on, validation_steps
 from engine.averages import create_average
 from engine.bench import Bench, Caches, seeded
@@ -124,6 +124,7 @@ def train(
     save_after = set(saving_steps(config.saving, length.updates_per_epoch, length.total_steps))
     save_state_after = set(state_steps(config.saving, length.updates_per_epoch, length.total_steps))
     sample_after = set(sampling_steps(config.sampling, length.updates_per_epoch, length.total_steps))
+    text_encoders_until = text_encoder_steps(length.total_steps, config.network.text_encoder_share)
     validate_after = set(validation_steps(config.validation, length.updates_per_epoch, length.total_steps))
 
     bench = Bench(
@@ -164,8 +165,12 @@ def train(
         for update in updates:
             update_begun = time.perf_counter()
             multiplier = learning_rate_multiplier(schedule, step, length.total_steps)
+            rates = {group: rate * multiplier for group, rate in full_rates.items()}
+            if step >= text_encoders_until:
+                network.freeze_text_encoders()
+                rates = {group: rate if group.startswith("unet") else 0.0 for group, rate in rates.items()}
             for group in optimizer.param_groups:
-                group["lr"] = full_rates[group["name"]] * multiplier
+                group["lr"] = rates[group["name"]]
 
             losses = []
             for number, batch in own(update, accelerator):
@@ -197,7 +202,7 @@ def train(
                 step=step,
                 epoch=epoch,
                 loss=loss_value,
-                learning_rate={part: rate * multiplier for part, rate in full_rates.items()},
+                learning_rate=rates,
                 gradient_norm=norm_value,
                 seconds=time.perf_counter() - update_begun,
                 images=sum(len(batch.items) for _, batch in update),

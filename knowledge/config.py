@@ -206,6 +206,7 @@ class NetworkSettings(Settings):
     maximum_norm: float | None = Field(None, gt=0.0, le=1000.0)
     train_unet: bool = True
     train_text_encoder: bool = False
+    text_encoder_share: float = Field(1.0, gt=0.0, le=1.0)
     start_from: str = ""
 
     @property
@@ -412,6 +413,11 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
 
 def _network_contradictions(network: NetworkSettings, family: Family) -> Iterator[str]:
     algorithm = network.algorithm
+    if network.text_encoder_share < 1 and not network.train_unet:
+        yield (
+            f"network.text_encoder_share is {network.text_encoder_share:g} and network.train_unet is false; after that "
+            "share of the run nothing would be left to train. Set it to 1, or turn network.train_unet on."
+        )
     for name, lacking in LACKING_DROPOUT.items():
         share = getattr(network, name)
         if share > 0 and algorithm in lacking:

@@ -76,6 +76,14 @@ def _network(job: Writing) -> dict[str, Any]:
             job.lose("network.conv_rank", "It gives convolutions the rank and alpha of the other layers.")
     job.done |= {"network.convolutions", "network.conv_rank", "network.conv_alpha", "network.lokr_factor"}
     job.done |= {"network.lokr_full_matrix", "network.dylora_block_size"}
+    share = job.value("network.text_encoder_share")
+    if share < 1:
+        after = {
+            "stop_training_after": max(1, round(share * job.config.schedule.epochs)),
+            "stop_training_after_unit": "EPOCH",
+        }
+        document["text_encoder"] |= after
+        document["text_encoder_2"] |= after
     text = job.value("optimizer.text_encoder_learning_rate")
     if text is not None and job.config.network.train_text_encoder:
         document["text_encoder"]["learning_rate"] = text

@@ -218,6 +218,7 @@ def _network(job: Translation, beside: Path) -> None:
     for part, name in (("unet", "network.train_unet"), ("text_encoder", "network.train_text_encoder")):
         if f"{part}.train" in job.source:
             job.mapped(f"{part}.train", name, job.source[f"{part}.train"])
+    _stop_text_encoder(job)
     second = job.source.get("text_encoder_2.train")
     if second is not None:
         first = as_bool(job.get("text_encoder.train", True))
@@ -225,6 +226,22 @@ def _network(job: Translation, beside: Path) -> None:
             job.no_effect("text_encoder_2.train", "It says the same as for the first, or there is only one.")
         else:
             job.unsupported("text_encoder_2.train", "It trains one of the two text encoders. Here it is both or none.")
+
+
+def _stop_text_encoder(job: Translation) -> None:
+    key = "text_encoder.stop_training_after"
+    if key not in job.source:
+        return
+    after, epochs = as_number(job.source[key]), as_number(job.get("epochs", 100))
+    unit = str(job.get(f"{key}_unit", "EPOCH"))
+    if unit == "NEVER" or not after or not epochs or (unit == "EPOCH" and after >= epochs):
+        job.no_effect(key, "The text encoder is trained to the end.")
+    elif unit == "EPOCH":
+        job.changed(
+            key, "network.text_encoder_share", after / epochs, "It counts epochs; here it is a share of the run."
+        )
+    else:
+        job.unsupported(key, f"It counts {unit.lower()}s. Here the text encoder is trained to the end.")
 
 
 def _rates(job: Translation, beside: Path) -> None:

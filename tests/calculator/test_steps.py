@@ -16,6 +16,7 @@ from calculator.steps import (
     sampling_steps,
     saving_steps,
     state_steps,
+    text_encoder_steps,
     views,
 )
 from knowledge.config import DatasetSettings, SamplingSettings, SavingSettings, ScheduleSettings
@@ -170,3 +171,8 @@ def test_a_limit_only_shortens(count, batch, accumulation, limit):
 
 def test_a_picture_smaller_than_one_step_is_enlarged_to_it():
     assert place_without_enlarging(1, 1, (512, 512), 64).bucket == (64, 64)
+
+
+@pytest.mark.parametrize(("total", "share", "steps"), [(10, 0.7, 7), (10, 1.0, 10), (3, 0.5, 2), (1000, 0.0001, 1)])
+def test_text_encoders_train_for_their_share_of_the_steps_and_a_begun_step_counts(total, share, steps):
+    assert text_encoder_steps(total, share) == steps

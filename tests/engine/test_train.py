@@ -411,6 +411,25 @@ def test_a_caption_is_measured_whole_however_training_changes_it(configure: Conf
     assert losses[0] == losses[1]
 
 
+def test_text_encoders_are_trained_for_their_share_of_the_run_and_then_left_alone(configure: Configure):
+    settings = {"network": {"text_encoder_share": 0.5, "dropout": 0.2}, "optimizer": {"weight_decay": 0.5}}
+    config = configure(**settings, saving={"every_steps": 1})
+    run, events = run_to_end(config)
+    rates = [event.learning_rate for event in of_kind(events, StepFinished)]
+    assert [rate["text_encoder"] for rate in rates] == [1e-2, 1e-2, 0.0, 0.0]
+    assert [rate["unet"] for rate in rates] == [1e-2] * 4
+    first, second, last = (
+        load_file(run.checkpoints / name)
+        for name in ("toy-step000001.safetensors", "toy-step000002.safetensors", "toy.safetensors")
+    )
+    text = [name for name in last if name.startswith("lora_te") and "lora_up" in name]
+    assert all(torch.equal(second[name], last[name]) for name in text)
+    assert any(not torch.equal(first[name], second[name]) for name in text)
+    assert not same({n: t for n, t in second.items() if "unet" in n}, {n: t for n, t in last.items() if "unet" in n})
+    # Stopped on either side of the step at which they freeze, it is the same run.
+    assert same(weights(stopped_at(config, [1, 2, 3])), weights(run))
+
+
 # -- stopping and going on --------------------------------------------------------------------------------------------
 
 
