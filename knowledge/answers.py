@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import shlex
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -34,6 +36,15 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
     """' Did you mean "x"?' for the nearest of the known words, or nothing when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f' Did you mean "{near[0]}"?' if near else ""
+
+
+def quoted(word: Path | str) -> str:
+    """A path or word as it must be typed to stay one word; in double quotes, which all terminals know, if they do."""
+    text = str(word)
+    plain, special = (r"[\w@%+=:,./\\~-]+", r"\Z.") if os.name == "nt" else (r"[\w@%+=:,./~-]+", r'["$`!\\]')
+    if re.fullmatch(plain, text):
+        return text
+    return shlex.quote(text) if re.search(special, text) else f'"{text}"'
 
 
 def read_answers(path: Path | str) -> TrainingConfig:

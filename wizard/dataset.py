@@ -11,6 +11,7 @@ import click
 from wizard import views
 from wizard.captions import captions
 from wizard.file_commands import watched
+from wizard.paths import quoted
 from wizard.scraping import scrape
 from wizard.tagging import tag
 from wizard.words import count
@@ -257,7 +258,8 @@ def import_(
         return
     console = views.console()
     console.print(
-        f"[good]{count(done.pictures, 'picture')} and {count(done.captions, 'caption')}[/] are now in {done.folder}."
+        f"[good]{count(done.pictures, 'picture')} and {count(done.captions, 'caption')}[/] are now in "
+        f"{views.escape(str(done.folder))}."
     )
     if done.renamed:
         console.print(f"[quiet]{count(done.renamed, 'name')} were there twice and got a number.[/]")
@@ -268,4 +270,4 @@ def import_(
     if done.left_out:
         kinds = ", ".join(f"{number} × {extension}" for extension, number in done.left_out.most_common(5))
         console.print(f"[quiet]Left out, neither pictures nor captions: {kinds}[/]")
-    console.print(f"[quiet]Look at them: lora-wizard dataset inspect {done.folder}[/]")
+    console.print(f"[quiet]Look at them: lora-wizard dataset inspect {views.escape(quoted(done.folder))}[/]")

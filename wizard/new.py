@@ -11,7 +11,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers, write_answers
+from knowledge.answers import PlainError, parse_assignment, plain_problems, quoted, read_answers, write_answers
 from knowledge.config import TrainingConfig, choices, fields, value_of
 from wizard import base_models, computer, drafts, forms, settings, steps, views, words
 from wizard.prompts import Option, Page
@@ -268,8 +268,8 @@ def _conclude(
     write_answers(situation.config, path, chosen=worth_writing(situation))
     drafts.discard()
     if not as_json:
-        hint = "" if start else f"  Train with: [strong]lora-wizard train {views.escape(quoted(path))}[/]"
-        views.say(f"[good]✓[/] Answers saved in [strong]{views.escape(quoted(path))}[/].{hint}")
+        hint = "" if start else f"  Train with: [strong]lora-wizard train {views.escape(typed(path))}[/]"
+        views.say(f"[good]✓[/] Answers saved in [strong]{views.escape(typed(path))}[/].{hint}")
     if not start:
         return 0
     from wizard.launch import train_config
@@ -312,10 +312,9 @@ def worth_writing(situation: Situation) -> set[str]:
     return names
 
 
-def quoted(path: Path) -> str:
+def typed(path: Path) -> str:
     """A path as one would type it, relative where it lies below this folder."""
     try:
-        text = str(path.resolve().relative_to(Path.cwd()))
+        return quoted(path.resolve().relative_to(Path.cwd()))
     except ValueError:
-        text = str(path)
-    return f'"{text}"' if " " in text else text
+        return quoted(path)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from knowledge.answers import quoted
 
-def quoted(word: Path | str) -> str:
-    """A path or word as it must be typed to stay one word, in every kind of terminal."""
-    text = str(word)
-    return f'"{text}"' if " " in text or not text else text
+__all__ = ["quoted", "typed_path"]
 
 
 def typed_path(text: str) -> str:

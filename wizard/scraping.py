@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wizard import views, words
+from wizard.paths import quoted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -188,7 +189,7 @@ def told(done: Scraped) -> list[RenderableType]:
         lines.append(f"[warning]and {len(done.failed) - FAILURES_SHOWN} more that could not be had.[/]")
     if done.interrupted:
         lines.append(f"[warning]{views.escape(done.interrupted)} The same command goes on from here.[/]")
-    lines.append(f"[quiet]Look at them: lora-wizard dataset inspect {views.escape(str(done.folder))}[/]")
+    lines.append(f"[quiet]Look at them: lora-wizard dataset inspect {views.escape(quoted(done.folder))}[/]")
     return lines
 
 

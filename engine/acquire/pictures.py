@@ -37,6 +37,10 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 """What reading a member of a damaged archive raises."""
 
 _NUMBERED = re.compile(r"\d+_.+")
+_DEVICE = re.compile(r"con|prn|aux|nul|(?:com|lpt)[0-9¹²³]", re.IGNORECASE)
+"""Names that Windows keeps for devices, whatever the ending."""
+LONGEST_NAME_BYTES = 200
+"""Of a file that we name after a stranger's; 255 is the most that common disks take, and a number may come behind."""
 _UNSAFE = re.compile(r'[<>:"|?*\\\x00-\x1f]')
 
 
@@ -254,8 +258,14 @@ def _wanted(name: str, left_out: Counter[str]) -> bool:
 
 
 def _safe(name: str) -> str:
-    """The name without characters that some systems do not allow."""
-    return _UNSAFE.sub("_", name).rstrip(". ") or "_"
+    """The name without what some systems do not allow: their characters, the names of devices, too great a length."""
+    safe = PurePosixPath(_UNSAFE.sub("_", name).rstrip(". ") or "_")
+    stem = safe.stem.rstrip(". ") or "_"
+    if _DEVICE.fullmatch(stem.partition(".")[0].strip()):
+        stem = f"_{stem}"
+    while len(f"{stem}{safe.suffix}".encode()) > LONGEST_NAME_BYTES:
+        stem = stem[:-1]
+    return f"{stem}{safe.suffix}"
 
 
 class _Spent:

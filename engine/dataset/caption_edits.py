@@ -203,8 +203,12 @@ def apply(folder: Path, planned: Sequence[Change], words: str, at: float | None 
     """
     entry = {"at": at or time.time(), "edit": words, "changes": [_as_dict(folder, change) for change in planned]}
     _append(folder, entry)
-    for change in planned:
-        _write(change.file, change.after)
+    for done, change in enumerate(planned):
+        try:
+            _write(change.file, change.after)
+        except PlainError as problem:
+            so_far = f" {done} of {len(planned)} captions were changed; undo takes them back." if done else ""
+            raise PlainError(f"{problem}{so_far}") from None
 
 
 def undo(folder: Path) -> tuple[str, list[Change], list[Path]]:

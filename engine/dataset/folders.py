@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.dataset.captions import read_caption
 from engine.dataset.images import UNREADABLE, picture_size
-from knowledge.answers import PlainError
+from knowledge.answers import PlainError, quoted
 from knowledge.config import DatasetFolder, DatasetSettings
 from knowledge.facts import DatasetFacts, FolderFacts, Picture
 
@@ -157,7 +157,7 @@ def folder_listing(folder: Path, caption_extension: str = ".txt") -> Listing:
     except NotADirectoryError:
         extension = folder.suffix.lower()
         if extension == ".zip":
-            remedy = f"Unpack it first: lora-wizard dataset import {_quoted(folder)}"
+            remedy = f"Unpack it first: lora-wizard dataset import {quoted(folder)}"
         else:
             remedy = f"Name the folder that holds the pictures, here {folder.parent}."
         raise PlainError(f"{folder} is a file, not a folder. {remedy}") from None
@@ -241,7 +241,3 @@ def _some(names: Sequence[str], last: str = " and ") -> str:
     if rest > 0:
         return ", ".join(shown) + f"{last}{rest} more"
     return ", ".join(shown[:-1]) + last + shown[-1] if len(shown) > 1 else shown[0]
-
-
-def _quoted(path: Path) -> str:
-    return f'"{path}"' if " " in str(path) else str(path)

@@ -163,3 +163,16 @@ def test_a_caption_stays_with_its_picture_when_two_folders_of_an_archive_share_n
     assert names(tmp_path / "new") == ["a-2.png", "a-2.txt", "a.png", "a.txt"]
     assert (tmp_path / "new" / "a.txt").read_text() == "first"
     assert (tmp_path / "new" / "a-2.txt").read_text() == "second"
+
+
+def test_names_that_some_systems_do_not_allow_are_changed_and_stay_beside_their_captions(tmp_path, content):
+    names = {"CON": "_CON", "aux.b": "_aux.b", "Lpt1": "_Lpt1", "contact": "contact", "what?": "what_", "end. ": "end"}
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name in (*names, "x" * 240):
+            archive.writestr(f"{name}.png", content)
+            archive.writestr(f"{name}.txt", name)
+    import_pictures([tmp_path / "set.zip"], tmp_path / "new")
+    found = {path.stem: path.with_suffix(".txt").read_text() for path in (tmp_path / "new").glob("*.png")}
+    long = next(stem for stem in found if stem.startswith("xxx"))
+    assert len(long) == 196
+    assert found == {**{safe: name for name, safe in names.items()}, long: "x" * 240}

@@ -151,3 +151,15 @@ def test_text_put_before_or_after_nothing_stands_alone_and_can_be_taken_back(tmp
     for _ in range(2):
         assert edits.undo(tmp_path)[2] == []
     assert (tmp_path / "a.txt").read_text() == ""
+
+
+def test_an_edit_that_cannot_go_on_says_how_far_it_came_and_can_be_taken_back(folder):
+    (folder / "b.txt").unlink()
+    (folder / "b.txt" / "in the way").mkdir(parents=True)
+    planned = [edits.Change(folder / "a.txt", "red hair, sks, Hat", "new"), edits.Change(folder / "b.txt", None, "new")]
+    with pytest.raises(PlainError, match=r"b\.txt cannot be written.*1 of 2 captions were changed; undo"):
+        edits.apply(folder, planned, "all new")
+    (folder / "b.txt" / "in the way").rmdir()
+    (folder / "b.txt").rmdir()
+    edits.undo(folder)
+    assert captions(folder) == {"a": "red hair, sks, Hat"}

@@ -1,10 +1,21 @@
 """The answers file: written with comments, read back the same, and every mistake in it said in one sentence."""
 
+import os
+import shlex
 import tomllib
+from pathlib import Path
 
 import pytest
 
-from knowledge.answers import MIGRATIONS, PlainError, answers_text, parse_assignment, read_answers, write_answers
+from knowledge.answers import (
+    MIGRATIONS,
+    PlainError,
+    answers_text,
+    parse_assignment,
+    quoted,
+    read_answers,
+    write_answers,
+)
 from knowledge.config import DatasetFolder, TrainingConfig, with_values
 
 FULL = with_values(
@@ -146,3 +157,16 @@ def test_an_assignment_is_read_as_its_parameter_wants_it(text, name, value):
 def test_a_wrong_assignment_is_told(text, said):
     with pytest.raises(PlainError, match=said):
         parse_assignment(text)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="it is for other terminals")
+@pytest.mark.parametrize(
+    "word", ["plain/path-1.toml", "two words", "it's here", 'say "hi"', "$HOME", "a\\b", "`x`", "né", "", "wow!"]
+)
+def test_a_quoted_word_is_read_as_that_word_again(word):
+    assert shlex.split(quoted(word)) == [word]
+
+
+def test_what_needs_no_quotes_gets_none():
+    assert quoted(Path("datasets/my-set_é.zip")) == "datasets/my-set_é.zip"
+    assert quoted("two words") == '"two words"'

@@ -43,6 +43,8 @@ def test_a_dataset_by_its_page_or_its_name(pictures, capsys):
         "captions": 1,
         "renamed": 0,
         "left_out": {},
+        "from_tables": {"metadata.jsonl": 1},
+        "problems": [],
     }
     assert Path("datasets/pics/a.txt").read_text() == "from text"
     code, out, _ = run(capsys, "maker/pics", "--to", "other", "--caption-column", "mood", "--revision", "v2", "--yes")
