@@ -42,13 +42,13 @@ def _one_thread():
 @pytest.fixture
 def quick_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither the tokens nor the settings of the person who runs the tests, and no long waits."""
-    from engine.acquire.transfer import Patience
+    from engine.acquire.network import Patience
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "CIVITAI_TOKEN", "CIVITAI_API_KEY", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
     quick = Patience(attempts=3, attempts_at_first=3, first_wait_seconds=0.01, longest_wait_seconds=2, read_seconds=2)
-    monkeypatch.setattr("engine.acquire.transfer.PATIENCE", quick)
+    monkeypatch.setattr("engine.acquire.network.PATIENCE", quick)
 
 
 @pytest.fixture

@@ -149,8 +149,8 @@ def fetched(model: PictureModel, quiet: bool = False) -> Path:
 
     Raises PlainError, which says what to do without the hub.
     """
+    from engine.acquire.network import NetworkError
     from engine.acquire.picture_models import bring, look
-    from engine.acquire.transfer import NetworkError
     from wizard.download import bar, waiting
 
     here = model.here()

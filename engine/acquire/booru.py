@@ -17,8 +17,8 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, get_args
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from engine.acquire import transfer
-from engine.acquire.transfer import Notice, RefusalError, Source, silent
+from engine.acquire import network
+from engine.acquire.network import Notice, RefusalError, Source, silent
 from engine.dataset.folders import PICTURE_EXTENSIONS
 from knowledge.answers import PlainError
 
@@ -154,7 +154,7 @@ def _page(
     secrets = {"api_key": keys.api_key, "user_id": keys.user_id} if keys else {}
     pace.wait()
     try:
-        answer = transfer.json_document(Source(address, secrets=secrets), notice=notice)
+        answer = network.json_document(Source(address, secrets=secrets), notice=notice)
     except RefusalError as refused:
         raise _refused(refused, keys) from None
     if isinstance(answer, dict) and answer.get("success") in (False, "false"):

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from engine.acquire import transfer
 from engine.acquire.booru import PAUSE_SECONDS, Found, Pace, Post, endpoint, page_of
-from engine.acquire.transfer import DiskError, NetworkError, Notice, RefusalError, Source, silent
+from engine.acquire.network import NetworkError, Notice, RefusalError, Source, silent
+from engine.acquire.transfer import DiskError
 from engine.dataset.caption_edits import join, remove_tags, trigger_first
 from engine.dataset.images import UNREADABLE, opened
 from engine.run_folder import whole_file

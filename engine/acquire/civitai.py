@@ -10,9 +10,9 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from engine.acquire import transfer
+from engine.acquire import network
 from engine.acquire.models import Offer, Wanted
-from engine.acquire.transfer import Notice, RefusalError, Source, silent
+from engine.acquire.network import Notice, RefusalError, Source, silent
 from engine.models.detect import PICKLES, refuse_pickle
 from knowledge.answers import PlainError, did_you_mean
 
@@ -98,7 +98,7 @@ def offer(text: str, *, file: str = "", notice: Notice = silent) -> Offer:
         )
     chosen = _choose(version, address, file, title)
     number, model_number = str(version["id"]), str(version.get("modelId") or address.model)
-    name = transfer.safe_name(str(chosen["name"])) or f"civitai-{number}.safetensors"
+    name = network.safe_name(str(chosen["name"])) or f"civitai-{number}.safetensors"
     refuse_pickle(PurePosixPath(name))
     return Offer(
         name=name,
@@ -116,7 +116,7 @@ def _version(address: Address, notice: Notice) -> Mapping[str, Any]:
     path = f"model-versions/{address.version}" if address.version else f"models/{address.model}"
     source = Source(f"{address.host}/api/v1/{path}", token=token())
     try:
-        document = transfer.json_document(source, notice=notice)
+        document = network.json_document(source, notice=notice)
         if address.version:
             return {**document, "files": list(document["files"])}
         newest = document["modelVersions"][0]

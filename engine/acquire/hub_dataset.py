@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from engine.acquire import transfer
+from engine.acquire import network, transfer
 from engine.acquire.huggingface import Address, Repository, explain, look_up
+from engine.acquire.network import Notice, RefusalError, silent
 from engine.acquire.pictures import Entry, Imported, Limits, archived, caption_beside, import_entries, strangers_entry
-from engine.acquire.transfer import Notice, RefusalError, silent
 from engine.dataset.caption_tables import caption_column, caption_in, is_table, pyarrow, read_table, words
 from engine.dataset.folders import CAPTION_EXTENSIONS, PICTURE_EXTENSIONS
 from knowledge.answers import PlainError
@@ -130,7 +130,7 @@ def import_dataset(
         shutil.rmtree(staging, ignore_errors=True)
         raise explain(address)(refused) from None
     except PlainError as problem:
-        if not isinstance(problem, transfer.NetworkError | transfer.DiskError):
+        if not isinstance(problem, network.NetworkError | transfer.DiskError):
             shutil.rmtree(staging, ignore_errors=True)
         raise
     shutil.rmtree(staging, ignore_errors=True)
@@ -146,7 +146,7 @@ def _fetch(offer: DatasetOffer, staging: Path, progress: Callable[[int], None], 
     def told(path: str, size: int) -> None:
         nonlocal total
         if stopped.is_set():  # somebody has pressed Ctrl-C, or another file cannot be had
-            raise transfer.NetworkError("The download was interrupted.")
+            raise network.NetworkError("The download was interrupted.")
         with lock:
             total += size - have[path]
             have[path] = size

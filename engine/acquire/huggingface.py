@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
-from engine.acquire import transfer
+from engine.acquire import network
 from engine.acquire.models import Offer, Wanted
-from engine.acquire.transfer import Notice, RefusalError, Source, silent
+from engine.acquire.network import Notice, RefusalError, Source, silent
 from engine.models.detect import PICKLES, refuse_pickle
 from knowledge.answers import PlainError, did_you_mean
 
@@ -124,7 +124,7 @@ def look_up(address: Address, notice: Notice = silent) -> Repository:
     revision = f"/revision/{quote(address.revision, safe='')}" if address.revision else ""
     url = f"{endpoint()}/api/{address.kind}/{address.repository}{revision}?blobs=true"
     try:
-        document = transfer.json_document(Source(url, token=token()), notice=notice)
+        document = network.json_document(Source(url, token=token()), notice=notice)
         files = {entry["rfilename"]: _file(entry) for entry in document["siblings"]}
         return Repository(address, str(document["sha"]), files)
     except RefusalError as refused:
@@ -199,9 +199,9 @@ def offer(
     alone = len(chosen) == 1 and chosen[0].endswith(".safetensors")
     root = f"{address.path}/" if not alone and address.path else ""
     own_name = address.repository.rpartition("/")[2]
-    name = transfer.safe_name(chosen[0]) if alone else transfer.safe_name(own_name)
+    name = network.safe_name(chosen[0]) if alone else network.safe_name(own_name)
     if alone and name in ("diffusion_pytorch_model.safetensors", "model.safetensors"):
-        name = transfer.safe_name(f"{own_name}.safetensors")
+        name = network.safe_name(f"{own_name}.safetensors")
     return Offer(
         name=name or "model",
         title=address.repository + (f"/{chosen[0]}" if alone else ""),

@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from engine.acquire import transfer
-from engine.acquire.transfer import Notice, RefusalError, Source, silent
+from engine.acquire import network, transfer
+from engine.acquire.network import Notice, RefusalError, Source, silent
 from engine.models.detect import (
     Detected,
     detect,
@@ -240,14 +240,14 @@ def recognise(offer: Offer, folder: ModelsFolder, notice: Notice = silent) -> Re
 def _recognise_file(offer: Offer, folder: ModelsFolder, notice: Notice) -> Recognised:
     (wanted,) = offer.files
     _refuse_wrong_type(offer.name)
-    begun = transfer.beginning(wanted.source, FIRST_BYTES, notice=notice)
+    begun = network.beginning(wanted.source, FIRST_BYTES, notice=notice)
     size = begun.size_bytes
     if size is None:
         raise PlainError(f"{wanted.source.host} does not say how large {offer.name} is. It is not downloaded.")
     length = header_length(begun.content, size, offer.title)
     text = begun.content[8 : 8 + length]
     if len(text) < length:
-        text = transfer.beginning(wanted.source, 8 + length, notice=notice).content[8:]
+        text = network.beginning(wanted.source, 8 + length, notice=notice).content[8:]
     header = parse_header(text, size, offer.title)
     known = replace(offer, files=(replace(wanted, source=replace(wanted.source, size_bytes=size)),))
     if is_vae(header):
@@ -268,7 +268,7 @@ def _recognise_folder(offer: Offer, folder: ModelsFolder, notice: Notice) -> Rec
             _check_vae(staging, offer)
             return Recognised(offer, "vae", None)
         except (PlainError, RefusalError) as problem:
-            if not isinstance(problem, transfer.NetworkError):
+            if not isinstance(problem, network.NetworkError):
                 shutil.rmtree(staging, ignore_errors=True)
             raise
 
@@ -321,7 +321,7 @@ def bring_in(
                 got = _fetch(offer.files, staging, progress, notice)
                 _check_whole(offer, staging)
             except PlainError as problem:
-                if not isinstance(problem, transfer.NetworkError | transfer.DiskError):
+                if not isinstance(problem, network.NetworkError | transfer.DiskError):
                     shutil.rmtree(staging, ignore_errors=True)
                 raise
             except RefusalError:

@@ -10,17 +10,8 @@ import sys
 import pytest
 from servers import Fault, LocalServer, Reply
 
-from engine.acquire.transfer import (
-    CHUNK,
-    NetworkError,
-    Patience,
-    RefusalError,
-    Source,
-    beginning,
-    download,
-    json_document,
-    safe_name,
-)
+from engine.acquire.network import NetworkError, Patience, RefusalError, Source, beginning, json_document, safe_name
+from engine.acquire.transfer import CHUNK, download
 from knowledge.answers import PlainError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
