@@ -92,6 +92,11 @@ def _checkpointing(config: TrainingConfig, hardware: Hardware) -> Changes:
     return {} if config.memory.gradient_checkpointing else {"memory.gradient_checkpointing": True}
 
 
+def _eight_bit_base(config: TrainingConfig, hardware: Hardware) -> Changes:
+    usable = config.memory.base_weights == "same" and config.memory.gradient_checkpointing
+    return {"memory.base_weights": "fp8"} if usable and hardware.name != "CPU" else {}
+
+
 def _smaller_batch(config: TrainingConfig, hardware: Hardware) -> Changes:
     """Half the batch, added up over twice as many: the same pictures behind every step."""
     schedule = config.schedule
@@ -161,6 +166,9 @@ FOR_MEMORY = (
         "The same pictures stand behind each step; a little slower.",
         _smaller_batch,
         keeps_state=True,
+    ),
+    Move(
+        "eight-bit base", 4.0, "The base model is rounded while it is learned from.", _eight_bit_base, keeps_state=True
     ),
     Move("no text encoder", 5.0, "A new word is learned a little less firmly.", _no_text_encoder),
     Move("plain LoRA", 6.0, "Another network, with less room for fine detail.", _plain_lora),

@@ -20,8 +20,8 @@ from calculator.step_cost import (
     sizes_of,
     traced_networks,
 )
-from knowledge.architectures import Architecture, Layer
-from knowledge.config import NetworkSettings, OptimizerName, TrainingConfig, with_values
+from knowledge.architectures import HELD_BLOCK, Architecture, Layer
+from knowledge.config import BaseWeights, NetworkSettings, OptimizerName, TrainingConfig, with_values
 from knowledge.facts import Hardware
 from knowledge.optimizer_arguments import Argument, all_arguments
 
@@ -91,10 +91,22 @@ STATE_BYTES: Mapping[OptimizerName, Callable[[Shape, Arguments], float]] = {
 """Bytes of one tensor by its shape and all the arguments that the optimizer is given."""
 
 
+HALVED_STATE: Mapping[OptimizerName, float] = dict.fromkeys(STATE_BYTES, 0.5) | {
+    "adamw8bit": 1.0,
+    "paged_adamw8bit": 1.0,
+    "lion8bit": 1.0,
+    "adafactor": 1.0,
+    "prodigy_plus_schedule_free": 0.55,
+    "stable_adamw": 0.75,
+}
+"""What is left of the state where the trained weights are in bf16: most keep it in the weights' own precision."""
+
+
 def optimizer_bytes(architecture: Architecture, config: TrainingConfig) -> int:
     """What the optimizer keeps from step to step."""
     arguments = tuple(all_arguments(config.optimizer.name, config.optimizer.arguments).items())
-    return _state_bytes(architecture, config.network, config.optimizer.name, arguments)
+    share = HALVED_STATE[config.optimizer.name] if config.memory.full_half else 1.0
+    return round(share * _state_bytes(architecture, config.network, config.optimizer.name, arguments))
 
 
 @lru_cache(maxsize=64)  # one plan asks four times
@@ -137,13 +149,15 @@ def estimate_memory(
 
     `views` are the pictures of an epoch by bucket; a bucket with fewer than a batch never fills one.
     """
+    cuda = hardware.name != "CPU"
+    if not cuda:  # what would leave the card is in the computer's memory anyway
+        config = with_values(config, {"memory.offload_blocks": False})
     phases = {
         "caching": _caching(config, architecture, views),
         "training": _training(config, architecture, views),
         "sampling": _sampling(config, architecture),
         "saving": _saving(config, architecture),
     }
-    cuda = hardware.name != "CPU"
     unused = {name: round(_fragmentation(parts, len(views) > 1)) for name, parts in phases.items()}
     if config.memory.gradient_checkpointing:
         # More lies unused between the pieces that come and go, but never more than keeping all of them would take.
@@ -183,24 +197,31 @@ def _fragmentation(parts: Mapping[str, int], several_shapes: bool, checkpointing
 
 
 def _training(config: TrainingConfig, architecture: Architecture, views: Mapping[Size, int]) -> dict[str, int]:
-    trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
+    layers = network_layers(architecture, config.network)
+    trainable = sum(layer.trainable for layer in layers)
     memory = config.memory
-    gradients = 4 * trainable
+    size = trained_size(config)
+    shapes = [shape for layer in layers for name, shape in layer.tensors.items() if name not in NOT_TRAINED]
+    gradients = size * (max(map(prod, shapes)) if memory.fused_backward else trainable)
     course = course_of(config)
     step, encoding = 0.0, 0.0
     for (width, height), count in views.items():
         batch = min(count, config.schedule.batch_size)
         area = width * height / architecture.latent_factor**2
-        step = max(step, activation_bytes(course, sizes_of(config, batch, area)))
+        need = activation_bytes(course, sizes_of(config, batch, area), fused_backward=memory.fused_backward)
+        # The traces are of gradients in fp32.
+        step = max(step, need - (0 if memory.fused_backward else (4 - size) * trainable))
         if not memory.cache_latents:
             encoding = max(encoding, batch * phase_bytes(architecture.family, course.half, "encode", area))
     step += untraced_bytes(config, architecture)
     # The trace holds the gradients of one batch as they appear; those of earlier batches lie beside it.
     accumulated = gradients if config.schedule.gradient_accumulation_steps > 1 else 0
+    # A layer made whole comes and goes within what the traces of plain weights need at their peak: traced for SD 1.5,
+    # SDXL and the pocket model, fp8 and offloaded steps need up to a twentieth less and at most a hundredth more.
     most = max(step, encoding, gradients) + accumulated
     return {
         "base model": _weights(config, architecture, _resident(config, architecture)),
-        "network": 4 * trainable,
+        "network": size * trainable,
         "optimizer": optimizer_bytes(architecture, config),
         "averaged weights": average_bytes(architecture, config),
         "gradients": gradients,
@@ -277,10 +298,12 @@ def _sampling(config: TrainingConfig, architecture: Architecture) -> dict[str, i
     passes = [
         {
             "base model": _weights(config, architecture, parts),
-            "network": 4 * sum(layer.trainable for layer in network_layers(architecture, config.network)),
+            "network": trained_size(config)
+            * sum(layer.trainable for layer in network_layers(architecture, config.network)),
             "optimizer": optimizer_bytes(architecture, config),
             "averaged weights": average_bytes(architecture, config),
-            "picture": round(phase_bytes(architecture.family, half, name, area)),
+            "picture": round(phase_bytes(architecture.family, half, name, area))
+            + (whole_layer(config, architecture) if name == "denoise" else 0),
         }
         for name, parts in (("denoise", resident), ("decode", decoding))
     ]
@@ -292,7 +315,7 @@ def _saving(config: TrainingConfig, architecture: Architecture) -> dict[str, int
     trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
     return {
         "base model": _weights(config, architecture, _resident(config, architecture)),
-        "network": 4 * trainable,
+        "network": trained_size(config) * trainable,
         "optimizer": optimizer_bytes(architecture, config),
         "averaged weights": average_bytes(architecture, config),
     }
@@ -307,5 +330,42 @@ def _resident(config: TrainingConfig, architecture: Architecture) -> list[str]:
 
 def _weights(config: TrainingConfig, architecture: Architecture, parts: Iterable[str]) -> int:
     """Bytes of the base model's weights on the device; the VAE always computes in fp32."""
-    size = BYTES[config.memory.precision]
-    return sum(architecture.weights[part] * (4 if part == "vae" else size) for part in parts)
+    size, memory = BYTES[config.memory.precision], config.memory
+    total = 0
+    for part in parts:
+        if part == "unet":
+            total += held_bytes(architecture, memory.base_weights, size, memory.offload_blocks)
+        else:
+            total += architecture.weights[part] * (4 if part == "vae" else size)
+    return total
+
+
+# -- weights that are held smaller than they are computed with --------------------------------------------------------
+
+HELD: Mapping[BaseWeights, Callable[[Layer, int], float]] = {
+    "same": lambda layer, size: size * layer.matrix,
+    "fp8": lambda layer, size: layer.matrix + 4.0 * layer.outputs,
+    "8bit": lambda layer, size: layer.matrix + 4.0 * -(-layer.matrix // HELD_BLOCK["8bit"]),
+    "nf4": lambda layer, size: -(-layer.matrix // 2) + 4.0 * -(-layer.matrix // HELD_BLOCK["nf4"]),
+}
+"""Bytes of one layer's weights and their scales, by the form that they are held in."""
+
+
+@lru_cache(maxsize=64)
+def held_bytes(architecture: Architecture, form: BaseWeights, size: int, offloaded: bool = False) -> int:
+    """Bytes of the UNet on the device: the layers of its blocks in their form, or not at all; the rest as it is."""
+    held = [layer for layer in architecture.layers["unet"] if layer.group]
+    rest = architecture.weights["unet"] - sum(layer.matrix for layer in held)
+    return round(size * rest + (0 if offloaded else sum(HELD[form](layer, size) for layer in held)))
+
+
+def whole_layer(config: TrainingConfig, architecture: Architecture) -> int:
+    """Bytes of the largest layer made whole for its computation, where weights are held otherwise; 0 else."""
+    if config.memory.base_weights == "same" and not config.memory.offload_blocks:
+        return 0
+    return BYTES[config.memory.precision] * max(layer.matrix for layer in architecture.layers["unet"] if layer.group)
+
+
+def trained_size(config: TrainingConfig) -> int:
+    """Bytes of one trained weight and of its gradient."""
+    return 2 if config.memory.full_half else 4

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +21,8 @@ from engine.dataset.images import UnreadablePictureError
 from engine.dataset.latents import LatentCache
 from engine.dataset.masks import Masks
 from engine.dataset.text_outputs import TextCache
-from engine.events import Event, PictureSkipped
+from engine.events import Event, PictureSkipped, SampleSaved
+from engine.fused_backward import FusedBackward
 from engine.loss_watch import LossWatch
 from engine.memory import leave
 from engine.models.family import BaseModel
@@ -73,7 +75,7 @@ class Bench:
     accelerator: Accelerator
     model: BaseModel
     network: Network
-    optimizer: AcceleratedOptimizer
+    optimizer: AcceleratedOptimizer | FusedBackward
     caches: Caches
     dataset: DatasetFacts
     length: Run
@@ -83,6 +85,8 @@ class Bench:
     average: WeightAverage | None = None
     watch: LossWatch = field(default_factory=LossWatch)
     skipped: Skipped = field(default_factory=Skipped)
+    drawn: list[SampleSaved] = field(default_factory=list)
+    """All samples of the run so far."""
 
     def epoch_of(self, step: int) -> int:
         """The epoch that this update, counted from 1, belongs to; 0 before the first."""
@@ -132,7 +136,7 @@ class Bench:
             leave(model.vae)
             model.unet.to(device)
 
-    def remembering(self) -> dict[str, AcceleratedOptimizer | torch.amp.GradScaler | LossWatch | WeightAverage | None]:
+    def remembering(self) -> dict[str, Any]:
         """What carries a memory from update to update, beside the weights themselves."""
         return {
             "optimizer": self.optimizer,

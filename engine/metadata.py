@@ -63,6 +63,19 @@ NETWORK_MODULES: dict[Algorithm, tuple[str, dict[str, str]]] = {
 """The module and its arguments with which sd-scripts would have made a network of this algorithm."""
 
 
+MINIMAL = frozenset(
+    {
+        # what sd-scripts leaves of its own with no_metadata
+        "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
+        # what says how to use the file, not how it was made or by whom
+        "modelspec.sai_model_spec", "modelspec.architecture", "modelspec.implementation", "modelspec.title",
+        "modelspec.resolution", "modelspec.prediction_type", "modelspec.timestep_range", "modelspec.encoder_layer",
+        "modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash",
+    }
+)  # fmt: skip
+"""The keys that saving.metadata "minimal" keeps."""
+
+
 def network_metadata(
     config: TrainingConfig,
     dataset: DatasetFacts,
@@ -74,11 +87,14 @@ def network_metadata(
     started_at: float,
     finished_at: float | None = None,
 ) -> dict[str, str]:
-    """All that is written into the header of a network file saved after this step, with the hashes of its weights.
+    """What is written into the header of a network file saved after this step, with the hashes of its weights; how much
+    of it, saving.metadata says.
 
     Times in seconds since 1970. Values are text, as safetensors wants them; what does not apply is "None", as
     sd-scripts writes it.
     """
+    if config.saving.metadata == "none":
+        return {}
     finished_at = time.time() if finished_at is None else finished_at
     kohya = {
         f"ss_{name}": _text(value)
@@ -89,8 +105,12 @@ def network_metadata(
             | _dataset(config, dataset)
         ).items()
     }
+    described = _modelspec(config, finished_at)
+    if config.saving.metadata == "minimal":
+        kohya, described = ({k: v for k, v in part.items() if k in MINIMAL} for part in (kohya, described))
+        return kohya | described | hashes(tensors, kohya)
     own = {"lora_wizard.version": program_version(), "lora_wizard.config": config_text(config)}
-    return kohya | _modelspec(config, finished_at) | own | hashes(tensors, kohya)
+    return kohya | described | own | hashes(tensors, kohya)
 
 
 def config_text(config: TrainingConfig) -> str:
@@ -157,8 +177,9 @@ def _run(
         "gradient_checkpointing": memory.gradient_checkpointing,
         "mixed_precision": "no" if memory.precision == "fp32" else memory.precision,
         "full_fp16": False,
-        "fp8_base": False,
-        "fp8_base_unet": False,
+        "full_bf16": memory.full_half,
+        "fp8_base": memory.base_weights == "fp8",
+        "fp8_base_unet": memory.base_weights == "fp8",
         "lowram": False,
         "cache_latents": memory.cache_latents,
         "seed": config.seed,

@@ -112,6 +112,11 @@ class Network(nn.Module):
         for adapter in self.adapters.values():
             adapter.restore()
 
+    def halve(self) -> None:
+        """Keep the trained weights in bf16, and so their gradients and what the optimizer keeps of them."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.bfloat16()
+
     def trained_parameters(self, *, up_apart: bool = False) -> dict[str, list[nn.Parameter]]:
         """The trained weights by part of the base model, text encoders first, in the model's order.
 

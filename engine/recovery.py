@@ -9,10 +9,13 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
 
 from calculator.fit import Case, relieve_memory
 from engine.dataset.folders import scan
 from engine.events import Phase
+from engine.fused_backward import FusedBackward
 from engine.loss_watch import WINDOW
 from engine.run_folder import RunFolder, step_of
 from knowledge.architectures import read_architecture
@@ -21,6 +24,19 @@ from knowledge.facts import Hardware
 
 SMALLEST_SAMPLE = 256
 """Pixels of a sample's side below which samples are given up rather than drawn smaller still."""
+
+
+Marks = list[object]
+
+
+def marks(network: nn.Module, optimizer: AcceleratedOptimizer | FusedBackward) -> Marks:
+    """What changes with every update, and be it of a part of the weights: versions of tensors, and plain numbers."""
+    memories = [value for state in optimizer.state.values() for value in state.values()]
+    settings = [value for group in optimizer.param_groups for name, value in group.items() if name != "params"]
+    return [
+        value._version if isinstance(value, Tensor) else value
+        for value in (*network.parameters(), *memories, *settings)
+    ]
 
 
 def drop_spoilt_states(run: RunFolder, step: int) -> Path | None:

@@ -15,6 +15,7 @@ from typing import Literal
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
 from calculator.schedule import learning_rate_multiplier
@@ -40,6 +41,8 @@ from engine.events import (
     Validated,
     Warned,
 )
+from engine.fused_backward import FusedBackward
+from engine.held_weights import hold_weights
 from engine.loss_watch import TrainingBrokeError
 from engine.memory import device_name, leave, peak_ram_bytes, peak_vram_bytes, vram_bytes
 from engine.metadata import network_metadata
@@ -50,8 +53,9 @@ from engine.networks import create_network, limit_norms
 from engine.noise import draw_noise, perturbed
 from engine.optimizers import check_optimizer, create_optimizer
 from engine.processes import add_up_gradients, anyone, create_accelerator, mean_and_norm, own
-from engine.recovery import drop_spoilt_states
+from engine.recovery import Marks, drop_spoilt_states, marks
 from engine.run_folder import RunFolder
+from engine.sample_grid import GRID, samples_over_time, samples_until
 from engine.samples import SamplePrompt, denoised, picture, sample_prompts, write_picture
 from engine.trouble import out_of_memory
 from engine.verification import verify
@@ -81,6 +85,11 @@ def train(
     # What it builds on: a frozen base model, whose parts are on the device only when they have work there.
     yield PhaseStarted(phase="loading", detail="base model")
     accelerator = create_accelerator(config.memory.precision)
+    if config.memory.fused_backward and accelerator.num_processes > 1:
+        raise PlainError(
+            "memory.fused_backward updates each weight as soon as its gradient is known, but several processes have to "
+            "add up their gradients first. Turn it off, or train on one card."
+        )
     check_optimizer(config.optimizer, schedule)
     everything = scan(config.dataset)
     dataset = trained_on(everything, config)
@@ -106,16 +115,23 @@ def train(
         create_masks(config.dataset),
     )
     yield from fill(caches, accelerator, model, config, dataset, [*first_epoch, *apart], prompts)
+    hold_weights(model, config.memory.base_weights, config.memory.offload_blocks, accelerator.device)
     model.to(accelerator.device, but=caches.replaced(model))
 
     # What is trained: a network on the base model.
     if config.memory.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     network = create_network(model, config.network, config.seed).to(accelerator.device)
+    if config.memory.full_half:
+        network.halve()
     if config.network.start_from:
         start_from(network, Path(config.network.start_from).expanduser())
     groups = network.trained_parameters(up_apart=config.optimizer.lora_plus_ratio > 1)
-    optimizer = accelerator.prepare(create_optimizer(groups, config.optimizer, schedule))
+    optimizer: AcceleratedOptimizer | FusedBackward
+    if config.memory.fused_backward:
+        optimizer = FusedBackward(groups, config.optimizer, schedule)
+    else:
+        optimizer = accelerator.prepare(create_optimizer(groups, config.optimizer, schedule))
     average = create_average(list(network.parameters()), config.ema)
     full_rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
 
@@ -143,6 +159,7 @@ def train(
         average,
     )
     step = load_newest_state(bench) if resume else 0
+    bench.drawn.extend(samples_until(run.events(), step))
     yield run_started(bench, first_epoch, step)
     network.attach()
     network.train()
@@ -171,6 +188,7 @@ def train(
                 rates = {group: rate if group.startswith("unet") else 0.0 for group, rate in rates.items()}
             for group in optimizer.param_groups:
                 group["lr"] = rates[group["name"]]
+            before = marks(network, optimizer)
 
             losses = []
             for number, batch in own(update, accelerator):
@@ -178,23 +196,29 @@ def train(
                 yield from bench.skipped.tell(problems, step)
                 if not readable.items:
                     continue
-                with state_kept_when_memory_ends(bench, step):
+                with state_kept_when_memory_ends(bench, step, before):
                     loss = loss_per_image(bench, readable, epoch, number).mean()
                     # kohya divides by the full count even where an epoch ends with fewer batches; we match it.
                     accelerator.backward(loss / per_update)
                 losses.append(loss.detach())
-            add_up_gradients(accelerator, network)
-            norm = accelerator.clip_grad_norm_(network.parameters(), config.optimizer.maximum_gradient_norm or math.inf)
+            with state_kept_when_memory_ends(bench, step, before):
+                if isinstance(optimizer, FusedBackward):  # which took its steps while the gradients came in
+                    norm = optimizer.gradient_norm(accelerator.device)
+                else:
+                    add_up_gradients(accelerator, network)
+                    most = config.optimizer.maximum_gradient_norm or math.inf
+                    norm = accelerator.clip_grad_norm_(network.parameters(), most)
             loss_value, norm_value = mean_and_norm(accelerator, losses, norm)  # waits for the GPU, once per update
             try:
                 bench.watch.check(loss_value, norm_value, norm_may_overflow=bool(accelerator.scaler))
             except TrainingBrokeError:
                 yield from return_to_good_state(bench, step)
                 raise
-            optimizer.step()
-            optimizer.zero_grad()
-            if config.network.maximum_norm is not None:
-                limit_norms(network, config.network.maximum_norm)
+            with state_kept_when_memory_ends(bench, step, before):
+                optimizer.step()
+                optimizer.zero_grad()
+                if config.network.maximum_norm is not None:
+                    limit_norms(network, config.network.maximum_norm)
             step += 1
             if average is not None:
                 average.take_in(step)
@@ -385,7 +409,7 @@ def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
             for index, (prompt, finished) in enumerate(zip(bench.prompts, latents, strict=True)):
                 name = f"step-{step:06d}_{index:02d}"
                 path = write_picture(picture(model, finished), prompt, sampler, bench.run.samples, name)
-                yield SampleSaved(
+                saved = SampleSaved(
                     step=step,
                     epoch=bench.epoch_of(step),
                     index=index,
@@ -393,6 +417,9 @@ def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
                     seed=prompt.seed,
                     path=path.relative_to(bench.run.path).as_posix(),
                 )
+                bench.drawn.append(saved)
+                yield saved
+    samples_over_time(bench.drawn, bench.run.path, bench.run.path / GRID)
 
 
 def save(bench: Bench, step: int) -> Iterator[Event]:
@@ -454,12 +481,17 @@ def keep_state(bench: Bench, step: int) -> Iterator[Event]:
 
 
 @contextmanager
-def state_kept_when_memory_ends(bench: Bench, step: int) -> Iterator[None]:
-    """Where memory runs out meanwhile, the state after `step` is kept, so that the run can go on from the same step."""
+def state_kept_when_memory_ends(bench: Bench, step: int, before: Marks | None = None) -> Iterator[None]:
+    """Where memory runs out meanwhile, the state after `step` is kept, so that the run can go on from the same step.
+
+    Not where a part of the weights was updated already, as the marks of `before` tell: such a state is of no step, and
+    the run goes on from the one that was kept last.
+    """
     try:
         yield
     except Exception as problem:
-        if step and out_of_memory(problem):
+        whole = before is None or marks(bench.network, bench.optimizer) == before
+        if step and whole and out_of_memory(problem):
             bench.optimizer.zero_grad()
             list(keep_state(bench, step))
         raise

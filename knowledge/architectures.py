@@ -22,6 +22,9 @@ PREFIXES: Mapping[Family, Mapping[str, str]] = {
 }
 """How the names of a part's layers begin in network files."""
 
+HELD_BLOCK = {"8bit": 256, "nf4": 64}
+"""How many weights share a scale where the engine holds a base model in bitsandbytes' forms."""
+
 Kind = Literal["linear", "conv", "norm", "embedding"]
 Group = Literal["attention", "convolution", "text", ""]
 
@@ -44,10 +47,15 @@ class Layer:
     original: str = ""
 
     @property
+    def matrix(self) -> int:
+        """The weights without the bias."""
+        return self.inputs * self.outputs * self.kernel**2
+
+    @property
     def weights(self) -> int:
         if self.kind == "norm":
             return 2 * self.outputs
-        return self.inputs * self.outputs * self.kernel**2 + (self.outputs if self.bias else 0)
+        return self.matrix + (self.outputs if self.bias else 0)
 
 
 @dataclass(frozen=True, eq=False)  # known by itself, so that what follows from it can be kept

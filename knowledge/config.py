@@ -53,7 +53,9 @@ AverageSaved = Literal["average", "both"]
 LossFunction = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 Precision = Literal["fp32", "fp16", "bf16"]
+BaseWeights = Literal["same", "fp8", "8bit", "nf4"]
 TimestepSampling = Literal["uniform", "logit_normal"]
+MetadataKept = Literal["full", "minimal", "none"]
 Sampler = Literal[
     "ddim",
     "ddpm",
@@ -123,6 +125,9 @@ CAPTION_CHANGES = (
     "tag_dropout_rate",
 )
 """Settings of dataset that give a picture another caption each time it is shown."""
+
+PACED_BY_ALL_WEIGHTS: frozenset[str] = frozenset({"prodigy", "prodigy_plus_schedule_free", "dadapt_adam"})
+"""Optimizers that reckon one pace from all weights together, so that no weight can be updated before all are known."""
 
 PICTURE_CHANGES = ("random_crop", "colour_augmentation")
 """Settings of dataset that make a picture look different each time in more ways than can be kept."""
@@ -272,7 +277,11 @@ class NoiseSettings(Settings):
 
 class MemorySettings(Settings):
     precision: Precision = "fp32"
+    full_half: bool = False
+    base_weights: BaseWeights = "same"
+    offload_blocks: bool = False
     gradient_checkpointing: bool = False
+    fused_backward: bool = False
     cache_latents: bool = True
     cache_text_encoder_outputs: bool = False
     make_room: bool = False
@@ -304,6 +313,7 @@ class SavingSettings(Settings):
     every_steps: int | None = Field(None, ge=1, le=100_000_000)
     keep_last: int | None = Field(None, ge=1, le=100_000)
     state_every_epochs: int | None = Field(None, ge=1, le=100_000)
+    metadata: MetadataKept = "full"
 
 
 class OutputSettings(Settings):
@@ -363,6 +373,11 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
             "network.train_unet and network.train_text_encoder are both false; nothing would be trained. "
             "Turn network.train_unet on."
         )
+    if memory.full_half and memory.precision != "bf16":
+        yield (
+            f"memory.full_half is on and memory.precision is {memory.precision}: trained weights can be kept in bf16 "
+            "alone. Set memory.precision to bf16, or turn memory.full_half off."
+        )
     if memory.cache_text_encoder_outputs and network.train_text_encoder:
         yield (
             "memory.cache_text_encoder_outputs and network.train_text_encoder are both true: cached outputs never "
@@ -386,6 +401,8 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
             f"optimizer.lora_plus_ratio is {config.optimizer.lora_plus_ratio:g}, but {network.algorithm} has no pair "
             "of matrices to tell apart. Set it to 1, or network.algorithm to lora, locon, dylora or dora."
         )
+    if memory.fused_backward:
+        yield from _fused_contradictions(config)
     yield from argument_problems(config.optimizer.name, config.optimizer.arguments)
     second = config.optimizer.text_encoder_2_learning_rate
     if second is not None and config.base_model.family != "sdxl":
@@ -408,6 +425,32 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
         yield (
             f"noise.minimum_timestep ({noise.minimum_timestep}) is not below noise.maximum_timestep "
             f"({noise.maximum_timestep}); no timestep is left to train on. Lower the first or raise the second."
+        )
+
+
+def _fused_contradictions(config: TrainingConfig) -> Iterator[str]:
+    """Why weights cannot be updated while their gradients come in."""
+    optimizer, steps = config.optimizer, config.schedule.gradient_accumulation_steps
+    what = "memory.fused_backward updates each weight as soon as its gradient is known"
+    if optimizer.name in PACED_BY_ALL_WEIGHTS:
+        yield (
+            f"{what}, but optimizer.name is {optimizer.name}, which reckons its pace from all of them together. "
+            "Turn it off, or choose another optimizer."
+        )
+    if optimizer.maximum_gradient_norm > 0:
+        yield (
+            f"{what}, but optimizer.maximum_gradient_norm ({optimizer.maximum_gradient_norm:g}) has to know all "
+            "gradients before it can shorten any. Set it to 0, or turn memory.fused_backward off."
+        )
+    if steps > 1:
+        yield (
+            f"{what}, but schedule.gradient_accumulation_steps ({steps}) adds up the gradients of several batches "
+            "first. Set it to 1, or turn memory.fused_backward off."
+        )
+    if config.memory.precision == "fp16":
+        yield (
+            f"{what}, but in fp16 (memory.precision) the scaler has to look at all gradients first. Use bf16 or fp32, "
+            "or turn memory.fused_backward off."
         )
 
 

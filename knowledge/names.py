@@ -98,15 +98,17 @@ AROUND = {"enable", "enabled", "use", "is", "custom", "optional"}
 """Words that programs put before or after the name of a setting without meaning another one."""
 SECTIONS_ELSEWHERE = {"config", "process", "train", "model", "sample", "save", "datasets", "general", "subsets"}
 """Sections of foreign files that settings are named below, as in train.lr."""
+REMARK = re.compile(r"\s*\([^)]*\)")
 VALUE = re.compile(r"\s*[=:]\s*(?=\S)")
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """The name as it stands, then as it would stand here if it came with its value behind it (network_dim=32), from the
+    """The name as it stands, then as it would stand here if it came with its value behind it (network_dim=32) or a
+    remark in brackets, from the
     metadata of a LoRA file (ss_network_dim), from a section of a foreign file (train.lr), with a switch's words around
     it (min_snr_gamma_enabled), or in the other number (sample_prompt)."""
     yield normal(name)
-    bare = VALUE.split(name, maxsplit=1)[0]
+    bare = VALUE.split(REMARK.sub("", name) or name, maxsplit=1)[0]
     section, _, last = bare.rpartition(".")
     for written in (name, bare, last if section.partition(".")[0] in SECTIONS_ELSEWHERE else bare):
         whole = normal(written).removeprefix("ss ")

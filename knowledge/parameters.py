@@ -55,7 +55,11 @@ class Recommendation:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What parameters, choices and terms have in common. `names` are foreign names by dialect."""
+    """What parameters, choices and terms have in common.
+
+    `names` are foreign names by dialect. Files of a dialect are read and written by them, so those of a parameter hold
+    its value there; names that only lead a reader to it stand under `also`.
+    """
 
     name: str
     title: str

@@ -206,12 +206,13 @@ def _downloaded(session: Session, around: Values) -> Any:
     """The path of a model that was chosen and downloaded, or a Move. Raises PlainError where it cannot be had."""
     from engine.acquire.models import models_folder
     from wizard import download
+    from wizard.tokens import ask_on_page, with_token
 
     address = _ask_address(session, around, download.check_address)
     if isinstance(address, Move):
         return address
     folder = models_folder()
-    offer, there = download.look(address, folder)
+    offer, there = with_token(lambda: download.look(address, folder), ask_on_page(session, around))
     if offer is not None:
         if offer.kind != "base model":
             download.set_aside(offer, folder)
@@ -257,7 +258,7 @@ def _ask_address(session: Session, around: Values, check: Callable[[str], Any]) 
             body=(
                 "The page of the model on Hugging Face or Civitai, or [strong]owner/name[/] on Hugging Face. "
                 "It is looked at before anything is downloaded.",
-                "[quiet]For models that want to know who you are, set HF_TOKEN or CIVITAI_TOKEN before you start.[/]",
+                "[quiet]Where a site wants to know who you are, you are asked for a token.[/]",
             ),
             default="",
             check=check,

@@ -6,34 +6,28 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from engine.events import CheckpointSaved, Event, RunStarted, SampleSaved, StepFinished
+from engine.events import CheckpointSaved, Event, RunStarted, StepFinished
 from engine.run_folder import RunFolder, whole_file
+from engine.sample_grid import GRID, opened_sample, samples_of, samples_over_time
+from engine.sheet import ACCENT, HAIR, INK, PAPER, QUIET, Sheet
 from wizard.verdict import held_out_losses
 from wizard.words import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont
 
-INK = "#1f2430"
-QUIET = "#8a90a0"
-HAIR = "#e6e8ee"
-ACCENT = "#9b2fae"
 SECOND = "#1c7ed6"
-PAPER = "#ffffff"
 
 GROUPS = {"unet": "UNet", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 CHART_INCHES = (9.0, 4.6)
 CHART_DPI = 150
 
-PAIR_SIDE, ROW_SIDE = 288, 192
-"""Pixels of the longer side at which samples stand in a sheet of pairs, and of rows, about."""
-MOST_COLUMNS = 7
+PAIR_SIDE = 288
+"""Pixels of the longer side at which samples stand in a sheet of pairs, about."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ def draw_charts(run: RunFolder, events: Sequence[Event]) -> Charts:
         learning_rate=learning_rate_chart(events, run.path / "learning-rate.png"),
         held_out=held_out_chart(events, run.path / "held-out.png"),
         before_after=before_after(events, run.path, run.path / "before-after.png"),
-        over_time=samples_over_time(events, run.path, run.path / "samples-over-time.png"),
+        over_time=samples_over_time(events, run.path, run.path / GRID) if len(samples_of(events)) > 1 else None,
     )
 
 
@@ -62,15 +56,6 @@ def steps_of(events: Iterable[Event]) -> list[StepFinished]:
     """Every step once, in order; of steps that were done again after a resume, the later ones."""
     by_step = {event.step: event for event in events if isinstance(event, StepFinished)}
     return [by_step[step] for step in sorted(by_step)]
-
-
-def samples_of(events: Iterable[Event]) -> dict[int, dict[int, SampleSaved]]:
-    """The samples by step, and there by the number of their prompt; of repeated ones, the later."""
-    found: dict[int, dict[int, SampleSaved]] = {}
-    for event in events:
-        if isinstance(event, SampleSaved):
-            found.setdefault(event.step, {})[event.index] = event
-    return {step: dict(sorted(found[step].items())) for step in sorted(found)}
 
 
 # Charts
@@ -257,178 +242,9 @@ def before_after(events: Sequence[Event], folder: Path, path: Path) -> Path | No
     blocks = [
         sheet.block(
             before.prompt,
-            [("base model", _open(folder, before)), ("with your LoRA", _open(folder, after))],
+            [("base model", opened_sample(folder, before)), ("with your LoRA", opened_sample(folder, after))],
             strong=1,
         )
         for before, after in pairs
     ]
     return sheet.save(blocks, columns=1 if len(blocks) < 2 else 2 if len(blocks) < 9 else 3, path=path)
-
-
-def samples_over_time(events: Sequence[Event], folder: Path, path: Path) -> Path | None:
-    """Every prompt in a row, from the base model to the newest network; at most MOST_COLUMNS of the steps."""
-    samples = samples_of(events)
-    if len(samples) < 2:
-        return None
-    steps = _evenly(list(samples), MOST_COLUMNS)
-    sheet = Sheet("How it came about", "Each row is one prompt, always from the same starting noise.", ROW_SIDE)
-    blocks = []
-    for index, sample in samples[steps[-1]].items():
-        row = [
-            (f"step {step:,}" if step else "base model", _open(folder, samples[step][index]))
-            for step in steps
-            if index in samples[step]
-        ]
-        blocks.append(sheet.block(sample.prompt, row))
-    return sheet.save(blocks, columns=1, path=path)
-
-
-def _evenly(values: list[int], most: int) -> list[int]:
-    """At most `most` of the values, the first and the last among them."""
-    if len(values) <= most:
-        return values
-    return [values[round(index * (len(values) - 1) / (most - 1))] for index in range(most)]
-
-
-def _open(folder: Path, sample: SampleSaved) -> Image | None:
-    """The sample, or None where its file is gone."""
-    from PIL import Image
-
-    try:
-        with Image.open(folder / sample.path) as picture:
-            return picture.convert("RGB")
-    except OSError:
-        return None
-
-
-class Sheet:
-    """Labelled pictures in blocks under a title, drawn with Pillow so that every pixel of a sample stays what it is."""
-
-    margin, gap, between = 36, 10, 34
-
-    def __init__(self, title: str, subtitle: str, side: int) -> None:
-        self.title, self.subtitle, self.side = title, subtitle, side
-        self.fonts = {name: _font(*look) for name, look in FONTS.items()}
-
-    def block(self, caption: str, pictures: list[tuple[str, Image | None]], strong: int | None = None) -> Image:
-        """A caption above a row of pictures, each with its label; the label of number `strong` stands out."""
-        from PIL import Image, ImageDraw
-
-        shown = [(label, _sized(picture, self.side)) for label, picture in pictures]
-        width = sum(picture.width for _, picture in shown) + self.gap * (len(shown) - 1)
-        lines = _wrapped(f"“{caption}”" if caption else "(no prompt)", self.fonts["caption"], width)
-        line = _height(self.fonts["caption"])
-        top = line * len(lines) + 8
-        tall = max(picture.height for _, picture in shown)
-        block = Image.new("RGB", (width, top + tall + _height(self.fonts["label"]) + 4), PAPER)
-        draw = ImageDraw.Draw(block)
-        for index, text in enumerate(lines):
-            draw.text((0, index * line), text, INK, self.fonts["caption"])
-        left = 0
-        for index, (label, picture) in enumerate(shown):
-            block.paste(picture, (left, top))
-            draw.text(
-                (left, top + tall + 6),
-                label,
-                ACCENT if index == strong else QUIET,
-                self.fonts["strong" if index == strong else "label"],
-            )
-            left += picture.width + self.gap
-        return block
-
-    def text(self, text: str, width: int) -> Image:
-        """A paragraph as a block of this width."""
-        from PIL import Image, ImageDraw
-
-        font = self.fonts["caption"]
-        lines = _wrapped(text, font, width, most=12)
-        block = Image.new("RGB", (width, _height(font) * len(lines)), PAPER)
-        for index, line in enumerate(lines):
-            ImageDraw.Draw(block).text((0, index * _height(font)), line, INK, font)
-        return block
-
-    def save(self, blocks: list[Image], columns: int, path: Path) -> Path:
-        """The blocks in this many columns, row by row; written to `path` as PNG."""
-        sheet = self.drawn(blocks, columns)
-        with whole_file(path) as partial:
-            sheet.save(partial, format="PNG")
-        return path
-
-    def drawn(self, blocks: list[Image], columns: int) -> Image:
-        """The blocks under the title, in this many columns, row by row."""
-        from PIL import Image, ImageDraw
-
-        rows = [blocks[start : start + columns] for start in range(0, len(blocks), columns)]
-        across = max(block.width for block in blocks)
-        head = _height(self.fonts["title"]) + _height(self.fonts["label"]) + 26
-        wide = max(
-            across * min(columns, len(blocks)) + self.between * (min(columns, len(blocks)) - 1),
-            math.ceil(self.fonts["label"].getlength(self.subtitle)),
-        )
-        tall = sum(max(block.height for block in row) for row in rows) + self.between * (len(rows) - 1)
-        sheet = Image.new("RGB", (wide + 2 * self.margin, head + tall + 2 * self.margin), PAPER)
-        draw = ImageDraw.Draw(sheet)
-        draw.text((self.margin, self.margin - 8), self.title, INK, self.fonts["title"])
-        draw.text(
-            (self.margin, self.margin + _height(self.fonts["title"]) - 2), self.subtitle, QUIET, self.fonts["label"]
-        )
-        top = self.margin + head
-        for row in rows:
-            low = max(block.height for block in row)
-            for index, block in enumerate(row):
-                # captions may need different numbers of lines; the pictures of a row still stand in line
-                sheet.paste(block, (self.margin + index * (across + self.between), top + low - block.height))
-            top += low + self.between
-        return sheet
-
-
-FONTS = {
-    "title": ("DejaVuSans-Bold.ttf", 26),
-    "caption": ("DejaVuSans.ttf", 16),
-    "label": ("DejaVuSans.ttf", 14),
-    "strong": ("DejaVuSans-Bold.ttf", 14),
-}
-"""matplotlib ships these, so captions in Cyrillic or Greek are readable on every system."""
-
-
-def _font(file: str, size: int) -> FreeTypeFont:
-    import matplotlib
-    from PIL import ImageFont
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file), size)
-
-
-def _height(font: FreeTypeFont) -> int:
-    ascent, descent = font.getmetrics()
-    return round((ascent + descent) * 1.15)
-
-
-def _sized(picture: Image | None, side: int) -> Image:
-    """The picture near this side: small ones enlarged by whole pixels, large ones reduced smoothly."""
-    from PIL import Image
-
-    if picture is None:
-        return Image.new("RGB", (side, side), HAIR)
-    factor = side / max(picture.size)
-    if factor >= 2:
-        times = round(factor)
-        return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
-    if factor < 1:
-        return picture.resize((round(picture.width * factor), round(picture.height * factor)), Image.Resampling.LANCZOS)
-    return picture
-
-
-def _wrapped(text: str, font: Any, width: int, most: int = 4) -> list[str]:
-    """The text in lines that fit the width; what does not fit into `most` lines is cut, with an ellipsis."""
-    lines, current = [], ""
-    for word in text.split():
-        longer = f"{current} {word}".strip()
-        if current and font.getlength(longer) > width:
-            lines.append(current)
-            current = word
-        else:
-            current = longer
-    lines.append(current)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], lines[most - 1].rstrip(" ,") + "…"]
-    return lines

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from knowledge.downloads import suggestions
+from knowledge.expressions import in_words
+from knowledge.parameters import number
 from wizard import library_checks, views
 from wizard.hardware import system
 from wizard.library_checks import dotted, pip, version
@@ -14,8 +16,6 @@ from wizard.patient import Line, Patient
 from wizard.words import count, duration, size
 
 LITTLE_DISK_BYTES = 10 * 10**9
-LITTLE_RAM_BYTES = 8 * 2**30
-SDXL_RAM_BYTES = 16 * 2**30
 
 
 def examine(patient: Patient) -> Iterator[Line]:
@@ -154,9 +154,10 @@ def _memory(patient: Patient) -> Iterator[Line]:
     if patient.situation is not None and patient.situation.plan is not None:
         yield _fits(patient, patient.situation.plan.vram.likely_bytes)
     sdxl = patient.situation is not None and patient.situation.config.base_model.family == "sdxl"
-    need = SDXL_RAM_BYTES if sdxl else LITTLE_RAM_BYTES
-    if ram + swap < need:
-        what = "This training loads SDXL, which needs about 16 GB" if sdxl else "SDXL needs about 16 GB, SD 1.5 8 GB"
+    little, much = number("memory.precision.sd15_ram_and_swap"), number("memory.precision.sdxl_ram_and_swap")
+    if ram + swap < (much if sdxl else little):
+        what = f"This training loads SDXL, which needs about {in_words(much, 'GiB')}"
+        what = what if sdxl else f"SDXL needs about {in_words(much, 'GiB')}, SD 1.5 {in_words(little, 'GiB')}"
         yield Line("memory", found, "warning", f"{what}, {kind} included.", _more_memory(patient))
     elif sys.platform == "win32" and not swap:
         why = "Windows promises no more memory than RAM and page file hold; loading a model then fails early."

@@ -124,7 +124,7 @@ def pages(found: Inspection) -> list[RenderableType]:
     from rich.padding import Padding
     from rich.text import Text
 
-    from wizard.dataset_page import summary
+    from wizard.dataset_page import framing_in_words, summary
 
     parts: list[RenderableType] = [
         Text(),
@@ -140,6 +140,7 @@ def pages(found: Inspection) -> list[RenderableType]:
             Text(),
             views.heading("Words in the captions", _caption_facts(found)),
             Padding(_tags(found), (0, 0, 0, 2)),
+            Padding(Text(framing_in_words(found), "quiet"), (1, 0, 0, 2)),
         ]
     return [*parts, Text(), Text(verdict(found), style="strong"), Text()]
 
@@ -232,7 +233,7 @@ def import_(
 
     SOURCES are folders, files and ZIP archives, or one dataset on Hugging Face: its page, or owner/name. The originals
     are not touched. Folders named like "10_sks cat" keep their name and with it their repeats. For a private dataset
-    set HF_TOKEN.
+    set HF_TOKEN; else you are asked, and what you answer is kept nowhere.
 
     \b
     Examples: lora-wizard dataset import holiday.zip "more pictures" --to datasets/holiday

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,9 @@ from knowledge.answers import PlainError
 from wizard import views, words
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from engine.acquire.hub_dataset import DatasetOffer
     from engine.acquire.huggingface import Address
     from engine.acquire.pictures import Imported
 
@@ -56,37 +59,66 @@ def from_the_hub(
     said: str, address: Address, destination: Path | None, caption_column: str, *, yes: bool, quiet: bool
 ) -> Imported | None:
     """The pictures of a dataset on the hub in a new folder, after asking; None where nobody wants them."""
-    from engine.acquire.hub_dataset import import_dataset, look_into
-    from wizard.download import bar, waiting
+    from wizard.tokens import ask_on_terminal, with_token
 
-    if not yes and (quiet or not views.interactive()):
+    watched = views.interactive() and not quiet
+    if not (yes or watched):
         raise click.UsageError("Without a terminal to ask in, say --yes to download.")
     name = (address.path or address.repository).rpartition("/")[2]
     target = destination or PLACE / name
+    agreed = yes
+
+    def bring() -> Imported | None:
+        nonlocal agreed
+        offer = _look(said, address)
+        if not quiet:
+            views.console().print(views.indented(views.page("", *_offered(offer, target), "")))
+        agreed = agreed or click.confirm("Download them?", default=True)
+        return _fetched(offer, target, caption_column, quiet) if agreed else None
+
+    return with_token(bring, ask_on_terminal if watched and not yes else None)
+
+
+def _look(said: str, address: Address) -> DatasetOffer:
+    from engine.acquire.hub_dataset import look_into
+    from wizard.download import waiting
+
     with waiting(f"Looking at {address.repository}") as notice:
         try:
-            offer = look_into(address, notice)
+            return look_into(address, notice)
         except PlainError as problem:
-            here = "" if "://" in said else f"\n{said} is no folder on this computer either."
-            raise PlainError(f"{problem}{here}", problem.exit_code) from None
-    if not quiet:
-        files = words.count(len(offer.paths), "file")
-        what = words.count(offer.pictures, "picture") if offer.pictures else f"{files} ({offer.form})"
-        lines = [
+            if "://" not in said:
+                # its kind stays, since one may ask for a token
+                problem.args = (f"{problem}\n{said} is no folder on this computer either.",)
+            raise
+
+
+def _offered(offer: DatasetOffer, target: Path) -> Iterator[RenderableType]:
+    """What would come, where from and where to."""
+    address = offer.repository.address
+    files = words.count(len(offer.paths), "file")
+    what = words.count(offer.pictures, "picture") if offer.pictures else f"{files} ({offer.form})"
+    yield views.heading(address.repository)
+    yield views.rows(
+        [
             ("From", f"{address.page}\nrevision {offer.repository.commit[:12]}"),
             ("What", f"{what}, {words.size(offer.size_bytes)}"),
-            ("To", str(target)),
-        ]
-        views.console().print(
-            views.indented(views.page("", views.heading(address.repository), views.rows(lines, 5), ""))
-        )
-    if not (yes or click.confirm("Download them?", default=True)):
-        return None
+            ("To", views.escape(str(target))),
+        ],
+        5,
+    )
+
+
+def _fetched(offer: DatasetOffer, target: Path, caption_column: str, quiet: bool) -> Imported:
+    from engine.acquire.hub_dataset import import_dataset
+    from wizard.download import bar
+
+    name = offer.repository.address.repository
     with bar(offer.size_bytes, quiet) as (tell, notice):
         return import_dataset(
             offer,
             target,
             caption_column=caption_column,
-            progress=lambda done: tell(address.repository, done),
+            progress=lambda done: tell(name, done),
             notice=notice,
         )

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.dataset.examine import Examined
+from engine.dataset.findings import SEVERITIES, DatasetFinding
 from engine.dataset.images import TURNS, UNREADABLE, as_rgb, opened, orientation
-from engine.dataset.inspect import SEVERITIES, DatasetFinding, Inspection
+from engine.dataset.inspect import Inspection
 from engine.run_folder import whole_file
 from wizard.report import STYLE
 from wizard.words import count, size
@@ -98,6 +99,17 @@ def summary(inspection: Inspection) -> str:
     return " · ".join(part for part in (formats, shapes, captions, total) if part)
 
 
+def framing_in_words(inspection: Inspection) -> str:
+    """How near the pictures are taken, as far as the captions say it; empty without captions."""
+    told = {framing: number for framing, number in inspection.framing.items() if framing}
+    silent = inspection.framing.get("", 0)
+    if not told:
+        return "No caption says how near its picture is taken; look at that yourself." if silent else ""
+    said = ", ".join(f"{number} {framing}" for framing, number in told.items())
+    rest = f"; {count(silent, 'caption')} {'does' if silent == 1 else 'do'} not say" if silent else ""
+    return f"How near the pictures are taken, by their captions: {said}{rest}."
+
+
 def _worst_first(inspection: Inspection) -> list[Examined]:
     def rank(picture: Examined) -> int:
         findings = _findings(inspection, picture)
@@ -160,6 +172,7 @@ def _tag_bars(inspection: Inspection) -> str:
             f"The trigger word “{escape(inspection.trigger_word)}” stands in {inspection.trigger_captions} of "
             f"{count(inspection.captions, 'caption')}. "
         )
+    note += f"{escape(framing_in_words(inspection))} "
     if len(frequency) > TAGS_SHOWN:
         note += f"The {TAGS_SHOWN} most frequent of {len(frequency)}."
     lines = [(tag, number, f"{number}") for tag, number in frequency[:TAGS_SHOWN]]
@@ -247,8 +260,9 @@ OWN_STYLE = """
 .findings small { display: block; color: var(--quiet); overflow-wrap: anywhere }
 .blocks > b, .marks .blocks { color: #b00000 } .high > b, .marks .high { color: #a04f00 }
 .warning > b, .marks .warning { color: #8a6500 } .note > b, .marks .note { color: var(--quiet) }
-.bars td { padding: .2rem .8rem .2rem 0; border: 0; white-space: nowrap; vertical-align: middle }
-.bars .bar { width: 60% }
+.bars { table-layout: fixed }
+.bars td { padding: .2rem .8rem .2rem 0; border: 0; vertical-align: middle; overflow-wrap: anywhere }
+.bars td:first-child { width: 32% } .bars .number { width: 26% }
 .bars i { display: block; height: .7rem; min-width: 2px; border-radius: 3px; background: var(--accent) }
 .bars .number { color: var(--quiet); text-align: right }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1.1rem }
@@ -259,6 +273,9 @@ OWN_STYLE = """
 .card img, .card .gone { width: 100%; aspect-ratio: 1; object-fit: contain; background: #f3f3f7; border-radius: 6px }
 .card .gone { display: grid; place-items: center; color: var(--quiet) }
 .card small { display: block; color: var(--quiet) } .card p { margin: .25rem 0; max-height: 5.6em; overflow: auto }
+@media (max-width: 36rem) {
+  .findings > li { grid-template-columns: 1fr; gap: .1rem } .findings details ul { columns: 1 }
+}
 .marks span { display: inline-block; margin-right: .6em; font-weight: 600 }
 """
 

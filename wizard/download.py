@@ -70,13 +70,14 @@ def download(
     ADDRESS is the page of the model, a link to one of its files, owner/name on Hugging Face, or a short name: sd15,
     sdxl, illustrious, animagine, sd2, sdxl-vae, sd15-vae. What it is, is found out before it is downloaded; what cannot
     be trained is refused. A download that was interrupted goes on where it stopped. For models that want to know who
-    you are, set HF_TOKEN or CIVITAI_TOKEN.
+    you are, set HF_TOKEN or CIVITAI_TOKEN; else you are asked, and what you answer is kept nowhere.
 
     \b
     Examples: lora-wizard download sdxl
               lora-wizard download https://civitai.com/models/4201 --yes
     """
     from engine.acquire.models import models_folder
+    from wizard.tokens import ask_on_terminal, with_token
 
     folder = models_folder(to)
     if listing:
@@ -87,7 +88,8 @@ def download(
     if not (dry_run or yes) and (as_json or not views.interactive()):
         raise click.UsageError("Without a terminal to ask in, say --yes to download or --dry-run to look.")
     vae = None
-    found, there = look(address, folder, file=file, revision=revision, weights=weights)
+    asker = ask_on_terminal if views.interactive() and not (yes or as_json) else None
+    found, there = with_token(lambda: look(address, folder, file=file, revision=revision, weights=weights), asker)
     family_found = there.family if there else found.detected.family if found and found.detected else ""
     if family and family_found and family_found != family:
         raise PlainError(f"{address} is a model of the family {family_found}, not {family}. Nothing was downloaded.")

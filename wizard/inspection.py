@@ -146,8 +146,9 @@ def strength_chart(report: Report, path: Path) -> None:
     """A PNG with ‖ΔW‖ of every layer as a dot, by block, and the mean of each block as a line."""
     from matplotlib.figure import Figure
 
+    from engine.sheet import ACCENT, HAIR, INK, QUIET
     from engine.tools.files import atomic
-    from wizard.charts import ACCENT, CHART_DPI, CHART_INCHES, HAIR, INK, QUIET
+    from wizard.charts import CHART_DPI, CHART_INCHES
 
     figure = Figure(figsize=CHART_INCHES, dpi=CHART_DPI, layout="constrained")
     axes = figure.add_subplot()

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from engine.events import SampleSaved
 from engine.run_folder import whole_file
+from engine.sample_grid import samples_of
+from engine.sheet import ACCENT, HAIR, INK, PAPER, QUIET, Sheet
 from knowledge.lessons import Lesson
-from wizard.charts import ACCENT, HAIR, INK, PAPER, QUIET, SECOND, Sheet, samples_of
+from wizard.charts import SECOND
 from wizard.trials import Trial
 from wizard.words import number
 

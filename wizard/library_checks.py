@@ -138,7 +138,7 @@ def libraries(patient: Patient) -> Iterator[Line]:
             f"missing: {', '.join(missing)}",
             "problem",
             "The engine needs them.",
-            f"{pip()} install --upgrade lora-wizard",
+            f"{pip()} install {' '.join(missing)}",
         )
     elif "error" in probe:
         yield Line(

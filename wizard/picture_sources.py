@@ -108,7 +108,7 @@ def _hub(session: Session, around: Values) -> Any:
             title="Which dataset?",
             body=(
                 "The address of its page, as in [strong]https://huggingface.co/datasets/diffusers/dog-example[/].",
-                "[quiet]For a private one, set HF_TOKEN before you start.[/]",
+                "[quiet]For a private one you are asked for a token.[/]",
             ),
             default="",
             check=_an_import,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from calculator.plan import Plan
+from engine.sheet import ACCENT, HAIR, INK, QUIET
 from knowledge.facts import Hardware
 from wizard import views
-from wizard.charts import ACCENT, HAIR, INK, QUIET, SECOND, new_figure, save_figure
+from wizard.charts import SECOND, new_figure, save_figure
 from wizard.words import count, number
 
 COLOURS = {

@@ -46,7 +46,7 @@ class Page:
 
     `tail` follows the body and is kept where not everything fits. `check` turns typed text into the value or raises
     PlainError; `preview` tells what a value would change,
-    `help` all there is to know while that value is under the cursor.
+    `help` all there is to know while that value is under the cursor. What is typed on a `secret` line is not shown.
     """
 
     place: str
@@ -60,6 +60,7 @@ class Page:
     check: Callable[[str], Any] = _text
     preview: Callable[[Any], RenderableType | None] = lambda value: None
     is_path: bool = False
+    secret: bool = False
     back: str = "back"
     more: bool = False
     error: str = ""
@@ -261,6 +262,7 @@ def _line(page: Page, default: Any) -> tuple[Question, _Screen]:
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.layout import BufferControl, FormattedTextControl, VSplit, Window
+    from prompt_toolkit.layout.processors import PasswordProcessor
 
     start = "" if default is None else str(default)
     ask_line = questionary.path if page.is_path else questionary.text
@@ -268,7 +270,8 @@ def _line(page: Page, default: Any) -> tuple[Question, _Screen]:
     buffer = question.application.layout.current_buffer
     assert buffer is not None
     mark = Window(FormattedTextControl([("class:pointer", "  ❯ ")]), width=4, height=1)
-    typed = Window(BufferControl(buffer), height=1)
+    hide = [PasswordProcessor()] if page.secret else None
+    typed = Window(BufferControl(buffer, input_processors=hide), height=1)  # type: ignore[arg-type]  # a list of one kind
     screen = _Screen(page, lambda: _or_none(page.check, buffer.text), 1)
     keys = KeyBindings()
 
@@ -410,7 +413,7 @@ def ask_plainly(page: Page) -> Any:
         preview = page.preview(page.default)
         if preview is not None:
             console.print(preview)
-        typed = _typed(_plain_prompt(page))
+        typed = _typed(_plain_prompt(page), page.secret)
         if typed == "?" and page.help:
             show(page.help(page.default))
         elif typed == "<" and page.back:
@@ -435,9 +438,11 @@ def _plain_prompt(page: Page) -> str:
     return f"Answer{default}  {', '.join(hints)}: "
 
 
-def _typed(prompt: str) -> str:
+def _typed(prompt: str, secret: bool = False) -> str:
+    from getpass import getpass
+
     try:
-        return input(prompt).strip()
+        return (getpass if secret else input)(prompt).strip()
     except EOFError:
         raise KeyboardInterrupt from None
 

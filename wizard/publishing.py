@@ -202,9 +202,10 @@ def _source(run_or_file: str, folder: str, all_files: bool) -> tuple[RunFolder |
 
 def _pictures(run: RunFolder, events: Sequence[Event]) -> tuple[list[CardPicture], str, list[Upload]]:
     """The newest samples, the sheet that shows them beside the base model's, and both as uploads."""
+    from engine.sample_grid import samples_of
     from engine.tools.model_card import CardPicture
     from engine.tools.publish import Upload
-    from wizard.charts import before_after, samples_of
+    from wizard.charts import before_after
 
     by_step = samples_of(events)
     newest = list(by_step[max(by_step)].values())[:MOST_PICTURES] if by_step else []

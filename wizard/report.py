@@ -37,7 +37,7 @@ def report(run: RunFolder, events: Sequence[Event], charts: Charts) -> str:
     parts = [
         _head(run, events, config),
         _picture(charts.before_after, "Before and after: base model beside the LoRA, same prompts and same noise"),
-        _picture(charts.over_time, "How it came about: the same prompts, step by step"),
+        _picture(charts.over_time, "How it came about: the same prompts, epoch by epoch", wide=True),
         _section("What happened to the loss", _loss(events, charts)),
         _section("Plan and reality", _comparison(run, events)),
         _section("How to use the file", _usage(events, config)),
@@ -91,11 +91,13 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
 
 
-def _picture(path: Path | None, words: str) -> str:
+def _picture(path: Path | None, words: str, *, wide: bool = False) -> str:
+    """The picture as a figure; a wide one is moved sideways rather than made too small to see."""
     if path is None:
         return ""
+    look = ' class="wide"' if wide else ""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<figure><img alt="{escape(words, quote=True)}" src="data:image/png;base64,{data}"></figure>'
+    return f'<figure{look}><img alt="{escape(words, quote=True)}" src="data:image/png;base64,{data}"></figure>'
 
 
 def _loss(events: Sequence[Event], charts: Charts) -> str:
@@ -241,6 +243,7 @@ section, figure { background: var(--paper); border: 1px solid var(--hair); borde
   padding: 1.4rem 1.6rem }
 figure { padding: .5rem; text-align: center } section figure { border: 0; padding: 0; margin: .6rem 0 }
 img { max-width: 100%; height: auto }
+.wide { overflow-x: auto; text-align: left } .wide img { max-width: none }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .4rem 1rem .4rem 0; border-bottom: 1px solid var(--hair); vertical-align: top }
 th { font-weight: 500 } tr:last-child > * { border-bottom: 0 }

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from engine.acquire import network
 from engine.acquire.models import Offer, Wanted
-from engine.acquire.network import Notice, RefusalError, Source, silent
+from engine.acquire.network import Notice, RefusalError, Source, TokenNeededError, silent
 from engine.models.detect import PICKLES, refuse_pickle
 from knowledge.answers import PlainError, did_you_mean
 
@@ -27,6 +27,9 @@ PATHS = (
     r"/models/(?P<model>\d+)(?:/.*)?",
 )
 NAME = r"urn:air:[^:]+:[^:]+:civitai:(?P<model>\d+)(?:@(?P<version>\d+))?"
+
+ASKED_FOR = ("Civitai", "CIVITAI_TOKEN")
+"""The site, and where the environment says the user's key."""
 
 REFUSED_KINDS = ("LORA", "LoCon", "DoRA", "TextualInversion", "Hypernetwork", "Controlnet", "Upscaler", "Workflows")
 """Types of models on Civitai that are neither base models nor VAEs."""
@@ -178,13 +181,15 @@ def explain(title: str, address: Address) -> Callable[[RefusalError], PlainError
 
     def sentence(refused: RefusalError) -> PlainError:
         if refused.status == 401 and not token():
-            return PlainError(
+            return TokenNeededError(
                 f"{title} can be downloaded only by who is logged in.\n"
                 f"1. Make an API key on {KEYS_PAGE}\n"
-                "2. Set it as CIVITAI_TOKEN and start the download again."
+                "2. Set it as CIVITAI_TOKEN and start the download again.",
+                *ASKED_FOR,
             )
         if refused.status == 401:
-            return PlainError(f"Civitai does not take your key (CIVITAI_TOKEN). Make a new one on {KEYS_PAGE}")
+            said = f"Civitai does not take your key (CIVITAI_TOKEN). Make a new one on {KEYS_PAGE}"
+            return TokenNeededError(said, *ASKED_FOR)
         if refused.status == 403:
             said = f" It says: {refused.said}." if refused.said else ""
             return PlainError(

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from engine.acquire import network
 from engine.acquire.models import Offer, Wanted
-from engine.acquire.network import Notice, RefusalError, Source, silent
+from engine.acquire.network import Notice, RefusalError, Source, TokenNeededError, silent
 from engine.models.detect import PICKLES, refuse_pickle
 from knowledge.answers import PlainError, did_you_mean
 
@@ -142,13 +142,17 @@ def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
+def _token_needed(message: str) -> PlainError:
+    return TokenNeededError(message, "Hugging Face", "HF_TOKEN")
+
+
 def explain(address: Address) -> Callable[[RefusalError], PlainError]:
     """What makes a sentence of a refusal of the hub: what it means, and which page or setting would change it."""
     name, page = address.repository, address.page
 
     def sentence(refused: RefusalError) -> PlainError:
         if refused.code == "GatedRepo" and not token():
-            return PlainError(
+            return _token_needed(
                 f"{name} is gated: whoever wants it accepts its conditions first.\n"
                 f"1. Log in and accept them on {page}\n"
                 f"2. Make a token that may read, on {TOKENS_PAGE}\n"
@@ -165,12 +169,13 @@ def explain(address: Address) -> Callable[[RefusalError], PlainError]:
         if refused.code == "EntryNotFound":
             return PlainError(f"{name} has no file {address.path}. Its files are on {page}/tree/main", 2)
         if "credentials" in refused.said:
-            return PlainError(
+            return _token_needed(
                 f"The Hugging Face hub does not know your token (HF_TOKEN). Make a new one: {TOKENS_PAGE}"
             )
         if refused.status in (401, 404):
             asked = "with your token" if token() else "without a token"
-            return PlainError(
+            made = PlainError if token() else _token_needed
+            return made(
                 f"There is no {name} on {endpoint()} that can be seen {asked}. Check the spelling; "
                 f"for a private one set HF_TOKEN to a token of somebody who may read it ({TOKENS_PAGE}).",
             )

@@ -80,6 +80,14 @@ class RefusalError(Exception):
         self.status, self.host, self.code, self.said, self.wait_seconds = status, host, code, said, wait_seconds
 
 
+class TokenNeededError(PlainError):
+    """A site that wants to know who asks. variable: where the environment would say it."""
+
+    def __init__(self, message: str, site: str, variable: str) -> None:
+        super().__init__(message)
+        self.site, self.variable = site, variable
+
+
 class NetworkError(PlainError):
     """The network, and not the request, was at fault. `asked_to_wait`: longer than anybody would watch."""
 

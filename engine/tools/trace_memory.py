@@ -34,12 +34,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from calculator.step_cost import RANKLESS, TRACED_RANK, Course
+from engine.held_weights import hold_weights
 from engine.models.load import FAMILIES, TEXT_ENCODERS
 from engine.models.sd import Conditioning, StableDiffusion
 from engine.networks import Network, create_network
 from engine.train import loss_of_draw
 from knowledge.architectures import Architecture, architecture
-from knowledge.config import Algorithm, Family, TrainingConfig, with_values
+from knowledge.config import Algorithm, BaseWeights, Family, TrainingConfig, with_values
 
 DATA = Path(__file__).parents[2] / "knowledge" / "data" / "memory"
 META = torch.device("meta")
@@ -280,10 +281,14 @@ class CachedTexts:
         return Conditioning(torch.empty(count, self.tokens, self.width, dtype=self.dtype, device=META), pooled)
 
 
-def trace(case: Course, points: Sequence[Point]) -> list[Trace]:
-    """The engine's step at each of these sizes."""
+def trace(
+    case: Course, points: Sequence[Point], base_weights: BaseWeights = "same", offload_blocks: bool = False
+) -> list[Trace]:
+    """The engine's step at each of these sizes, the base model held in a form of its own where one is given."""
     dtype = torch.bfloat16 if case.half else torch.float32
     model = meta_model(case.family, dtype)
+    with CudaOnMeta():
+        hold_weights(model, base_weights, offload_blocks, META)
     if case.checkpointing:
         model.enable_gradient_checkpointing()
     traces = []

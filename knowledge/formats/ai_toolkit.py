@@ -248,6 +248,15 @@ def _train(job: Translation) -> None:
             job.no_effect("train.ema_config", "It is switched off there.")
     if "train.dtype" in job.source:
         _precision(job, "train.dtype", "memory.precision")
+    if "model.quantize" in job.source:
+        if as_bool(job.source["model.quantize"]):
+            job.changed("model.quantize", "memory.base_weights", "fp8", "Eight bits by our rounding, not by quanto's.")
+        else:
+            job.mapped("model.quantize", "memory.base_weights", "same")
+    if "model.layer_offloading" in job.source:
+        job.mapped(
+            "model.layer_offloading", "memory.offload_blocks", bool(as_bool(job.source["model.layer_offloading"]))
+        )
     if "save.dtype" in job.source:
         _precision(job, "save.dtype", "saving.precision")
     loss = job.get("train.loss_type")

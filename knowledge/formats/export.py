@@ -233,6 +233,8 @@ def _schedule(job: Writing) -> None:
         word = scheduler
     if word is None:
         job.lose("schedule.scheduler", "It does not have this schedule; the nearest it has is cosine.")
+        if scheduler == "adafactor" and job.config.schedule.warmup_init:
+            job.lose("schedule.warmup_init", "It belongs to Adafactor's own schedule.")
         word = "cosine"
     job.options["lr_scheduler"] = word
     if warmup and scheduler == "adafactor":
@@ -249,6 +251,8 @@ def _schedule(job: Writing) -> None:
 
 
 def _memory_and_saving(job: Writing) -> None:
+    if job.value("memory.fused_backward"):
+        job.lose("memory.fused_backward", "Its LoRA training has the switch and does not read it.")
     job.options["mixed_precision"] = PRECISIONS[job.value("memory.precision")]
     for name, key in (
         ("memory.cache_latents", "cache_latents"),
@@ -258,6 +262,12 @@ def _memory_and_saving(job: Writing) -> None:
             job.options[key] = True
         elif job.value(name):
             job.lose(name, "Only its script for SDXL can keep them.")
+    if job.value("memory.full_half"):
+        job.options["full_bf16"] = True
+    if job.value("memory.base_weights") == "fp8":
+        job.options["fp8_base"] = True
+    elif job.config.memory.base_weights != "same":
+        job.lose("memory.base_weights", "It holds the base model in fp8 or as it is.")
     job.options["save_precision"] = SAVED_PRECISIONS[job.value("saving.precision")]
     job.options["save_model_as"] = "safetensors"
     epochs, steps = job.value("saving.every_epochs"), job.value("saving.every_steps")
@@ -265,6 +275,11 @@ def _memory_and_saving(job: Writing) -> None:
         job.options["save_every_n_epochs"] = epochs
     if steps is not None:
         job.options["save_every_n_steps"] = steps
+    kept = job.value("saving.metadata")
+    if kept != "full":
+        job.options["no_metadata"] = True
+    if kept == "none":
+        job.lose("saving.metadata", "What a program needs to know the file it always writes.")
     keep = job.value("saving.keep_last")
     if keep is not None and epochs is not None:
         job.options["save_last_n_epochs"] = keep

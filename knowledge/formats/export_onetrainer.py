@@ -7,7 +7,7 @@ from typing import Any
 
 from knowledge.config import TrainingConfig, fields
 from knowledge.formats.export import Exported, Writing
-from knowledge.formats.onetrainer import ALGORITHMS, DIALECT, PRECISIONS, SAMPLERS
+from knowledge.formats.onetrainer import ALGORITHMS, DIALECT, PRECISIONS, SAMPLERS, WEIGHTS
 from knowledge.formats.sd_scripts import ENDLESS
 from knowledge.formats.translation import foreign_choice
 
@@ -49,6 +49,13 @@ def _model(job: Writing) -> dict[str, Any]:
     return document
 
 
+def _held(job: Writing) -> dict[str, Any]:
+    """In what the UNet's weights are kept."""
+    names = {ours: theirs for theirs, ours in WEIGHTS.items()}
+    form = job.value("memory.base_weights")
+    return {"weight_dtype": names[form]} if form in names else {}
+
+
 def _network(job: Writing) -> dict[str, Any]:
     algorithm = job.value("network.algorithm")
     kinds = {ours: theirs for theirs, ours in ALGORITHMS.items()}
@@ -56,7 +63,7 @@ def _network(job: Writing) -> dict[str, Any]:
         "peft_type": kinds.get(algorithm, "LORA"),
         "lora_alpha": job.value("network.alpha"),
         "layer_filter_preset": "full" if job.config.network.adapts_convolutions else "attn-mlp",
-        "unet": {"train": job.value("network.train_unet")},
+        "unet": {"train": job.value("network.train_unet"), **_held(job)},
         "text_encoder": {"train": job.value("network.train_text_encoder")},
     }
     document["text_encoder_2"] = {"train": job.config.network.train_text_encoder}
@@ -192,7 +199,10 @@ def _output(job: Writing) -> dict[str, Any]:
         "output_dtype": names[job.value("saving.precision")],
         "output_model_destination": f"models/{job.value('output.name')}.safetensors",
         "gradient_checkpointing": "ON" if checkpointing else "OFF",
+        "lora_weight_dtype": "BFLOAT_16" if job.value("memory.full_half") else "FLOAT_32",
     }
+    if job.value("memory.offload_blocks"):
+        document |= {"gradient_checkpointing": "CPU_OFFLOADED", "layer_offload_fraction": 0.9}
     for key, ours in (
         ("save_every", "saving.every"),
         ("backup_after", "saving.state_every"),

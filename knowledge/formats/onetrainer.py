@@ -50,6 +50,7 @@ SAMPLERS = {
     "DPMPP_SDE_KARRAS": "dpmpp_2m_sde_karras",
     "UNIPC_KARRAS": "unipc_karras",
 }
+WEIGHTS = {"FLOAT_8": "fp8", "INT_8": "8bit", "NFLOAT_4": "nf4"}
 UNITS = {"EPOCH": "epochs", "STEP": "steps"}
 DEFAULTS: dict[str, Any] = {
     "base_model.family": "sd15",
@@ -382,6 +383,26 @@ def _memory(job: Translation, beside: Path) -> None:
             job.mapped(key, name, PRECISIONS[str(word)])
         else:
             job.unsupported(key, f"{word} is not among our precisions.")
+    if "unet.weight_dtype" in job.source:
+        form = WEIGHTS.get(str(job.source["unet.weight_dtype"]))
+        if form:
+            job.mapped("unet.weight_dtype", "memory.base_weights", form)
+        else:
+            job.no_effect("unet.weight_dtype", "The base model is held in the precision that is calculated in.")
+    if "lora_weight_dtype" in job.source:
+        if job.source["lora_weight_dtype"] == "BFLOAT_16":
+            job.mapped("lora_weight_dtype", "memory.full_half", True)
+        elif job.source["lora_weight_dtype"] == "FLOAT_32":
+            job.mapped("lora_weight_dtype", "memory.full_half", False)
+        else:
+            job.unsupported("lora_weight_dtype", "Trained weights are kept in fp32 or bf16 here.")
+    if "layer_offload_fraction" in job.source:
+        share = as_number(job.source["layer_offload_fraction"]) or 0
+        if share:
+            why = "All blocks are offloaded here, not a share of them."
+            job.changed("layer_offload_fraction", "memory.offload_blocks", True, why)
+        else:
+            job.no_effect("layer_offload_fraction", "0 switches it off there.")
     checkpointing = as_bool(job.source.get("gradient_checkpointing"))
     for key in ("gradient_checkpointing", "unet.gradient_checkpointing"):
         if key in job.source:

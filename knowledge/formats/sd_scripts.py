@@ -52,7 +52,8 @@ RULED = frozenset(
         "max_train_steps", "max_train_epochs", "save_state", "save_state_on_train_end", "save_last_n_epochs_state",
         "save_last_n_steps_state", "cache_latents", "cache_latents_to_disk", "cache_text_encoder_outputs",
         "cache_text_encoder_outputs_to_disk", "mixed_precision", "save_precision", "save_last_n_steps",
-        "sample_prompts",
+        "fp8_base", "fp8_base_unet",
+        "sample_prompts", "no_metadata",
         "train_data_dir", "reg_data_dir", "in_json", "image_dir", "dataset_repeats", "caption_extention",
         "resolution",
     }
@@ -333,6 +334,12 @@ def _memory(job: Translation, beside: Path | None) -> None:
             job.mapped(key, name, names[str(word)])
         else:
             job.unsupported(key, f'It computes in "{word}". fp32 is used here.')
+    for key in ("fp8_base", "fp8_base_unet"):
+        if job.on(key):
+            why = "Here with a scale for each row, which is more exact; norms and biases stay as they are."
+            job.changed(key, "memory.base_weights", "fp8", why)
+        elif key in job.source:
+            job.no_effect(key, "It is switched off there.")
     for on_disk, key, name in (
         ("cache_latents_to_disk", "cache_latents", "memory.cache_latents"),
         ("cache_text_encoder_outputs_to_disk", "cache_text_encoder_outputs", "memory.cache_text_encoder_outputs"),
@@ -474,6 +481,8 @@ def _saving(job: Translation, beside: Path | None) -> None:
             job.changed(key, "saving.state_every_epochs", every, "A state to go on from, as often as a file is saved.")
         else:
             job.no_effect(key, "A state is saved at the end in any case.")
+    if "no_metadata" in job.source:
+        job.mapped("no_metadata", "saving.metadata", "minimal" if job.on("no_metadata") else "full")
     for key in ("save_last_n_epochs_state", "save_last_n_steps_state"):
         if key in job.source and not job.done(key):
             job.no_effect(key, "The newest two states are kept here.")

@@ -213,6 +213,11 @@ def _lacking(name: str, algorithm: str) -> Callable[[Mapping[str, Any]], bool]:
 
 REPAIRS = (
     Repair(
+        lambda values: bool(values.get("memory.full_half")) and values.get("memory.precision", "fp32") != "bf16",
+        {"memory.full_half": False},
+        "Trained weights can be kept in bf16 only where the calculations are in bf16 too.",
+    ),
+    Repair(
         lambda values: bool(
             values.get("memory.cache_text_encoder_outputs") and values.get("network.train_text_encoder")
         ),

@@ -47,6 +47,46 @@ def test_a_fresh_trace_of_the_engines_step_is_what_the_calculator_says(family, c
     assert work(course, sizes).traffic == pytest.approx(traced.traffic, rel=0.01)
 
 
+@pytest.mark.parametrize(("checkpointing", "rank"), [(False, 256), (True, 256), (True, 16)])
+def test_a_fused_backward_pass_holds_what_a_trace_that_drops_gradients_holds(checkpointing, rank, monkeypatch):
+    import engine.tools.trace_memory as tracer
+
+    trace_step = tracer._trace_step
+
+    def dropping_gradients(model, network, *others):
+        for weights in network.parameters():
+            weights.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+        return trace_step(model, network, *others)
+
+    monkeypatch.setattr(tracer, "_trace_step", dropping_gradients)
+    (traced,) = tracer.trace(
+        tracer.Course("pocket", "lora", False, True, checkpointing), [tracer.Point(rank, 0, 1, 16, 16)]
+    )
+    course, sizes = Course("pocket", "lora", False, True, checkpointing), Sizes(1, 16 * 16, rank, 0)
+    assert activation_bytes(course, sizes, fused_backward=True) == pytest.approx(traced.log.max(), rel=0.03)
+    assert activation_bytes(course, sizes) >= activation_bytes(course, sizes, fused_backward=True)
+
+
+def test_a_fused_backward_pass_never_needs_more_and_less_for_a_large_network():
+    def peak(rank, fused):
+        config = config_of(
+            base_model__family="sd15",
+            base_model__path="model",
+            network__algorithm="loha",
+            network__rank=rank,
+            optimizer__maximum_gradient_norm=0.0,
+            memory__precision="bf16",
+            memory__gradient_checkpointing=True,
+            memory__fused_backward=fused,
+        )
+        return estimate_memory(config, architecture("sd15"), {(512, 512): 8}, CARD)
+
+    assert peak(16, True).low_bytes <= peak(16, False).low_bytes
+    saved = peak(128, False).low_bytes - peak(128, True).low_bytes
+    assert saved / 2**20 == pytest.approx(639.8 - 379.2, rel=0.05)  # as traced
+    assert peak(128, True).parts["gradients"] < peak(128, False).parts["gradients"] / 20
+
+
 PUT_TOGETHER = {
     "GLoRA": ({"network.algorithm": "glora", "network.rank": 8}, (0.99, 1.01)),
     "BOFT": ({"network.algorithm": "boft"}, (0.99, 1.01)),

@@ -13,7 +13,7 @@ from engine.loss import (
     noise_prediction_share,
     weighted_loss_per_image,
 )
-from knowledge.config import LossSettings
+from knowledge.config import HuberSchedule, LossSettings
 
 DATA = Path(__file__).parent.parent / "data"
 WEIGHTS = json.loads((DATA / "loss_weights.json").read_text())
@@ -89,6 +89,15 @@ def test_huber_threshold_is_kohyas(name: str):
         torch.tensor(LOSSES["threshold_timesteps"]), ALPHAS, schedule, float(threshold[1:]), float(scale[5:])
     )
     close(ours, LOSSES["thresholds"][name])
+
+
+@pytest.mark.parametrize("schedule", ["exponential", "snr"])
+def test_a_scheduled_huber_threshold_falls_from_the_clean_views_to_the_noisy_ones(schedule: HuberSchedule):
+    """As the entry of loss.huber_schedule says."""
+    alphas_cumprod = torch.linspace(0.999, 0.005, 1000)
+    clean, middle, noisy = huber_threshold(torch.tensor([0, 500, 999]), alphas_cumprod, schedule, 0.1).tolist()
+    assert 1 >= clean > middle > noisy >= 0.1
+    assert clean == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize(

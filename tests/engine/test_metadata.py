@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from short_runs import run_to_end
 
 from calculator.steps import batches, run_length, views
 from engine.dataset.folders import scan, suggest_folders
@@ -20,6 +21,8 @@ from knowledge.config import (
     NoiseSettings,
     OptimizerSettings,
     OutputSettings,
+    SamplingSettings,
+    SavingSettings,
     ScheduleSettings,
     TrainingConfig,
 )
@@ -159,3 +162,55 @@ def test_a_single_file_is_known_by_its_hashes(tmp_path):
 def test_of_the_file_that_a_run_started_from_only_the_name_is_told():
     config = TrainingConfig.model_validate({"network": {"start_from": "/home/somebody/first.safetensors"}})
     assert '"start_from": "first.safetensors"' in config_text(config)
+
+
+PRIVATE = {
+    "output": OutputSettings(name="cat", folder="/home/somebody/runs", author="Jo Doe", description="my secret cat"),
+    "sampling": SamplingSettings(prompts=("a private prompt",)),
+}
+
+
+@pytest.mark.parametrize(("kept", "keys"), [("full", 60), ("minimal", 14), ("none", 0)])
+def test_the_metadata_that_is_kept_is_what_was_chosen(kept, keys):
+    saving = SavingSettings(metadata=kept)
+    written = metadata(config(**PRIVATE, saving=saving))
+    assert len(written) >= keys if kept == "full" else len(written) == keys
+    text = json.dumps(written)
+    for private in ("Jo Doe", "my secret cat", "a private prompt", "sks toy", "ss_tag_frequency", "lora_wizard.config"):
+        assert (private in text) == (kept == "full"), private
+    assert "somebody" not in text  # a path, and with it a user's name, is in none
+    assert all(("ss_network_dim" in written, "modelspec.architecture" in written)) == (kept != "none")
+
+
+def test_minimal_metadata_of_sd_scripts_own_is_what_its_no_metadata_leaves():
+    written = metadata(config(saving=SavingSettings(metadata="minimal"), network=NetworkSettings(algorithm="locon")))
+    assert {name for name in written if name.startswith("ss_")} == {
+        "ss_v2",
+        "ss_base_model_version",
+        "ss_network_module",
+        "ss_network_dim",
+        "ss_network_alpha",
+        "ss_network_args",
+    }
+
+
+def test_the_old_hash_is_that_of_the_file_with_the_metadata_it_has(tmp_path):
+    """A1111's old hash reads from a fixed place in the file, so that it depends on the header before it."""
+    tensors = {"a.lora_up.weight": torch.arange(600_000, dtype=torch.float32)}
+    for kept in ("minimal", "full"):
+        chosen = config(saving=SavingSettings(metadata=kept))
+        dataset = scan(chosen.dataset)
+        length = run_length(sum(batches(views(dataset, chosen.dataset), 1).values()), chosen.schedule)
+        found = network_metadata(chosen, dataset, length, tensors, step=1, epoch=1, started_at=1e9, finished_at=2e9)
+        kohya = {name: value for name, value in found.items() if name.startswith("ss_")}
+        save_file(tensors, tmp_path / "a.safetensors", metadata=kohya)
+        part = (tmp_path / "a.safetensors").read_bytes()[0x100000:0x110000]
+        assert found["sshs_legacy_hash"] == hashlib.sha256(part).hexdigest()[:8]
+
+
+@pytest.mark.parametrize("kept", ["full", "minimal", "none"])
+def test_a_saved_file_holds_the_metadata_that_was_chosen(configure, kept):
+    run, _ = run_to_end(configure(saving={"metadata": kept, "every_epochs": None}, schedule={"maximum_steps": 1}))
+    with safe_open(run.checkpoints / "toy.safetensors", "pt") as file:
+        found = file.metadata() or {}
+    assert ("ss_network_dim" in found, "ss_learning_rate" in found) == (kept != "none", kept == "full")

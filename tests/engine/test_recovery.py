@@ -20,10 +20,12 @@ from engine.events import (
 )
 from engine.loss_watch import NotANumberError, TrainingBrokeError
 from engine.models.load import load
-from engine.recovery import room_for
+from engine.optimizers import OPTIMIZERS, create_optimizer
+from engine.recovery import marks, room_for
 from engine.run_folder import RunFolder
 from engine.train import train
 from knowledge.answers import PlainError
+from knowledge.config import OptimizerSettings, ScheduleSettings
 
 
 def told(run: RunFolder, *, resume: bool = False) -> list[Event]:
@@ -141,6 +143,77 @@ def test_where_changes_are_not_allowed_the_run_ends_with_its_state_and_names_pha
     assert "schedule.batch_size = 1" in failed.remedy
     assert [state.name for state in run.states()] == [f"step-{failed.step:06d}"]
     assert run.config() == config
+
+
+def memory_ends_in_step(monkeypatch: pytest.MonkeyPatch, at: int, *, after_some: bool = False) -> None:
+    """AdamW finds no memory in this update, counted from 1, once; `after_some` weights were changed already."""
+    step, updates = torch.optim.AdamW.step, {"begun": 0}
+
+    def limited(self: torch.optim.Optimizer, *others: Any) -> Any:
+        updates["begun"] += 1
+        if updates["begun"] == at:
+            if after_some:
+                with torch.no_grad():
+                    self.param_groups[0]["params"][0].add_(1.0)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return step(self, *others)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", limited)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_memory_that_ends_in_the_optimizer_costs_no_step(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, at: int
+):
+    config = configure(schedule={"epochs": 3})
+    straight, _ = run_to_end(config)
+    memory_ends_in_step(monkeypatch, at)
+    run = RunFolder.create(config)
+    failed = told(run)[-1]
+    assert isinstance(failed, Failed)
+    assert (failed.phase, failed.step) == ("training", at - 1)
+    assert failed.changes  # the smallest change that needs less
+    assert [state.name for state in run.states()] == ([f"step-{at - 1:06d}"] if at > 1 else [])
+    assert of_kind(told(run, resume=True), StepFinished)[0].step == at
+    assert same(weights(run), weights(straight))
+
+
+def test_a_run_makes_room_for_the_optimizers_memory_and_goes_on(configure: Configure, monkeypatch: pytest.MonkeyPatch):
+    memory_ends_in_step(monkeypatch, 1)  # the first step is what allocates it
+    run = RunFolder.create(configure(memory={"make_room": True}))
+    events = told(run)
+    assert of_kind(events, SettingsChanged)[0].step == 0
+    assert isinstance(events[-1], RunFinished)
+
+
+def test_weights_that_were_changed_in_part_are_not_kept(configure: Configure, monkeypatch: pytest.MonkeyPatch):
+    config = configure(schedule={"epochs": 3}, saving={"state_every_epochs": 1})
+    straight, _ = run_to_end(config)
+    memory_ends_in_step(monkeypatch, 4, after_some=True)
+    run = RunFolder.create(config)
+    assert isinstance(told(run)[-1], Failed)
+    assert [state.name for state in run.states()] == ["step-000002"]  # that of the last epoch
+    told(run, resume=True)
+    assert same(weights(run), weights(straight))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizers_step_leaves_a_mark_with_its_first_tensor(name: str):
+    """However it writes to the weights: a step that memory cuts short must never pass for none."""
+    first, second = torch.nn.Parameter(torch.ones(80, 80)), torch.nn.Parameter(torch.ones(80, 80))
+    both = torch.nn.ParameterList([first, second])
+    optimizer = create_optimizer({"unet": [first, second]}, OptimizerSettings(name=name), ScheduleSettings())
+
+    def update(*weights: torch.nn.Parameter) -> None:
+        for parameter in (first, second):
+            parameter.grad = torch.ones_like(parameter) if parameter in {*weights} else None
+        optimizer.step()
+
+    update(first, second)
+    before = marks(both, optimizer)
+    assert marks(both, optimizer) == before
+    update(first)
+    assert marks(both, optimizer) != before
 
 
 def test_samples_that_do_not_fit_are_drawn_smaller(configure: Configure):

@@ -1029,3 +1029,61 @@ def test_sd2_comes_back_from_what_is_exported(prediction, tmp_path):
         back = read_foreign(tmp_path / first).config
         assert (back.base_model.family, back.base_model.prediction_type) == ("sd2", prediction), write
         assert not [lost for lost in exported.lost if lost.name.startswith("base_model")]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("ddim", "ddim"), ("pndm", "pndm"), ("lms", "lms"), ("euler", "euler"), ("euler_a", "euler_ancestral"),
+        ("heun", "heun"), ("dpm_2", "dpm2"), ("dpm_2_a", "dpm2_ancestral"), ("dpmsolver", "dpm_solver"),
+        ("dpmsolver++", "dpmpp_2m"), ("dpmsingle", "dpmpp_2s"), ("k_lms", "lms"), ("k_euler", "euler"),
+        ("k_euler_a", "euler_ancestral"), ("k_dpm_2", "dpm2"), ("k_dpm_2_a", "dpm2_ancestral"),
+    ],
+)  # fmt: skip
+def test_every_sampler_of_sd_scripts_has_its_own_here(theirs, ours):
+    assert options(sample_sampler=theirs, sample_prompts="").values["sampling.sampler"] == ours
+
+
+def test_no_metadata_there_is_minimal_metadata_here():
+    assert options(no_metadata=True).values["saving.metadata"] == "minimal"
+    assert options(no_metadata=False).values.get("saving.metadata", "full") == "full"
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+SMALL = {"memory.precision": "bf16", "memory.full_half": True, "memory.base_weights": "fp8"}
+
+
+@pytest.mark.parametrize("write", [to_sd_scripts, to_kohya_gui, to_onetrainer])
+def test_weights_kept_small_come_back_from_what_is_exported(write, tmp_path):
+    offloads = {"memory.offload_blocks": True} if write is to_onetrainer else {}
+    config = with_values(TrainingConfig(), {"base_model.path": "m", "base_model.family": "sdxl", **SMALL, **offloads})
+    exported = write(config, "out")
+    for name, text in exported.files.items():
+        (tmp_path / name).write_text(text)
+    first = next(name for name in exported.files if name.startswith("out.") and "dataset" not in name)
+    back = read_foreign(tmp_path / first).config
+    for name, value in (SMALL | offloads).items():
+        assert value_of(back, name) == value, name
+    assert not [lost for lost in exported.lost if lost.name.startswith("memory.")]
+
+
+def test_what_sd_scripts_cannot_hold_is_told_and_fp16_weights_are_not_taken_over():
+    config = with_values(TrainingConfig(), {"memory.base_weights": "nf4", "memory.offload_blocks": True})
+    lost = {each.name for each in to_sd_scripts(config, "out").lost}
+    assert {"memory.base_weights", "memory.offload_blocks"} <= lost
+    imported = translate({"full_fp16": True, "mixed_precision": "fp16"}, kind="sd-scripts TOML")
+    assert not imported.config.memory.full_half
+    assert {note.outcome for note in imported.notes if note.key == "full_fp16"} == {"unsupported"}
+    careless = translate({"full_bf16": True, "mixed_precision": "fp16"}, kind="sd-scripts TOML")
+    assert careless.config is not None
+    assert not careless.config.memory.full_half
+
+
+def test_a_quantised_and_offloaded_base_is_read_from_ai_toolkit(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "job: extension\nconfig:\n  name: a\n  process:\n  - type: sd_trainer\n    network: {type: lora}\n"
+        "    model: {name_or_path: m, is_xl: true, quantize: true, layer_offloading: true}\n"
+    )
+    memory = read_foreign(tmp_path / "a.yaml").config.memory
+    assert (memory.base_weights, memory.offload_blocks) == ("fp8", True)

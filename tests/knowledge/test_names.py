@@ -10,7 +10,9 @@ from knowledge.names import find, headings, normal
 from knowledge.parameters import Choice, Parameter, Term
 
 NAMES = Path(__file__).parent.parent / "data" / "names"
-WILD = [line.split("\t") for line in (NAMES / "in_the_wild.tsv").read_text("utf-8").splitlines()]
+WHERE_THEY_LEAD = {
+    path.stem: [line.split("\t") for line in path.read_text("utf-8").splitlines()] for path in NAMES.glob("*.tsv")
+}
 LISTED = [(path.stem, name) for path in sorted(NAMES.glob("*.txt")) for name in path.read_text("utf-8").splitlines()]
 
 
@@ -26,10 +28,11 @@ def test_every_name_of_another_trainer_or_guide_resolves(source):
     assert not unknown
 
 
-def test_names_in_configs_and_windows_of_the_wild_lead_where_they_should():
-    assert len(WILD) >= 300
-    astray = {name: (find(name).name, address) for name, address in WILD if find(name).name != address}
-    assert not astray
+@pytest.mark.parametrize("source", WHERE_THEY_LEAD)
+def test_every_name_of_guides_windows_and_configs_leads_where_it_should(source):
+    assert len(WHERE_THEY_LEAD[source]) >= 200
+    led = {name: (find(name).name, address) for name, address in WHERE_THEY_LEAD[source]}
+    assert not {name: (found, wanted) for name, (found, wanted) in led.items() if found != wanted}
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,7 @@ def test_names_in_configs_and_windows_of_the_wild_lead_where_they_should():
         ("min_snr_gamma_enabled", "loss.minimum_snr_gamma"),
         ("use_wandb", "trackers"),
         ("sample_prompt", "sampling.prompts"),
+        ("Flip Augmentation (doubles the set)", "dataset.flip"),
         ("LoRA Learning Target 1: U-Net", "unet_part"),
     ],
 )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from engine.events import RunStarted, StepFinished
 from engine.run_folder import RunFolder
-from wizard.charts import _evenly, before_after, draw_charts, loss_chart, moving_average, steps_of
+from wizard.charts import before_after, draw_charts, loss_chart, moving_average, steps_of
 
 
 @pytest.fixture
@@ -69,8 +69,3 @@ def test_steps_done_again_count_once(story):
     steps = steps_of([*events, replace(start, first_step=21), *again])
     assert [step.step for step in steps] == list(range(1, 31))
     assert [step.loss for step in steps] == [0.1] * 20 + [0.9] * 10
-
-
-def test_a_long_row_keeps_its_first_and_last_step():
-    assert _evenly(list(range(0, 1001, 50)), 5) == [0, 250, 500, 750, 1000]
-    assert _evenly([0, 10], 5) == [0, 10]

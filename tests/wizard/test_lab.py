@@ -11,9 +11,9 @@ from PIL import Image
 
 from engine.events import RunFinished, SampleSaved
 from engine.run_folder import RunFolder
+from engine.sheet import Sheet
 from knowledge.answers import PlainError
 from knowledge.lessons import lessons, record
-from wizard.charts import Sheet
 from wizard.cli import lora_wizard
 from wizard.lab import find_lesson, prepare
 from wizard.lesson_sheet import SIDE

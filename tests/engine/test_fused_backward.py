@@ -1,0 +1,83 @@
+"""A fused backward pass: the same weights, and never two gradients at a time."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from short_runs import Configure, of_kind, run_to_end, same, stopped_at, weights
+
+from engine.events import StepFinished
+from engine.fused_backward import FusedBackward
+from engine.optimizers import OPTIMIZERS
+from knowledge.config import PACED_BY_ALL_WEIGHTS, OptimizerName, OptimizerSettings, ScheduleSettings
+from knowledge.parameters import number
+
+POSSIBLE = {
+    "optimizer": {"maximum_gradient_norm": 0.0},
+    "schedule": {"gradient_accumulation_steps": 1, "scheduler": "cosine", "epochs": 1},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in PACED_BY_ALL_WEIGHTS])
+def test_the_weights_are_those_of_the_ordinary_way(name: OptimizerName):
+    from engine.optimizers import create_optimizer
+
+    settings, schedule = OptimizerSettings(name=name, learning_rate=1e-2), ScheduleSettings()
+    goal = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
+
+    def trained(fused: bool) -> list[torch.Tensor]:
+        first, second = (torch.nn.Parameter(torch.full((24, 40), value)) for value in (0.1, 0.2))
+        groups = {"text_encoder": [first], "unet": [second]}
+        optimizer = (FusedBackward if fused else create_optimizer)(groups, settings, schedule)
+        for _ in range(6):
+            (first * second - goal).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if hasattr(optimizer, "eval"):
+            optimizer.eval()
+        return [first, second]
+
+    for ours, ordinary in zip(trained(True), trained(False), strict=True):
+        assert torch.equal(ours, ordinary)
+
+
+def test_never_two_gradients_are_alive():
+    weights = [torch.nn.Parameter(torch.ones(3, 3)) for _ in range(5)]
+    alive: list[int] = []
+    for parameter in weights:  # told before the step that follows it
+        parameter.register_post_accumulate_grad_hook(lambda _: alive.append(sum(p.grad is not None for p in weights)))
+    optimizer = FusedBackward({"unet": weights}, OptimizerSettings(), ScheduleSettings())
+    product = torch.eye(3)
+    for parameter in weights:
+        product = product @ parameter
+    product.sum().backward()
+    assert alive == [1] * 5
+    assert all(parameter.grad is None for parameter in weights)
+    assert optimizer.gradient_norm(torch.device("cpu")) > 0
+
+
+def test_a_run_gives_the_same_file_and_norms_and_resumes_to_it(configure: Configure):
+    plain, plain_events = run_to_end(configure(**POSSIBLE))
+    config = configure(**POSSIBLE, memory={"fused_backward": True})
+    fused, events = run_to_end(config)
+    assert same(weights(fused), weights(plain))
+    norms, plain_norms = ([e.gradient_norm for e in of_kind(each, StepFinished)] for each in (events, plain_events))
+    assert norms == pytest.approx(plain_norms, rel=1e-5)
+    assert same(weights(stopped_at(config, [1])), weights(plain))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optimizer": {"maximum_gradient_norm": 1.0}}, "maximum_gradient_norm"),
+        ({"schedule": {"gradient_accumulation_steps": 2}}, "gradient_accumulation_steps"),
+        ({"memory": {"precision": "fp16", "fused_backward": True}}, "the scaler has to look at all gradients"),
+        ({"optimizer": {"name": "prodigy", "maximum_gradient_norm": 0.0}}, "reckons its pace from all"),
+    ],
+)
+def test_what_needs_all_gradients_together_is_refused(configure: Configure, changes: dict, said: str):
+    with pytest.raises(ValidationError, match=said):
+        configure(**{**POSSIBLE, "memory": {"fused_backward": True}, **changes})
+
+
+def test_optimizers_that_find_their_pace_are_those_that_cannot_go_tensor_by_tensor():
+    assert set(number("optimizer.name.self_paced")) == PACED_BY_ALL_WEIGHTS

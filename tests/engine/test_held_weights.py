@@ -1,0 +1,203 @@
+"""Weights held small: one layer, a whole run, what it needs, and resuming."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from short_runs import Configure, run_to_end
+from torch import nn
+
+from calculator.memory import HALVED_STATE, estimate_memory, held_bytes
+from calculator.step_cost import Course, Sizes, activation_bytes
+from engine.events import StepFinished
+from engine.held_weights import HeldConvolution, HeldLinear, _HeldLayer, hold_weights
+from engine.models.load import load
+from engine.optimizers import create_optimizer
+from engine.run_folder import RunFolder
+from engine.train import train
+from knowledge.architectures import architecture, read_architecture
+from knowledge.config import BaseModelSettings, OptimizerSettings, ScheduleSettings, TrainingConfig, with_values
+from knowledge.facts import Hardware
+
+FORMS = ["same", "fp8", "8bit", "nf4"]
+CPU = torch.device("cpu")
+# What rounding a normal weight may cost at most, as a share of its norm: eight steps an octave in fp8, bitsandbytes'
+# 256 values by size, its 16 values.
+ROUNDING = {"same": 0.0, "fp8": 0.03, "8bit": 0.015, "nf4": 0.11}
+
+
+def held(layer: nn.Module, form: str, stays: bool = False) -> nn.Module:
+    layer.__class__ = HeldLinear if isinstance(layer, nn.Linear) else HeldConvolution
+    layer.hold(form, stays, CPU)
+    return layer
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(48, 40), (2, 5, 48)),
+    "linear without bias": (lambda: nn.Linear(48, 40, bias=False), (2, 5, 48)),
+    "3x3 with a stride": (lambda: nn.Conv2d(16, 24, 3, 2, 1), (2, 16, 6, 4)),
+    "1x1": (lambda: nn.Conv2d(16, 24, 1), (2, 16, 6, 4)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_held_layer_computes_with_its_rounded_weight_forward_and_back(form, kind):
+    make, shape = LAYERS[kind]
+    torch.manual_seed(0)
+    layer = make().requires_grad_(False)
+    weight = layer.weight.clone()
+    plain = make()
+    plain.load_state_dict(layer.state_dict())
+    held(layer, form)
+    assert 0 <= (layer.weight - weight).norm() / weight.norm() <= ROUNDING[form]
+    plain.weight.data = layer.weight
+    x, other = torch.randn(shape, requires_grad=True), torch.zeros(shape, requires_grad=True)
+    other.data = x.data.clone()
+    answers = layer(x), plain.requires_grad_(False)(other)
+    for answer in answers:
+        answer.pow(2).sum().backward()
+    torch.testing.assert_close(*answers)
+    torch.testing.assert_close(x.grad, other.grad)
+
+
+def test_nothing_whole_is_kept_for_the_backward_pass():
+    kept: list[torch.Tensor] = []
+    layer = held(nn.Linear(64, 64).requires_grad_(False), "fp8")
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (kept.append(tensor), tensor)[1], lambda tensor: tensor
+    ):
+        layer(torch.randn(2, 64, requires_grad=True))
+    assert not kept
+
+
+def test_an_offloaded_weight_stays_where_it_is_and_a_packed_one_goes_along_unconverted():
+    layer = held(nn.Linear(64, 64).requires_grad_(False), "same", stays=True).to("meta")
+    assert layer.held.tensors[0].device.type == "cpu"
+    assert layer.bias.device.type == "meta"
+    assert layer(torch.empty(2, 64, device="meta")).device.type == "meta"
+    moved = held(nn.Linear(64, 64).requires_grad_(False), "fp8").to("meta", torch.bfloat16)
+    assert moved.held.tensors[0].device.type == "meta"
+    assert moved.held.tensors[0].dtype == torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize(("form", "share"), [("fp8", 0.5), ("8bit", 0.5), ("nf4", 0.25)])
+def test_the_blocks_take_the_share_that_the_calculator_counts(form, share, tiny_sdxl):
+    model = load(BaseModelSettings(path=str(tiny_sdxl), family="sdxl"), torch.bfloat16)
+    hold_weights(model, form, False, CPU)
+    layers = [module for module in model.unet.modules() if isinstance(module, _HeldLayer)]
+    codes = {"fp8": 0, "8bit": 1024, "nf4": 64}[form]  # a table that every layer has beside its weights
+    there = sum(sum(t.nbytes for t in layer.held.tensors) - codes for layer in layers)
+    there += sum(parameter.nbytes for parameter in model.unet.parameters())
+    counted = held_bytes(read_architecture(tiny_sdxl), form, 2)
+    assert there == pytest.approx(counted, rel=0.02)
+    whole = 2 * read_architecture(tiny_sdxl).weights["unet"]
+    assert there < (share + 0.2) * whole  # tiny layers have many scales
+
+
+# -- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def weights_of(run) -> torch.Tensor:
+    (path,) = run.checkpoints.glob("toy.safetensors")
+    return torch.cat(
+        [tensor.flatten().float() for name, tensor in sorted(load_file(path).items()) if "alpha" not in name]
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_offloaded_run_learns_exactly_what_the_plain_one_does(configure: Configure, checkpointing):
+    plain, offloaded = (
+        run_to_end(configure(memory={"offload_blocks": on, "gradient_checkpointing": checkpointing}))[0]
+        for on in (False, True)
+    )
+    torch.testing.assert_close(weights_of(offloaded), weights_of(plain), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("form", "apart"), [("fp8", 0.1), ("8bit", 0.05), ("nf4", 0.35)])
+def test_a_run_on_rounded_weights_learns_nearly_the_same(configure: Configure, form, apart):
+    changes = {"optimizer": {"name": "sgd", "learning_rate": 1e-2}}
+    plain = weights_of(run_to_end(configure(**changes))[0])
+    start = weights_of(run_to_end(configure(**{"optimizer": {"name": "sgd", "learning_rate": 1e-12}}))[0])
+    rounded = weights_of(run_to_end(configure(memory={"base_weights": form}, **changes))[0])
+    distance = ((rounded - plain).norm() / (plain - start).norm()).item()
+    assert 0 < distance < apart
+
+
+@pytest.mark.parametrize(
+    "memory", [{"base_weights": "nf4", "offload_blocks": True}, {"full_half": True, "precision": "bf16"}]
+)
+def test_a_stopped_and_resumed_run_is_straight_through_bit_for_bit(configure: Configure, memory):
+    config = configure(memory={**memory, "gradient_checkpointing": True})
+    straight = weights_of(run_to_end(config)[0])
+    run = RunFolder.create(configure(memory={**memory, "gradient_checkpointing": True}, output={"name": "toy"}))
+    done = 0
+
+    def stop() -> bool:
+        return done >= 2
+
+    for event in train(config, run, should_stop=stop):
+        done += isinstance(event, StepFinished)
+    assert done == 2
+    list(train(config, run, resume=True))
+    assert torch.equal(weights_of(run), straight)
+
+
+def test_full_half_keeps_the_weights_in_bf16_learns_nearly_the_same_and_says_so(configure: Configure):
+    from safetensors import safe_open
+
+    plain, half = (run_to_end(configure(memory={"precision": "bf16", "full_half": on}))[0] for on in (False, True))
+    distance = (weights_of(half) - weights_of(plain)).norm() / weights_of(plain).norm()
+    assert 0 < distance < 0.05
+    # Nothing between two numbers of bf16 is left.
+    assert torch.equal(weights_of(half), weights_of(half).bfloat16().float())
+    (file,) = half.checkpoints.glob("toy.safetensors")
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata()["ss_full_bf16"] == "True"
+    with pytest.raises(ValueError, match=r"memory\.full_half is on and memory\.precision is fp32"):
+        configure(memory={"full_half": True})
+
+
+@pytest.mark.parametrize("name", sorted(HALVED_STATE))
+def test_an_optimizer_keeps_the_counted_share_of_its_state_for_weights_in_bf16(name):
+    def state(dtype: torch.dtype) -> int:
+        weights = [nn.Parameter(torch.randn(64, 320).to(dtype))]
+        settings = OptimizerSettings(name=name)
+        optimizer = create_optimizer({"unet": weights}, settings, ScheduleSettings())
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        for _ in range(2):
+            weights[0].grad = torch.ones_like(weights[0])
+            optimizer.step()
+        assert torch.isfinite(weights[0]).all()
+        return sum(t.nbytes for kept in optimizer.state.values() for t in kept.values() if torch.is_tensor(t))
+
+    assert state(torch.bfloat16) / state(torch.float32) == pytest.approx(HALVED_STATE[name], abs=0.01)
+
+
+@pytest.mark.parametrize("memory", [{"base_weights": "fp8"}, {"offload_blocks": True}])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_on_held_weights_needs_no_more_than_the_trace_of_plain_ones_by_a_hundredth(memory, checkpointing):
+    import engine.tools.trace_memory as tracer
+
+    case, point = tracer.Course("pocket", "lora", False, True, checkpointing), tracer.Point(8, 0, 4, 16, 24)
+    (traced,) = tracer.trace(case, [point], **memory)
+    forecast = activation_bytes(Course("pocket", "lora", False, True, checkpointing), Sizes(4, 16 * 24, 8, 0))
+    assert 0.8 * forecast < traced.log.max() <= 1.01 * forecast
+
+
+def test_the_forecast_shrinks_by_what_is_held_smaller_or_elsewhere():
+    def base_model(name: str = "RTX 3060", **memory) -> int:
+        changes = {"base_model.family": "sdxl", "base_model.path": "m", "memory.precision": "bf16"}
+        changes |= {
+            "memory.cache_text_encoder_outputs": True,
+            **{f"memory.{key}": value for key, value in memory.items()},
+        }
+        config = with_values(TrainingConfig(), changes)
+        found = estimate_memory(config, architecture("sdxl"), {(512, 512): 4}, Hardware(name, 12 * 2**30, (8, 6)))
+        return found.phases["training"]["base model"]
+
+    plain = base_model()
+    assert base_model(base_weights="fp8") == pytest.approx(0.5 * plain, rel=0.02)
+    assert base_model(base_weights="nf4") == pytest.approx(0.28 * plain, rel=0.03)
+    assert base_model(offload_blocks=True) < 0.02 * plain
+    assert base_model("CPU", offload_blocks=True) == plain  # there is nowhere to put it
