@@ -101,3 +101,13 @@ def test_one_of_something_is_not_called_many():
     entry = parameters()["schedule.epochs"]
     assert questions.display(entry, 1) == "1 epoch"
     assert questions.display(entry, 2) == "2 epochs"
+
+
+def test_optimizer_arguments_are_typed_as_one_line():
+    typed = questions.parse("optimizer.arguments", "betas=0.9,0.95 eps=1e-6 amsgrad=true")
+    assert typed == {"betas": (0.9, 0.95), "eps": 1e-6, "amsgrad": True}
+    assert questions.parse("optimizer.arguments", "none") == questions.parse("optimizer.arguments", "") == {}
+    assert questions.display(parameters()["optimizer.arguments"], typed) == "betas=0.9,0.95 eps=1e-06 amsgrad=True"
+    for wrong, said in (("betas", "sets nothing"), ("betas=large", "must be a number, true or false")):
+        with pytest.raises(PlainError, match=said):
+            questions.parse("optimizer.arguments", wrong)
