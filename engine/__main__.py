@@ -16,6 +16,7 @@ from typing import TextIO
 
 from engine.events import Event, Failed, Phase, PhaseStarted, SettingsChanged, StepFinished, to_line
 from engine.run_folder import RunFolder, step_of
+from engine.together import Together, group_size
 from knowledge.answers import PlainError
 
 
@@ -50,8 +51,19 @@ def _train(run: RunFolder, resume: bool) -> int:
     run.answer("stop")
     exit_code = 0
     stdout = _own_stdout(run.path / "engine.log")
+    together = Together(run, 0) if group_size() > 1 else None
     with run.event_log() as log:
+
+        def end(failed: Failed) -> None:
+            log.write(failed)
+            os._exit(1)  # this process waits for one that will never answer
+
+        if together:
+            together.clear()
+            together.look_out(end)
         for event in _events(run, resume, lambda: bool(signals) or run.requested("stop")):
+            if isinstance(event, Failed) and together:
+                event = together.tell(event)
             log.write(event)
             try:
                 stdout.write(to_line(event) + "\n")
@@ -69,8 +81,11 @@ def _help(run: RunFolder, resume: bool) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the first process says when to stop
     exit_code = 0
+    together = Together(run, int(os.environ["RANK"]))
+    together.look_out(lambda _: os._exit(1))
     for event in _events(run, resume, lambda: False):
         if isinstance(event, Failed):
+            together.tell(event)
             sys.stderr.write(f"{event.cause}\n{event.traceback}\n")
             exit_code = 1
     return exit_code
@@ -99,7 +114,8 @@ def _events(run: RunFolder, resume: bool, should_stop: object) -> Iterator[Event
             from engine.trouble import failed, out_of_memory
 
             changes, effects = room_for(config, phase) if out_of_memory(problem) else ({}, ())
-            if not (changes and config.memory.make_room):
+            # Processes that train together begin anew together: whoever started them does that.
+            if not (changes and config.memory.make_room) or group_size() > 1:
                 states = run.states()
                 good_step = step_of(states[0]) if states else 0
                 yield failed(problem, phase, step, config, good_step=good_step, room=changes)

@@ -59,11 +59,12 @@ class Skipped:
     def __init__(self) -> None:
         self._paths: set[str] = set()
 
-    def tell(self, problems: Sequence[UnreadablePictureError], step: int) -> Iterator[Event]:
-        for problem in problems:
-            if problem.path not in self._paths:
-                self._paths.add(problem.path)
-                yield PictureSkipped(path=problem.path, reason=problem.reason, step=step)
+    def tell(self, problems: Sequence[tuple[str, str]], step: int) -> Iterator[Event]:
+        """Of these paths and reasons, those that were not told before."""
+        for path, reason in problems:
+            if path not in self._paths:
+                self._paths.add(path)
+                yield PictureSkipped(path=path, reason=reason, step=step)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ import os
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from engine.dataset.batches import Batch
+from engine.dataset.images import UnreadablePictureError
 from engine.networks import Network
 from knowledge.answers import PlainError
 from knowledge.config import Precision
@@ -49,6 +51,15 @@ def anyone(accelerator: Accelerator, wish: bool) -> bool:
     if accelerator.num_processes == 1:
         return wish
     return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device), "sum").item())
+
+
+def met_by_all(accelerator: Accelerator, problems: list[UnreadablePictureError]) -> list[tuple[str, str]]:
+    """Path and reason of every picture that one of the processes could not read; all must ask at the same time."""
+    told = [(problem.path, problem.reason) for problem in problems]
+    if accelerator.num_processes == 1:
+        return told
+    found: list[tuple[str, str]] = gather_object(told)
+    return found
 
 
 def mean_and_norm(accelerator: Accelerator, losses: list[Tensor], norm: Tensor) -> tuple[float, float]:

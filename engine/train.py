@@ -52,7 +52,7 @@ from engine.models.sd import Conditioning
 from engine.networks import create_network, limit_norms
 from engine.noise import draw_noise, perturbed
 from engine.optimizers import check_optimizer, create_optimizer
-from engine.processes import add_up_gradients, anyone, create_accelerator, mean_and_norm, own
+from engine.processes import add_up_gradients, anyone, create_accelerator, mean_and_norm, met_by_all, own
 from engine.recovery import Marks, drop_spoilt_states, marks
 from engine.run_folder import RunFolder
 from engine.sample_grid import GRID, samples_over_time, samples_until
@@ -190,10 +190,10 @@ def train(
                 group["lr"] = rates[group["name"]]
             before = marks(network, optimizer)
 
-            losses = []
+            losses, broken = [], []
             for number, batch in own(update, accelerator):
                 readable, problems = caches.readable(batch)
-                yield from bench.skipped.tell(problems, step)
+                broken += problems
                 if not readable.items:
                     continue
                 with state_kept_when_memory_ends(bench, step, before):
@@ -201,6 +201,8 @@ def train(
                     # kohya divides by the full count even where an epoch ends with fewer batches; we match it.
                     accelerator.backward(loss / per_update)
                 losses.append(loss.detach())
+            if caches.latents is None:  # what is cached cannot break any more
+                yield from bench.skipped.tell(met_by_all(accelerator, broken), step)
             with state_kept_when_memory_ends(bench, step, before):
                 if isinstance(optimizer, FusedBackward):  # which took its steps while the gradients came in
                     norm = optimizer.gradient_norm(accelerator.device)

@@ -319,10 +319,18 @@ def attend(run: RunFolder, *, resume: bool = False, as_json: bool = False, debug
         print(ended.traceback or last_lines(run.path / ENGINE_LOG, 100), file=sys.stderr)
     if interrupted:
         return 130
-    if isinstance(ended, Failed) and ended.changes and not as_json and _may_change(ended.changes):
+    if isinstance(ended, Failed) and ended.changes and _allowed(run.config(), ended.changes, as_json=as_json):
         run.change_config(with_values(run.config(), ended.changes))
         return attend(run, resume=True, debug=debug)
     return 0 if isinstance(ended, RunFinished) else 1
+
+
+def _allowed(config: TrainingConfig, changes: dict[str, Any], *, as_json: bool) -> bool:
+    """Whether the run may go on with other settings: it was allowed before, or somebody allows it now.
+
+    An engine of one process that was allowed it has done it itself by now.
+    """
+    return config.memory.make_room or (not as_json and _may_change(changes))
 
 
 def _may_change(changes: dict[str, Any]) -> bool:

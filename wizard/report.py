@@ -10,7 +10,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from engine.events import CheckpointSaved, Event, Failed, PhaseStarted, RunFinished, RunStarted, StepFinished
+from engine.events import (
+    CheckpointSaved,
+    Event,
+    Failed,
+    PhaseStarted,
+    PictureSkipped,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+)
 from engine.run_folder import RunFolder, whole_file
 from knowledge.answers import answers_text
 from knowledge.config import TrainingConfig
@@ -40,6 +49,7 @@ def report(run: RunFolder, events: Sequence[Event], charts: Charts) -> str:
         _picture(charts.over_time, "How it came about: the same prompts, epoch by epoch", wide=True),
         _section("What happened to the loss", _loss(events, charts)),
         _section("Plan and reality", _comparison(run, events)),
+        _section("Pictures that were left out", _left_out(events)),
         _section("How to use the file", _usage(events, config)),
         _section("The story", _story(events)),
         _section("What was asked", _asked(config)),
@@ -139,6 +149,9 @@ def _rows(plan: dict[str, Any], events: Sequence[Event]) -> Iterator[tuple[str, 
         planned = ", ".join(f"{b['batches']} of {b['width']}×{b['height']}" for b in plan["buckets"])
         real = ", ".join(f"{n} of {shape.replace('x', '×')}" for shape, n in started.batches_by_bucket.items())
         yield "batches in an epoch", planned, real
+        broken = len({event.path for event in events if isinstance(event, PictureSkipped)})
+        left = f"{started.images - broken:,}, {broken:,} could not be read" if broken else f"{started.images:,}"
+        yield "pictures", f"{started.images:,}", left
         yield "weights trained", f"{plan['trainable_parameters']:,}", f"{started.trainable_parameters:,}"
     time_planned = plan["duration"]
     spent = _seconds_spent(events)
@@ -154,6 +167,19 @@ def _rows(plan: dict[str, Any], events: Sequence[Event]) -> Iterator[tuple[str, 
     if files:
         yield "size of the file", size(plan["file_bytes"]), size(files[-1].bytes)
         yield "files saved", f"{plan['saved_files']:,}", f"{len({file.path for file in files}):,}"
+
+
+def _left_out(events: Sequence[Event]) -> str:
+    """The pictures that broke while the run went on, each with its reason; empty where all stayed whole."""
+    broken = {event.path: event for event in events if isinstance(event, PictureSkipped)}
+    if not broken:
+        return ""
+    items = "".join(
+        f"<li><code>{escape(Path(path).name)}</code> {escape(event.reason)} (from step {event.step + 1:,} on)</li>"
+        for path, event in broken.items()
+    )
+    verb = "was" if len(broken) == 1 else "were"
+    return f"<p>{count(len(broken), 'picture')} {verb} trained on no longer than until here:</p><ul>{items}</ul>"
 
 
 def _seconds_spent(events: Sequence[Event]) -> float:

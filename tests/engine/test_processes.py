@@ -1,24 +1,27 @@
 """Several processes on one computer, as torchrun (under `accelerate launch` too) starts them."""
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from short_runs import ROOT, Configure, run_to_end, weights
+from short_runs import PICTURES, ROOT, Configure, run_to_end, weights
 
-from engine.events import RunFinished, StepFinished, from_line
+from engine.events import Failed, PictureSkipped, RunFinished, RunStarted, StepFinished, from_line
 from engine.run_folder import RunFolder
 
 # On CPUs `accelerate launch` wants MPI; torch's own launcher, which it uses for GPUs, starts them without.
-LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "engine")
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
-def launched(run: RunFolder, *arguments: str) -> subprocess.Popen[str]:
+def launched(run: RunFolder, *arguments: str, program: tuple[str, ...] = ("-m", "engine")) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *LAUNCH, str(run.path), *arguments],
+        [sys.executable, *LAUNCH, *program, str(run.path), *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -69,3 +72,59 @@ def test_two_processes_stop_together_and_leave_a_state(configure: Configure):
     assert process.returncode == 0
     assert events_of(run, RunFinished)[-1].reason == "stopped"
     assert run.states()
+
+
+BREAKS = """
+import os, sys
+from pathlib import Path
+from engine import train
+from engine.__main__ import main
+if os.environ["RANK"] == "1":
+    compute, calls = train.loss_per_image, []
+    def breaks(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            next(Path(PICTURES).glob("*.png")).write_bytes(b"")
+        if len(calls) == 8:
+            WHAT
+        return compute(*arguments)
+    train.loss_per_image = breaks
+sys.exit(main())
+"""
+"""The engine, in whose second process a picture breaks, and then something worse happens."""
+
+
+@pytest.mark.parametrize(
+    ("what", "cause", "goes_on"),
+    [
+        ('raise OSError(5, "the second one\'s disk is gone")', "the second one's disk is gone", True),
+        ("os.kill(os.getpid(), 9)", "Another of the processes that train together ended without a word", False),
+    ],
+)
+def test_one_process_that_fails_ends_all_with_its_cause_and_the_run_can_go_on(
+    configure, tmp_path, what, cause, goes_on
+):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(PICTURES, pictures)
+    config = configure(
+        dataset={"folders": [{"path": str(pictures)}]},
+        memory={"cache_latents": False},
+        saving={"state_every_epochs": 1},
+        schedule={"epochs": 6, "gradient_accumulation_steps": 1},
+    )
+    run = RunFolder.create(config)
+    (tmp_path / "breaks.py").write_text(BREAKS.replace("PICTURES", repr(str(pictures))).replace("WHAT", what))
+    begun = time.monotonic()
+    process = launched(run, program=(str(tmp_path / "breaks.py"),))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert time.monotonic() - begun < 100  # nobody waits for the one that is gone
+    (failed,) = events_of(run, Failed)
+    assert cause in failed.cause, output + log_of(run)
+    assert len(events_of(run, PictureSkipped)) == 1  # whichever of the two met it
+    if goes_on:
+        process = launched(run, "--resume")
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output + log_of(run)
+        assert events_of(run, RunFinished)[-1].reason == "completed"
+        assert [event.first_step > 1 for event in events_of(run, RunStarted)] == [False, True]

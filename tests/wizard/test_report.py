@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from engine.events import Failed, RunFinished, SampleSaved
+from engine.events import Failed, PictureSkipped, RunFinished, SampleSaved
 from engine.run_folder import RunFolder
 from knowledge.config import TrainingConfig, with_values
 from wizard.charts import draw_charts
@@ -118,3 +118,18 @@ def test_the_time_between_a_stop_and_a_resume_is_not_counted(story):
     first.append(RunFinished(at=first[-1].at, reason="stopped", step=10, total_steps=20, seconds=5, network=""))
     later = [replace(event, at=event.at + 86_400) for event in story([0.1] * 10, total_steps=20, finished=False)]
     assert _seconds_spent([*first, *later]) == pytest.approx(2 * (4 + 10 * 0.5))
+
+
+def test_pictures_that_broke_are_named_and_counted(run, story):
+    events = story([0.1] * 60)
+    broken = [
+        PictureSkipped(path=f"/home/somebody/{name}.png", reason="cannot be read (cut short).", step=7)
+        for name in ("a", "b", "a")  # told again after a resume
+    ]
+    (_, whole), (_, left) = page(run, events), page(run, [*events[:20], *broken, *events[20:]])
+    assert "left out" not in whole
+    assert "Pictures that were left out" in left
+    assert "2 pictures were trained on" in left
+    assert "a.png" in left
+    assert "2 could not be read" in left
+    assert "somebody" not in left.split("The story")[0]
