@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knowledge.answers import PlainError
 from knowledge.config import POCKET_MODEL
-from knowledge.downloads import suggestions
 from knowledge.parameters import parameters
 from wizard import pictures as found
-from wizard import questions, words
+from wizard import questions, vaes
+from wizard.model_downloads import downloaded
 from wizard.paths import typed_path
 from wizard.prompts import Move, Option, Page
 
 if TYPE_CHECKING:
-    from engine.acquire.models import Model, ModelsFolder
     from wizard.session import Session
 
 Values = Mapping[str, Any]
@@ -24,6 +23,9 @@ Values = Mapping[str, Any]
 OWN_MODEL = "A Stable Diffusion 1.5, 2 or SDXL model that you have already, as one .safetensors file or as a folder."
 DOWNLOAD = object()
 """The answer of who wants a model from the network."""
+
+VAE = object()
+"""The answer of who wants another VAE than the model's own."""
 
 MOST_FOUND = 6
 
@@ -65,6 +67,7 @@ def base_model(session: Session, around: Values) -> Values | Move:
                     *(Option(path, found.short(path, 34), what) for path, what in models.items()),
                     Option(POCKET_MODEL, "The pocket model", "built in", family.choices["pocket"].meaning),
                     Option(DOWNLOAD, "Download a model …", "2 to 7 GB", "From Hugging Face or Civitai, checked."),
+                    Option(VAE, "Another VAE …", _vae_in_words(session), parameters()[vaes.NAME].meaning),
                 ),
                 default=at,
                 help=lambda _: questions.long_explanation(entry, None),
@@ -72,10 +75,16 @@ def base_model(session: Session, around: Values) -> Values | Move:
             )
         )
         around = {**around, "error": ""}
+        if answer is VAE:
+            at = VAE
+            chosen = vaes.vae(session, around)
+            if not isinstance(chosen, Move):
+                session.answer(chosen)
+            continue
         if answer is DOWNLOAD:
             at = DOWNLOAD
             try:
-                answer = _downloaded(session, {**around, "more": False, "back": "back"})
+                answer = downloaded(session, {**around, "more": False, "back": "back"}, "base model")
             except PlainError as problem_of_download:
                 around = {**around, "error": str(problem_of_download)}
                 continue
@@ -143,6 +152,11 @@ def _with_its_prediction(session: Session, values: Values, around: Values) -> Va
     return answer if isinstance(answer, Move) else {**values, "base_model.prediction_type": answer}
 
 
+def _vae_in_words(session: Session) -> str:
+    chosen = session.situation().config.base_model.vae
+    return found.short(chosen, 30) if chosen else "now the model's own"
+
+
 # --- models that are here ---------------------------------------------------------------------------------------------
 
 
@@ -197,75 +211,3 @@ def models_on_this_computer() -> Iterator[tuple[str, str]]:
 
 def _title(family: str) -> str:
     return parameters()["base_model.family"].choices[family].title
-
-
-# --- models from the network ------------------------------------------------------------------------------------------
-
-
-def _downloaded(session: Session, around: Values) -> Any:
-    """The path of a model that was chosen and downloaded, or a Move. Raises PlainError where it cannot be had."""
-    from engine.acquire.models import models_folder
-    from wizard import download
-    from wizard.tokens import ask_on_page, with_token
-
-    address = _ask_address(session, around, download.check_address)
-    if isinstance(address, Move):
-        return address
-    folder = models_folder()
-    offer, there = with_token(lambda: download.look(address, folder), ask_on_page(session, around))
-    if offer is not None:
-        if offer.kind != "base model":
-            download.set_aside(offer, folder)
-            raise PlainError(f"{offer.offer.title} is a VAE, and no base model.")
-        answer = session.ask(
-            Page(
-                title="Download this model?",
-                body=tuple(download.offered(offer, folder)),
-                options=(
-                    Option("yes", "Download it", words.size(offer.offer.size_bytes or 0)),
-                    Option("no", "Choose another"),
-                ),
-                **around,
-            )
-        )
-        if answer != "yes":
-            download.set_aside(offer, folder)
-            return Move.BACK
-        there = download.fetch(offer, folder)
-    assert there is not None
-    session.notice = _told(there, folder)
-    return str((folder.path / there.name).resolve())
-
-
-def _ask_address(session: Session, around: Values, check: Callable[[str], Any]) -> Any:
-    """A short name or an address, or a Move."""
-    starts = [each for each in suggestions().values() if each.kind == "base"]
-    answer = session.ask(
-        Page(
-            title="Which model shall be downloaded?",
-            options=(
-                *(Option(each.name, each.title, note=each.meaning) for each in starts),
-                Option("", "Another one …", "by the address of its page"),
-            ),
-            **around,
-        )
-    )
-    if answer != "":
-        return answer
-    return session.ask(
-        Page(
-            title="What is its address?",
-            body=(
-                "The page of the model on Hugging Face or Civitai, or [strong]owner/name[/] on Hugging Face. "
-                "It is looked at before anything is downloaded.",
-                "[quiet]Where a site wants to know who you are, you are asked for a token.[/]",
-            ),
-            default="",
-            check=check,
-            **around,
-        )
-    )
-
-
-def _told(model: Model, folder: ModelsFolder) -> str:
-    return f"{model.title} is in {folder.path / model.name}"

@@ -15,6 +15,7 @@ from wizard import pictures as found
 from wizard.base_models import base_model, model_at
 from wizard.paths import typed_path
 from wizard.prompts import Move, Option, Page, show
+from wizard.vaes import vae
 
 if TYPE_CHECKING:
     from wizard.session import Session
@@ -138,6 +139,9 @@ def _ask_folder(session: Session, around: Values) -> Any:
                 continue
         if not isinstance(answer, picture_sources.Fetch):
             return answer
+        answer = picture_sources.into(session, answer, within)
+        if isinstance(answer, Move):
+            continue
         picture_sources.run(answer.words)
         try:
             return folders_in(str(answer.folder))
@@ -276,4 +280,5 @@ FORMS: dict[str, Callable[[Any, Values], Values | Move]] = {
     "pictures": pictures,
     "base_model": base_model,
     "prompts": prompts,
+    "vae": vae,
 }

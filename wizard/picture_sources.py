@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,18 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Fetch:
-    """A command that brings pictures, and the folder in which they are afterwards."""
+    """A command that brings pictures, the folder in which they are afterwards, and what Gelbooru is asked for.
 
-    words: tuple[str, ...]
+    A search goes on in the folder of an earlier one; everything else wants a new folder.
+    """
+
+    command: tuple[str, ...]
     folder: Path
+    tags: str = ""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (*self.command, "--to", str(self.folder), *(("--", self.tags) if self.tags else ()))
 
 
 # --- bringing pictures in ---------------------------------------------------------------------------------------------
@@ -52,10 +60,10 @@ def fetch_in(text: str) -> Fetch | None:
     if paths and (any(loose) or len(paths) > 1) and all(path.exists() for path in paths):
         name = paths[0].stem if paths[0].suffix.lower() == ".zip" else paths[0].resolve().parent.name
         folder = free(PLACE / (name or "pictures"))
-        return Fetch(("dataset", "import", *map(str, paths), "--to", str(folder)), folder)
+        return Fetch(("dataset", "import", *map(str, paths)), folder)
     if len(several) == 1 and "://" in one and (address := hub_address(several)) is not None:
         folder = free(PLACE / (address.path or address.repository).rpartition("/")[2])
-        return Fetch(("dataset", "import", one, "--to", str(folder)), folder)
+        return Fetch(("dataset", "import", one), folder)
     return None
 
 
@@ -87,6 +95,34 @@ def elsewhere(session: Session, around: Values) -> Fetch | Move:
         answer: Fetch | Move = WAYS[way](session, around)
         if not isinstance(answer, Move):
             return answer
+
+
+def into(session: Session, fetch: Fetch, around: Values) -> Fetch | Move:
+    """The same with the folder that somebody chooses for the pictures."""
+
+    def folder(text: str) -> Path:
+        path = Path(typed_path(text) or fetch.folder).expanduser()
+        if path.exists() and not path.is_dir():
+            raise PlainError(f"{path} is a file. Name a folder.", 2)
+        if path.is_dir() and any(path.iterdir()) and not fetch.tags:
+            raise PlainError(f"{path} is there already. Name a new folder.", 2)
+        return path
+
+    answer = session.ask(
+        Page(
+            title="Into which folder shall they go?" if fetch.tags else "Into which new folder shall they go?",
+            body=(
+                "What came there from an earlier search is not fetched again."
+                if fetch.tags
+                else "They are copied there; where they come from, everything stays as it is.",
+            ),
+            default=str(fetch.folder),
+            check=folder,
+            is_path=True,
+            **around,
+        )
+    )
+    return answer if isinstance(answer, Move) else replace(fetch, folder=answer)
 
 
 def _files(session: Session, around: Values) -> Any:
@@ -156,8 +192,7 @@ def _gelbooru(session: Session, around: Values) -> Any:
     if isinstance(limit, Move):
         return limit
     folder = default_folder(tags)  # the same folder for the same tags, so that a second time goes on
-    words = ("--limit", str(limit), "--rating", rating, "--to", str(folder), "--", tags)
-    return Fetch(("dataset", "scrape", *words), folder)
+    return Fetch(("dataset", "scrape", "--limit", str(limit), "--rating", rating), folder, tags)
 
 
 def _some_words(text: str) -> str:

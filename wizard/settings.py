@@ -25,6 +25,10 @@ GENERAL = "general"
 """The section, for the reader, of parameters that stand in none: the seed."""
 
 
+FORMS = {"sampling.prompts": "prompts", "base_model.vae": "vae"}
+"""How settings beside the path are asked where their type alone does not tell."""
+
+
 def names_in(section: str) -> tuple[str, ...]:
     """The parameters of a section that can be set, in the order of the schema."""
     if section == GENERAL:
@@ -148,7 +152,7 @@ def _find(session: Session, around: dict[str, Any]) -> str:
 def change(session: Session, name: str, around: dict[str, Any]) -> bool:
     """Asks for one setting until its value goes together with the others; whether something was answered."""
     question = steps.questions().get(name)
-    form = question.form if question else ("prompts" if name == "sampling.prompts" else "")
+    form = question.form if question else FORMS.get(name, "")
     around = {**around, "back": "back", "more": False}
     error, typed = "", False
     while True:

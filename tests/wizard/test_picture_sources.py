@@ -37,13 +37,9 @@ def test_a_typed_line_is_told_apart(here, photos):
     assert zipped.words == ("dataset", "import", str(here / "my set.zip"), "--to", "datasets/my set")
     loose = fetch_in(f"{photos / '0.png'} {photos / '1.png'}")
     assert loose is not None
-    assert loose.words[2:4] == (str(photos / "0.png"), str(photos / "1.png"))
+    assert loose.command[2:] == (str(photos / "0.png"), str(photos / "1.png"))
     assert fetch_in("https://huggingface.co/datasets/diffusers/dog-example") == Fetch(
-        (
-            *("dataset", "import", "https://huggingface.co/datasets/diffusers/dog-example"),
-            *("--to", "datasets/dog-example"),
-        ),
-        Path("datasets/dog-example"),
+        ("dataset", "import", "https://huggingface.co/datasets/diffusers/dog-example"), Path("datasets/dog-example")
     )
     for text in (str(photos), "", "nowhere", "owner/name", "two words"):
         assert fetch_in(text) is None
@@ -57,10 +53,29 @@ def test_an_archive_is_imported_and_used(here, photos):
             archive.write(file, file.name)
     terminal = at_the_pictures(here)
     terminal.press("set.zip", ENTER)
+    terminal.sees("Into which new folder shall they go?", "datasets/set")
+    terminal.press(ENTER)
     terminal.sees("6 pictures and 4 captions are now in datasets/set.", "Enter goes on.")
     terminal.press(ENTER)
     terminal.sees("Are these the right pictures?", "6 pictures", "in place 0")
     assert (here / "datasets" / "set" / "0.png").is_file()
+
+
+def test_loose_files_are_imported_into_a_folder_of_ones_choice(here, photos):
+    (here / "full").mkdir()
+    (here / "full" / "a.txt").write_text("")
+    strange = here / "two 'cats' & ünï (1).png"
+    (photos / "0.png").rename(strange)
+    terminal = at_the_pictures(here)
+    terminal.press(f'"{strange}" {photos / "1.png"}', ENTER)
+    terminal.sees("Into which new folder shall they go?")
+    terminal.press("\x15", "full", ENTER)
+    terminal.sees("full is there already.")
+    terminal.press("\x15", "my pictures/ünï", ENTER)
+    terminal.sees("2 pictures and 1 caption are now in my pictures/ünï.", "Enter goes on.")
+    terminal.press(ENTER)
+    terminal.sees("Are these the right pictures?", "2 pictures")
+    assert sorted(path.name for path in (here / "my pictures" / "ünï").iterdir()) == ["1.png", "1.txt", strange.name]
 
 
 def test_pictures_from_gelbooru_are_asked_for_and_used(here, quick_network):
@@ -76,6 +91,8 @@ def test_pictures_from_gelbooru_are_asked_for_and_used(here, quick_network):
         terminal.press(ENTER)
         terminal.sees("How many pictures at most?")
         terminal.press("\x15", "3", ENTER)
+        terminal.sees("Into which folder shall they go?", "datasets/1girl")
+        terminal.press(ENTER)
         terminal.sees("Download 3 pictures into datasets/1girl?")
         terminal.press("y", ENTER)
         terminal.sees("3 pictures and 3 captions", "Enter goes on.")
@@ -98,6 +115,8 @@ def test_a_no_leads_back_to_the_question(here, quick_network):
         terminal.sees("Which ratings may come?")
         terminal.press(ENTER)
         terminal.sees("How many pictures at most?")
+        terminal.press(ENTER)
+        terminal.sees("Into which folder shall they go?")
         terminal.press(ENTER)
         terminal.sees("Download 5 pictures")
         terminal.press("n", ENTER)
