@@ -187,7 +187,10 @@ def offered(found: Recognised, folder: ModelsFolder) -> Iterator[RenderableType]
 
 def _of(found: Recognised) -> tuple[str, str, bool]:
     detected = found.detected
-    return (detected.family, detected.prediction_type, detected.zero_terminal_snr) if detected else ("", "", False)
+    if detected is None:
+        return "", "", False
+    said = "" if detected.prediction_supposed else detected.prediction_type
+    return detected.family, said, detected.zero_terminal_snr
 
 
 def kind_in_words(kind: str, family: str, prediction_type: str, zero_terminal_snr: bool) -> str:
@@ -195,6 +198,8 @@ def kind_in_words(kind: str, family: str, prediction_type: str, zero_terminal_sn
     if kind == "vae":
         return "VAE with latents of 4 channels"
     title = parameters()["base_model.family"].choices[family].title
+    if not prediction_type:
+        return f"{title} base model; whether it predicts the noise or v, its weights will tell once they are here"
     ends = ", and its noise ends without signal (zero terminal SNR)" if zero_terminal_snr else ""
     return f"{title} base model; it {PREDICTIONS[prediction_type]}{ends}"
 

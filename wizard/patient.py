@@ -97,14 +97,17 @@ def find_out(
     )
 
 
+ROOT = Path("/")
+"""Where a container leaves its mark."""
+
 PLACES: tuple[tuple[str, Callable[[Mapping[str, str]], bool]], ...] = (
     ("RunPod", lambda e: "RUNPOD_POD_ID" in e),
     ("Vast.ai", lambda e: "VAST_CONTAINERLABEL" in e or "VAST_TCP_PORT_22" in e),
     ("Google Colab", lambda e: "COLAB_RELEASE_TAG" in e or "COLAB_GPU" in e),
     ("Kaggle", lambda e: "KAGGLE_KERNEL_RUN_TYPE" in e),
     ("WSL", lambda e: "WSL_DISTRO_NAME" in e or "microsoft" in platform.release().lower()),
-    ("a Docker container", lambda e: Path("/.dockerenv").exists()),
-    ("a Podman container", lambda e: Path("/run/.containerenv").exists()),
+    ("a Docker container", lambda e: (ROOT / ".dockerenv").exists()),
+    ("a Podman container", lambda e: (ROOT / "run" / ".containerenv").exists()),
 )
 """Rented machines and containers by what they leave in the environment."""
 

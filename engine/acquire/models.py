@@ -392,6 +392,8 @@ def _take_in(found: Recognised, folder: ModelsFolder, staging: Path, got: Mappin
         (staging / offer.files[0].path).rename(target)
         shutil.rmtree(staging, ignore_errors=True)
     detected = found.detected
+    if detected is not None and detected.prediction_supposed:
+        detected = detect(target, offer.title)  # now its weights can be asked as well
     model = Model(
         name=name,
         kind=found.kind,

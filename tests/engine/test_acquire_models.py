@@ -13,7 +13,7 @@ from servers import Fault
 
 from engine.acquire import civitai, huggingface
 from engine.acquire.models import MANIFEST, ModelsFolder, bring_in, models_folder, recognise, set_aside
-from engine.models.detect import detect
+from engine.models.detect import TELLING_BIAS, detect
 from knowledge.answers import PlainError
 
 pytestmark = pytest.mark.usefixtures("quick_network")
@@ -31,6 +31,12 @@ SD15 = {
 }
 INPAINTING = {**SD15, f"{UNET}input_blocks.0.0.weight": (8, 9, 3, 3)}
 NOOB = {**SDXL, "v_pred": (0,), "ztsnr": (0,)}
+SD2 = {
+    f"{UNET}input_blocks.0.0.weight": (8, 4, 3, 3),
+    f"{UNET}input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight": (4, 1024),
+    f"{UNET}{TELLING_BIAS}": (320,),
+    f"{UNET}out.0.weight": (300, 1000),
+}
 VAE = {"decoder.conv_in.weight": (8, 4, 3, 3), "decoder.up_blocks.0.resnets.0.conv1.weight": (8, 8)}
 LORA = {"lora_unet_x.lora_down.weight": (4, 8), "lora_unet_x.lora_up.weight": (8, 4)}
 
@@ -86,6 +92,16 @@ def test_other_addresses_are_left_to_others(monkeypatch):
     assert huggingface.parse("https://hf-mirror.example/a/b").repository == "a/b"
     with pytest.raises(PlainError, match="not the page of a model"):
         huggingface.parse("https://huggingface.co/spaces/a/b")
+
+
+@pytest.mark.parametrize(
+    ("fill", "prediction"), [(b"\0", "epsilon"), (b"\0\x3c\0\xbc", "v_prediction")], ids=["alike", "spread"]
+)
+def test_what_an_sd2_file_does_not_say_its_weights_tell_once_they_are_here(hub, folder, fill, prediction):
+    hub.repositories["maker/two"] = Repository({"two.safetensors": safetensors(SD2, fill=fill)})
+    found = recognise(huggingface.offer("maker/two"), folder)
+    assert (found.detected.family, found.detected.prediction_supposed) == ("sd2", True)
+    assert (bring_in(found, folder).family, folder.models()[0].prediction_type) == ("sd2", prediction)
 
 
 def test_a_single_file_is_recognised_before_it_comes_and_kept_with_its_story(hub, folder):

@@ -261,9 +261,39 @@ def test_tokens_are_told_and_never_shown(tmp_path):
     assert "secret" not in repr(lines(replace(HEALTHY, tokens=found)))
 
 
-def test_rented_machines_are_recognised():
-    assert "RunPod" in places({"RUNPOD_POD_ID": "x"})
-    assert "Google Colab" in places({"COLAB_RELEASE_TAG": "x"})
+@pytest.mark.parametrize(
+    ("variable", "place"),
+    [
+        ("RUNPOD_POD_ID", "RunPod"),
+        ("VAST_CONTAINERLABEL", "Vast.ai"),
+        ("VAST_TCP_PORT_22", "Vast.ai"),
+        ("COLAB_RELEASE_TAG", "Google Colab"),
+        ("COLAB_GPU", "Google Colab"),
+        ("KAGGLE_KERNEL_RUN_TYPE", "Kaggle"),
+        ("WSL_DISTRO_NAME", "WSL"),
+    ],
+)
+def test_rented_machines_and_wsl_are_recognised_by_what_they_set(monkeypatch, tmp_path, variable, place):
+    monkeypatch.setattr("wizard.patient.ROOT", tmp_path)
+    monkeypatch.setattr("platform.release", lambda: "6.1.0")
+    assert places({}) == []
+    assert places({variable: "x"}) == [place]
+
+
+def test_wsl_is_recognised_by_its_kernel_and_containers_by_their_marks(monkeypatch, tmp_path):
+    monkeypatch.setattr("wizard.patient.ROOT", tmp_path)
+    monkeypatch.setattr("platform.release", lambda: "5.15.153.1-microsoft-standard-WSL2")
+    assert places({}) == ["WSL"]
+    monkeypatch.setattr("platform.release", lambda: "6.1.0")
+    (tmp_path / ".dockerenv").touch()
+    assert places({}) == ["a Docker container"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".containerenv").touch()
+    (tmp_path / ".dockerenv").unlink()
+    assert places({}) == ["a Podman container"]
+
+
+def test_on_a_rented_machine_it_says_that_its_disk_may_go():
     assert lines(replace(HEALTHY, places=("RunPod",)))["rented machine"].matters.startswith("What is on its disk")
 
 

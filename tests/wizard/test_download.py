@@ -175,6 +175,7 @@ def test_an_address_is_checked_without_the_network(hub):
 def test_what_a_model_is_in_words():
     assert kind_in_words("vae", "", "", False).startswith("VAE")
     assert kind_in_words("base model", "sd15", "epsilon", False).endswith("it predicts the noise (epsilon)")
+    assert "its weights will tell" in kind_in_words("base model", "sd2", "", False)
 
 
 def test_what_is_here_already_of_a_cut_download_is_told(hub, capsys):
