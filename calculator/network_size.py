@@ -10,6 +10,7 @@ from json.encoder import encode_basestring
 from math import isqrt, prod
 
 from knowledge.architectures import Architecture, Layer
+from knowledge.blocks import layer_settings
 from knowledge.config import Algorithm, NetworkSettings, Precision
 
 Shape = tuple[int, ...]
@@ -101,9 +102,11 @@ def _network_layers(architecture: Architecture, network: NetworkSettings) -> Ite
     for part in sorted(_trained_parts(architecture, network)):
         for layer in architecture.layers[part]:
             if layer.group in groups and layer.kind in ("linear", "conv"):
-                rank = network.rank if layer.kernel == 1 else network.conv_rank
-                tensors = TENSORS[network.algorithm](layer, rank, network)
-                yield NetworkLayer(part, layer, architecture.saved_name(part, layer), rank, tensors)
+                name = architecture.saved_name(part, layer)
+                own = layer_settings(name, layer.kernel > 1, network)
+                if own is not None:
+                    tensors = TENSORS[network.algorithm](layer, own.rank, network)
+                    yield NetworkLayer(part, layer, name, own.rank, tensors)
 
 
 def _trained_parts(architecture: Architecture, network: NetworkSettings) -> list[str]:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from knowledge import blocks
 from knowledge.config import CONV_ALGORITHMS, Algorithm, Family, NetworkSettings, TrainingConfig
 
 DATA = Path(__file__).parent.parent / "knowledge" / "data" / "memory"
@@ -111,7 +112,7 @@ def traced_networks(network: NetworkSettings, course: Course) -> tuple[list[Netw
     rank = LARGEST_TRACED_RANK.get(network.algorithm, network.rank) if network.lokr_full_matrix else network.rank
     usual: dict[str, Any] = {"convolutions": False, "lokr_factor": NetworkSettings().lokr_factor}
     usual |= {"train_text_encoder": False, "rank": rank, "lokr_full_matrix": False}
-    plain = network.model_copy(update=usual)
+    plain = network.model_copy(update=usual | dict.fromkeys(blocks.LISTS, ""))
     own: dict[str, Any] = {"algorithm": SAME_STEP.get(network.algorithm, network.algorithm)}
     if network.algorithm in RANKLESS:
         own = {"algorithm": network.algorithm if is_traced(course) else "lora", "rank": TRACED_RANK}

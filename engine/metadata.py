@@ -25,6 +25,7 @@ from engine.dataset.captions import tags
 from engine.optimizers import OPTIMIZERS
 from knowledge.config import Algorithm, Family, OptimizerSettings, TrainingConfig
 from knowledge.facts import DatasetFacts
+from knowledge.formats.kohya_network import arguments_of_blocks
 from knowledge.optimizer_arguments import all_arguments
 
 BASE_MODEL_VERSIONS: dict[Family, str] = {
@@ -230,6 +231,8 @@ def _network(config: TrainingConfig) -> dict[str, Any]:
         arguments |= {"factor": str(network.lokr_factor)} | (
             {"full_matrix": "True"} if network.lokr_full_matrix else {}
         )
+    if module == "networks.lora":
+        arguments |= arguments_of_blocks(network, config.base_model.family)
     if network.algorithm == "dylora":
         arguments |= {"unit": str(network.dylora_block_size)}
     changed = {

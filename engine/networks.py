@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from engine.models.family import BaseModel
 from engine.models.sd import AdaptedLayer
+from knowledge.blocks import layer_settings
 from knowledge.config import Algorithm, NetworkSettings
 
 # LyCORIS' fused GPU kernels choose themselves by timing, so two runs would not give the same weights.
@@ -80,6 +81,7 @@ class Network(nn.Module):
         super().__init__()
         self.adapters: Any = nn.ModuleDict()
         self.part_of: dict[str, str] = {}
+        self.rate_of: dict[str, float] = {}
         self.recipe = recipe = ALGORITHMS[settings.algorithm]
         module_name, _, class_name = recipe.kind.partition(":")
         kind = getattr(importlib.import_module(module_name), class_name)
@@ -88,19 +90,22 @@ class Network(nn.Module):
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
             torch.manual_seed(seed)
             for layer in layers:
-                rank, alpha = _rank_and_alpha(layer.module, settings)
+                own = layer_settings(layer.name, _is_spatial(layer.module), settings)
+                if own is None:
+                    continue
                 self.adapters[layer.name] = kind(
                     layer.name,
                     layer.module,
                     1.0,
-                    rank,
-                    alpha,
+                    own.rank,
+                    own.alpha,
                     settings.dropout,
                     settings.rank_dropout,
                     settings.module_dropout,
                     **arguments,
                 )
                 self.part_of[layer.name] = layer.part
+                self.rate_of[layer.name] = own.rate
         self.float()
         self.requires_grad_(True)
 
@@ -120,13 +125,15 @@ class Network(nn.Module):
     def trained_parameters(self, *, up_apart: bool = False) -> dict[str, list[nn.Parameter]]:
         """The trained weights by part of the base model, text encoders first, in the model's order.
 
-        With `up_apart` the matrices that lead back up are groups of their own, as "unet up".
+        Blocks with a rate of their own are groups of their own, as "unet ×0.5"; with `up_apart` the matrices that lead
+        back up are, as "unet up".
         """
         groups: dict[str, list[nn.Parameter]] = {}
         for name, adapter in self.adapters.items():
             for parameter_name, parameter in adapter.named_parameters():
                 up = " up" if up_apart and parameter_name.startswith("lora_up") else ""
-                groups.setdefault(self.part_of[name] + up, []).append(parameter)
+                rate = f" ×{self.rate_of[name]:g}" if self.rate_of[name] != 1 else ""
+                groups.setdefault(self.part_of[name] + rate + up, []).append(parameter)
         return dict(sorted(groups.items()))
 
     def freeze_text_encoders(self) -> None:
@@ -224,7 +231,6 @@ def _shape(layer: Any) -> tuple[int, ...]:
     return layer.out_channels, layer.in_channels, *layer.kernel_size
 
 
-def _rank_and_alpha(layer: nn.Module, settings: NetworkSettings) -> tuple[int, float]:
-    if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
-        return settings.conv_rank, settings.conv_alpha
-    return settings.rank, settings.alpha
+def _is_spatial(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution over more than one pixel, which has a rank of its own."""
+    return isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)

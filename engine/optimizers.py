@@ -98,9 +98,11 @@ def restore_precision(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
 def learning_rate(group: str, settings: OptimizerSettings, schedule: ScheduleSettings) -> float:
     """The full rate of one group of weights under this schedule; groups that end in " up" learn faster (LoRA+).
 
+    "unet ×0.5" is of blocks that learn at half of the UNet's rate.
+
     Hayou et al. 2024 (arXiv:2402.12354).
     """
-    part, _, up = group.partition(" ")
+    part, *more = group.split()
     text = settings.text_encoder_learning_rate or settings.learning_rate
     rates = {
         "unet": settings.learning_rate,
@@ -108,4 +110,6 @@ def learning_rate(group: str, settings: OptimizerSettings, schedule: ScheduleSet
         "text_encoder_2": settings.text_encoder_2_learning_rate or text,
     }
     rate = full_learning_rate(rates[part], schedule)
-    return rate * settings.lora_plus_ratio if up else rate
+    for word in more:
+        rate *= settings.lora_plus_ratio if word == "up" else float(word.removeprefix("×"))
+    return rate

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from knowledge import blocks
 from knowledge.optimizer_arguments import Argument, argument_problems, as_arguments
 
 SCHEMA_VERSION: Final = 1
@@ -117,6 +118,9 @@ LACKING_DROPOUT: Mapping[str, Mapping[str, str]] = {
 SMALLEST_BOFT_RANK: Mapping[str, int] = {"pocket": 6}
 """BOFT cuts each layer's outputs into a power of two of even blocks: 320 into 32 of ten; other families need 10."""
 
+NUMBERS = r"^( *\d+(\.\d+)? *(, *\d+(\.\d+)? *)*)?$"
+"""Numbers of zero or more with commas between them, or nothing."""
+
 CAPTION_CHANGES = (
     "shuffle_tags",
     "wildcards",
@@ -209,6 +213,12 @@ class NetworkSettings(Settings):
     rank_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     module_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     maximum_norm: float | None = Field(None, gt=0.0, le=1000.0)
+    block_ranks: str = Field("", pattern=NUMBERS)
+    block_alphas: str = Field("", pattern=NUMBERS)
+    conv_block_ranks: str = Field("", pattern=NUMBERS)
+    conv_block_alphas: str = Field("", pattern=NUMBERS)
+    block_rates: str = Field("", pattern=NUMBERS)
+    block_rate_threshold: float = Field(0.0, ge=0.0, le=1.0)
     train_unet: bool = True
     train_text_encoder: bool = False
     text_encoder_share: float = Field(1.0, gt=0.0, le=1.0)
@@ -479,10 +489,16 @@ def _network_contradictions(network: NetworkSettings, family: Family) -> Iterato
             f"network.convolutions is true, but {algorithm} adapts no 3x3 convolutions here; {instead}, "
             "or network.convolutions to false."
         )
+    wrong = list(blocks.problems(network, family))
+    yield from wrong
+    if wrong:
+        return
     ranks = {"network.rank": network.rank} | (
         {"network.conv_rank": network.conv_rank} if network.adapts_convolutions else {}
     )
-    for name, rank in ranks.items():
+    listed = ["block_ranks", *(["conv_block_ranks"] if network.adapts_convolutions else [])]
+    of_blocks = [(f"network.{name}", int(n)) for name in listed for n in blocks.numbers(getattr(network, name)) if n]
+    for name, rank in [*ranks.items(), *of_blocks]:
         size = network.dylora_block_size
         if algorithm == "dylora" and rank % size:
             yield (

@@ -179,14 +179,9 @@ def _network(document: Mapping[str, Any], said: dict[str, Note]) -> tuple[dict[s
     _idle(document, said, [key for key in ARGUMENTS if key not in read], f"{kind} does not read it.")
     _idle(document, said, [key for key in read if not as_number(document.get(key))], "0 means not set.")
     wanted = {key: ARGUMENTS[key] for key in read if key not in said}
-    for key in KOHYA_BLOCKS:
-        if key not in document:
-            continue
-        if is_empty(document[key]):
-            said[key] = Note(key, document[key], "no_effect", why="It is not set.")
-        else:
-            why = "It gives blocks of the model a rank or rate of their own. Here all blocks have the same."
-            said[key] = Note(key, document[key], "unsupported", why=why)
+    _idle(document, said, [key for key in KOHYA_BLOCKS if is_empty(document.get(key))], "It is not set.")
+    _idle(document, said, ("conv_dims", "conv_alphas"), "sd-scripts knows no such argument.")
+    wanted |= {key: key for key in KOHYA_BLOCKS if key not in said}
     return {"network_module": NATIVE[kind]}, wanted
 
 

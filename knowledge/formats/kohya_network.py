@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO, Algorithm, fields, value_of
+from knowledge.blocks import block_count, numbers
+from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO, Algorithm, Family, NetworkSettings, fields, value_of
 from knowledge.formats.translation import Translation, as_bool, as_number, facts_of
 from knowledge.parameters import parameters
 
@@ -29,6 +32,22 @@ WITHOUT_CONVOLUTIONS = {"attn-mlp", "attn-only", "unet-transformer-only"}
 """LyCORIS presets that leave the convolutions of the residual blocks alone."""
 BLOCK_SIZES = {"networks.dylora": ("unit", 1)}
 """What DyLoRA's block size is called in a module, and its default there; in LyCORIS block_size, 4."""
+OF_BLOCKS = {
+    "block_dims": "network.block_ranks",
+    "block_alphas": "network.block_alphas",
+    "conv_block_dims": "network.conv_block_ranks",
+    "conv_block_alphas": "network.conv_block_alphas",
+}
+RATES_OF_BLOCKS = {"down_lr_weight": (12, 9), "mid_lr_weight": (1, 3), "up_lr_weight": (12, 9)}
+"""How many blocks each list is for, in SD 1.x and in SDXL."""
+CURVES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda share: math.sin(math.pi * (1 - share) / 2),
+    "sine": lambda share: math.sin(math.pi * share / 2),
+    "linear": lambda share: share,
+    "reverse_linear": lambda share: 1 - share,
+    "zeros": lambda share: 0.0,
+}
+"""A factor by the block's place among those of its list, 0 to 1; "sine+.25" adds a quarter to each."""
 NOT_READ = {
     "network_args.factor": ("lokr", "Only LoKr reads it."),
     "network_args.full_matrix": ("lokr", "Only LoKr reads it."),
@@ -66,6 +85,7 @@ def read_network(job: Translation, beside: Path | None) -> None:
         if key in job.source and ours != reader:
             job.no_effect(key, why)
     _say_rank(job, ours)
+    _say_blocks(job, module)
     if as_number(job.get("network_dropout")) == 0:
         job.mapped("network_dropout", "network.dropout", 0.0)
     _say_parts(job)
@@ -135,6 +155,51 @@ def _say_rank(job: Translation, ours: str | None) -> None:
         job.changed("network_alpha", "network.alpha", alpha * 1024 / rank, "It keeps its proportion to the rank.")
 
 
+def _say_blocks(job: Translation, module: str) -> None:
+    """Ranks, alphas and rates of blocks, which networks.lora alone reads."""
+    keys = [f"network_args.{name}" for name in (*OF_BLOCKS, *RATES_OF_BLOCKS, "block_lr_zero_threshold")]
+    present = [key for key in keys if key in job.source]
+    if module not in ("networks.lora", ""):
+        for key in present:
+            job.no_effect(key, f"{module} does not read it.")
+        return
+    for name, ours in OF_BLOCKS.items():
+        if f"network_args.{name}" in job.source:
+            job.mapped(f"network_args.{name}", ours, _listed(job.source[f"network_args.{name}"]))
+    sdxl = job.values.get("base_model.family", job.implied.get("base_model.family")) == "sdxl"
+    given = [name for name in RATES_OF_BLOCKS if f"network_args.{name}" in job.source]
+    if given:
+        rates: list[float] = []
+        try:
+            for name, counts in RATES_OF_BLOCKS.items():
+                rates += _rates_of(_listed(job.source.get(f"network_args.{name}", "")), counts[sdxl])
+        except ValueError:
+            for name in given:
+                job.unsupported(f"network_args.{name}", "It is neither a list of numbers nor one of its curves.")
+            return
+        rates = [1.0, *rates, 1.0] if sdxl else rates
+        text = ",".join(f"{rate:.6g}" for rate in rates)
+        for name in given:
+            job.changed(f"network_args.{name}", "network.block_rates", text, "One list for all blocks.")
+    key = "network_args.block_lr_zero_threshold"
+    if key in job.source:
+        job.mapped(key, "network.block_rate_threshold", as_number(job.source[key]) or 0.0)
+
+
+def _listed(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value).strip("\"' ")
+
+
+def _rates_of(text: str, count: int) -> list[float]:
+    """The factors of a list for so many blocks; what is missing is 1, as there."""
+    word, _, more = text.partition("+")
+    if word in CURVES:
+        added = float(more or 0)
+        return [CURVES[word](place / max(1, count - 1)) + added for place in range(count)]
+    given = [float(part) for part in text.split(",") if part.strip()]
+    return (given + [1.0] * count)[:count]
+
+
 def _say_parts(job: Translation) -> None:
     for key, other in (
         ("network_train_unet_only", "network.train_text_encoder"),
@@ -177,6 +242,7 @@ def write_network(job: Writing) -> None:
             arguments.append("full_matrix=True")
     job.done |= {"network.convolutions", "network.conv_rank", "network.conv_alpha", "network.lokr_factor"}
     job.done |= {"network.lokr_full_matrix", "network.dylora_block_size"}
+    arguments += _arguments_of_blocks(job)
     known = facts_of("sd_scripts")["network_args"]
     for name in [name for name in fields() if "folders" not in name and name not in job.done]:
         for key in parameters()[name].names.get(DIALECT, ()):
@@ -191,3 +257,35 @@ def write_network(job: Writing) -> None:
         job.options["network_train_unet_only"] = True
     if not unet:
         job.options["network_train_text_encoder_only"] = True
+
+
+def _arguments_of_blocks(job: Writing) -> list[str]:
+    """Ranks, alphas and rates of blocks as networks.lora reads them."""
+    names = [*OF_BLOCKS.values(), "network.block_rates"]
+    job.done |= {*names, "network.block_rate_threshold"}
+    if job.options["network_module"] != "networks.lora":
+        for name in names:
+            if job.value(name):
+                job.lose(name, "Its module for this algorithm knows no blocks.")
+        return []
+    given = arguments_of_blocks(job.config.network, job.config.base_model.family)
+    return [f"{name}={value}" for name, value in given.items()]
+
+
+def arguments_of_blocks(network: NetworkSettings, family: Family) -> dict[str, str]:
+    """The arguments of networks.lora that say what each block is given; empty where all are alike."""
+    written = {
+        theirs: getattr(network, ours.removeprefix("network.")).replace(" ", "") for theirs, ours in OF_BLOCKS.items()
+    }
+    written = {name: value for name, value in written.items() if value}
+    if written and not network.block_ranks:  # it reads none of the others without this one
+        written["block_dims"] = ",".join([str(network.rank)] * block_count(family))
+    rates = [f"{rate:g}" for rate in numbers(network.block_rates)]
+    if rates:
+        sdxl = family == "sdxl"
+        rates = rates[1:-1] if sdxl else rates
+        for name, counts in RATES_OF_BLOCKS.items():
+            written[name] = ",".join(rates[: counts[sdxl]])
+            rates = rates[counts[sdxl] :]
+        written["block_lr_zero_threshold"] = f"{network.block_rate_threshold:g}"
+    return written

@@ -45,7 +45,8 @@ OPTIMIZER_DECAY = {"adamw": 0.01, "adamw8bit": 0.01}
 """The weight decay of an optimizer that is given none; 0 for all others."""
 RULED = frozenset(
     {
-        "weighting_scheme",
+        "weighting_scheme", "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_dims", "block_alphas",
+        "conv_block_dims", "conv_block_alphas", "block_lr_zero_threshold",
         "v2", "v_parameterization", "network_train_unet_only", "network_train_text_encoder_only", "network_module",
         "network_args", "algo", "learning_rate", "unet_lr", "text_encoder_lr", "use_8bit_adam",
         "use_lion_optimizer",

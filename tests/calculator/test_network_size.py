@@ -31,6 +31,12 @@ NETWORKS = {
     "boft": NetworkSettings(algorithm="boft", rank=12, train_text_encoder=True),
     "ia3": NetworkSettings(algorithm="ia3", train_text_encoder=True),
     "full": NetworkSettings(algorithm="full", convolutions=True, train_text_encoder=True),
+    "blocks": NetworkSettings(
+        algorithm="locon",
+        block_ranks=",".join(str(place % 4) for place in range(25)),
+        conv_block_ranks=",".join(str(1 + place % 3) for place in range(25)),
+        block_rates=",".join(["1"] * 20 + ["0"] * 5),
+    ),
     "full without convolutions": NetworkSettings(algorithm="full"),
 }
 

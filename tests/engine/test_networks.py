@@ -270,6 +270,27 @@ def test_full_leaves_the_base_model_alone_and_changes_biases_too(sd15: StableDif
     assert sum(name.endswith(".diff_b") for name in network.saved_tensors()) > 0
 
 
+def test_blocks_have_their_own_ranks_alphas_and_rates_or_are_left_out(sd15: StableDiffusion):
+    lists = {"block_ranks": "3", "block_alphas": "6", "conv_block_ranks": "1", "block_rates": "1"}
+    lists = {name: [value] * 25 for name, value in lists.items()}
+    lists["block_ranks"][12], lists["block_rates"][12], lists["block_rates"][13:] = "2", "0.5", ["0"] * 12
+    settings = settings_for("locon", **{name: ",".join(values) for name, values in lists.items()})
+    network = create_network(sd15, settings, 0)
+    tensors = network.saved_tensors()
+    middle = "lora_unet_mid_block_attentions_0_proj_in"
+    assert tensors[f"{middle}.lora_down.weight"].shape[0] == 2
+    assert tensors[f"{middle}.alpha"] == 6
+    assert tensors["lora_unet_mid_block_resnets_0_conv1.lora_down.weight"].shape[0] == 1
+    assert not any("up_blocks" in name for name in tensors)
+    groups = network.trained_parameters(up_apart=True)
+    assert list(groups) == ["text_encoder", "text_encoder up", "unet", "unet up", "unet ×0.5", "unet ×0.5 up"]
+    assert sum(map(len, groups.values())) == len(list(network.parameters()))
+    rate = learning_rate(
+        "unet ×0.5 up", OptimizerSettings(learning_rate=1e-4, lora_plus_ratio=16.0), ScheduleSettings()
+    )
+    assert rate == pytest.approx(8e-4)
+
+
 def test_making_a_network_prints_nothing(sd15: StableDiffusion, capfd: pytest.CaptureFixture[str]):
     for algorithm in ("oft", "boft", "lokr"):
         create_network(sd15, settings_for(algorithm, rank=12), 0)

@@ -233,6 +233,7 @@ CHANGES: dict[str, Values] = {
     "transparency as mask": {"dataset": {"alpha_masks": True}},
     "half the weight outside the mask": {"dataset": {"alpha_masks": True}, "loss": {"unmasked_weight": 0.5}},
     "another algorithm": {"network": {"algorithm": "lokr"}},
+    "other rates for some blocks": {"network": {"block_rates": ",".join(["0.5"] * 12 + ["1"] * 13)}},
     "ranks in turn": {"network": {"algorithm": "dylora", "dylora_block_size": 1}},
     "another alpha": {"network": {"alpha": 1.0}},
     "dropout": {"network": {"dropout": 0.5}},
