@@ -263,7 +263,8 @@ def import_(
         f"{views.escape(str(done.folder))}."
     )
     if done.renamed:
-        console.print(f"[quiet]{count(done.renamed, 'name')} were there twice and got a number.[/]")
+        twice = "name was there twice and got" if done.renamed == 1 else "names were there twice and got"
+        console.print(f"[quiet]{done.renamed:,} {twice} a number.[/]")
     for table, number in done.from_tables.items():
         console.print(f"[quiet]{count(number, 'caption')} came from {views.escape(table)}.[/]")
     for problem in done.problems:

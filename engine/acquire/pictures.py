@@ -155,6 +155,8 @@ def _files(paths: Sequence[Path], folder: str, imported: Imported, root: Path) -
     imported.problems += [problem for problem in problems if problem not in imported.problems]
     captioned = {path.stem for path in paths if path.suffix.lower() in CAPTION_EXTENSIONS}
     for path in paths:
+        if path.is_symlink() and not path.exists():
+            imported.left_out["link that leads nowhere"] += 1
         if is_table(path.name) or not path.is_file() or not _wanted(path.name, imported.left_out):
             continue
         entry = Entry(folder, path.name, lambda path=path: path.open("rb"))  # type: ignore[misc]

@@ -176,3 +176,15 @@ def test_names_that_some_systems_do_not_allow_are_changed_and_stay_beside_their_
     long = next(stem for stem in found if stem.startswith("xxx"))
     assert len(long) == 196
     assert found == {**{safe: name for name, safe in names.items()}, long: "x" * 240}
+
+
+def test_links_are_followed_and_those_that_lead_nowhere_are_told(tmp_path):
+    picture(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "b.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "source" / "c.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "source" / "round").symlink_to(tmp_path / "source")
+    done = import_pictures([tmp_path / "source"], tmp_path / "new")
+    assert names(tmp_path / "new") == ["b.png"]
+    assert not (tmp_path / "new" / "b.png").is_symlink()
+    assert dict(done.left_out) == {"link that leads nowhere": 1}

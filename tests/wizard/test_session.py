@@ -34,6 +34,7 @@ ASKED_IN_OTHER_WORDS = {
     "Base model": "Which model do you want to build on?",
     "Picture folders": "Where are your pictures?",
     "Sample prompts": "What shall it draw while it learns?",
+    "VAE": "Which VAE shall encode the pictures?",
 }
 """Settings that have pages of their own, by title, and what those ask."""
 
