@@ -17,6 +17,7 @@ from typing import TextIO
 from engine.events import Event, Failed, Phase, PhaseStarted, SettingsChanged, StepFinished, to_line
 from engine.run_folder import RunFolder, step_of
 from engine.together import Together, group_size
+from engine.trackers import Tracker, require_tracker
 from knowledge.answers import PlainError
 
 
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         run = RunFolder.open(options.run_folder)
-        run.config()
+        require_tracker(run.config().logging.tracker)
         if int(os.environ.get("RANK", "0")) > 0:
             return _help(run, options.resume)
         with run.claimed():
@@ -52,6 +53,7 @@ def _train(run: RunFolder, resume: bool) -> int:
     exit_code = 0
     stdout = _own_stdout(run.path / "engine.log")
     together = Together(run, 0) if group_size() > 1 else None
+    tracker = Tracker(run.config().logging.tracker, run)
     with run.event_log() as log:
 
         def end(failed: Failed) -> None:
@@ -65,6 +67,7 @@ def _train(run: RunFolder, resume: bool) -> int:
             if isinstance(event, Failed) and together:
                 event = together.tell(event)
             log.write(event)
+            tracker.hear(event)
             try:
                 stdout.write(to_line(event) + "\n")
                 stdout.flush()
@@ -72,6 +75,7 @@ def _train(run: RunFolder, resume: bool) -> int:
                 stdout = Path(os.devnull).open("w")  # noqa: SIM115  (open until the process ends)
             if isinstance(event, Failed):
                 exit_code = 1
+    tracker.finish()
     run.answer("stop")
     return exit_code or (130 if signals else 0)
 

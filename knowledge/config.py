@@ -56,6 +56,7 @@ HuberSchedule = Literal["constant", "exponential", "snr"]
 Precision = Literal["fp32", "fp16", "bf16"]
 BaseWeights = Literal["same", "fp8", "8bit", "nf4"]
 TimestepSampling = Literal["uniform", "logit_normal"]
+TrackerName = Literal["none", "tensorboard", "wandb"]
 MetadataKept = Literal["full", "minimal", "none"]
 Sampler = Literal[
     "ddim",
@@ -326,6 +327,10 @@ class SavingSettings(Settings):
     metadata: MetadataKept = "full"
 
 
+class LoggingSettings(Settings):
+    tracker: TrackerName = "none"
+
+
 class OutputSettings(Settings):
     name: str = Field("my-lora", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     folder: str = Field("runs", min_length=1)
@@ -350,6 +355,7 @@ class TrainingConfig(Settings):
     sampling: SamplingSettings = SamplingSettings()
     validation: ValidationSettings = ValidationSettings()
     saving: SavingSettings = SavingSettings()
+    logging: LoggingSettings = LoggingSettings()
     output: OutputSettings = OutputSettings()
 
     @model_validator(mode="after")

@@ -45,6 +45,7 @@ SECTIONS = {
     "sampling": "Sample pictures",
     "validation": "Held-out pictures",
     "saving": "Saving",
+    "logging": "Trackers",
     "output": "The result",
 }
 """The sections of the schema as a reader knows them."""

@@ -23,6 +23,7 @@ import click
 
 from engine.events import Failed, RunFinished
 from engine.run_folder import RunFolder, whole_file
+from engine.trackers import require_tracker
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
 from knowledge.config import POCKET_MODEL, TrainingConfig, value_of, with_values
 from wizard import views
@@ -150,6 +151,7 @@ def train_situation(situation: Situation, *, as_json: bool = False, debug: bool 
             remedy = ["This would settle it:", " ".join(settled)] if settled else []
             views.complain("\n".join(["This cannot start as it is.", *remedy]))
         return 3
+    require_tracker(situation.config.logging.tracker)
     try:
         run = RunFolder.create(anchored(situation.config))
         if situation.plan is not None:
