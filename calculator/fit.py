@@ -97,6 +97,11 @@ def _eight_bit_base(config: TrainingConfig, hardware: Hardware) -> Changes:
     return {"memory.base_weights": "fp8"} if usable and hardware.name != "CPU" else {}
 
 
+def _offload(config: TrainingConfig, hardware: Hardware) -> Changes:
+    usable = config.memory.base_weights != "same" and not config.memory.offload_blocks
+    return {"memory.offload_blocks": True} if usable and hardware.name != "CPU" else {}
+
+
 def _smaller_batch(config: TrainingConfig, hardware: Hardware) -> Changes:
     """Half the batch, added up over twice as many: the same pictures behind every step."""
     schedule = config.schedule
@@ -173,6 +178,13 @@ FOR_MEMORY = (
     Move("no text encoder", 5.0, "A new word is learned a little less firmly.", _no_text_encoder),
     Move("plain LoRA", 6.0, "Another network, with less room for fine detail.", _plain_lora),
     Move("smaller rank", 6.5, "Less room for detail; a smaller file.", _smaller_rank),
+    Move(
+        "base model in main memory",
+        8.0,
+        "Each step takes several times as long; the result is the same.",
+        _offload,
+        keeps_state=True,
+    ),
     Move("smaller pictures", 9.0, "Fine detail is lost: the model sees smaller pictures.", _smaller_pictures),
 )
 FOR_TIME = (

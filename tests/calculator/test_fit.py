@@ -46,6 +46,15 @@ def test_a_goal_out_of_reach_is_not_claimed():
     assert found.after.vram.likely_bytes < found.before.vram.likely_bytes
 
 
+def test_the_base_model_is_rounded_before_the_network_suffers_and_carried_before_the_pictures_do():
+    changes = {"base_model.family": "sdxl", "base_model.path": "m", "memory.precision": "bf16"}
+    changes |= {"memory.gradient_checkpointing": True, "memory.cache_text_encoder_outputs": True, "network.rank": 4}
+    card = Hardware("RTX 3060", 6 * GIB, capability=(8, 6))
+    case = Case(with_values(TrainingConfig(), changes), DATASET, card)
+    assert fit_memory(case, 5 * GIB).changes == {"memory.base_weights": "fp8"}
+    assert fit_memory(case, 2 * GIB).changes == {"memory.base_weights": "fp8", "memory.offload_blocks": True}
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     limit=st.floats(2.5, 16),
