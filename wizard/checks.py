@@ -232,11 +232,14 @@ def _network(patient: Patient) -> Iterator[Line]:
         "access tokens",
         ", ".join(f"{name}: {'there' if there else 'none'}" for name, there in patient.tokens.items()),
         "note" if missing else "good",
-        needs or ("Only gated models on Hugging Face and some downloads from Civitai need one." if missing else ""),
+        needs or (WHEN_TOKENS_ARE_NEEDED if missing else ""),
         "" if needs else "; ".join(TOKENS[name] for name in missing),
     )
 
 
+WHEN_TOKENS_ARE_NEEDED = (
+    "Only gated models on Hugging Face and some downloads from Civitai need one; you are asked for it then."
+)
 TOKENS = {
     "Hugging Face": "hf auth login",
     "Civitai": '$env:CIVITAI_TOKEN = "…"' if sys.platform == "win32" else "export CIVITAI_TOKEN=…",

@@ -275,6 +275,7 @@ OWN_STYLE = """
 .card small { display: block; color: var(--quiet) } .card p { margin: .25rem 0; max-height: 5.6em; overflow: auto }
 @media (max-width: 36rem) {
   .findings > li { grid-template-columns: 1fr; gap: .1rem } .findings details ul { columns: 1 }
+  .bars td:first-child { width: 40% } .bars .number { width: 34% }
 }
 .marks span { display: inline-block; margin-right: .6em; font-weight: 600 }
 """
