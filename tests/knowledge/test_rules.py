@@ -214,6 +214,8 @@ SITUATIONS = [
     ({"schedule.epochs": 1, "sampling.prompts": ("a",), "sampling.every_epochs": 1}, 12, 0, None),
     ({"schedule.epochs": 3000, "sampling.prompts": ("a", "b"), "sampling.every_epochs": 1}, 3, 0, None),
     ({"schedule.scheduler": "cosine_with_restarts", "schedule.cycles": 50, "schedule.batch_size": 64}, 40, 0, None),
+    ({"optimizer.name": "prodigy", "schedule.scheduler": "adafactor", "network.train_text_encoder": True}, 12, 0, None),
+    ({"dataset.buckets": False, "dataset.resolution": 16, "optimizer.learning_rate": 3e-309}, 12, 0, None),
 ]
 
 
