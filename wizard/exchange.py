@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from knowledge.formats.translation import Imported, Note
 
 FORMATS = {
+    "sky": "wizard.sky:sky_task",
     "sd-scripts": "knowledge.formats.export:to_sd_scripts",
     "kohya_ss": "knowledge.formats.export_gui:to_kohya_gui",
     "onetrainer": "knowledge.formats.export_onetrainer:to_onetrainer",
@@ -158,7 +159,7 @@ def _say_next(imported: Imported, output: Path | None) -> None:
 def export(format_name: str, file: Path, folder: Path, overwrite: bool, as_json: bool) -> None:
     """Write an answers file as another trainer's config, and say what it cannot express.
 
-    FORMAT is sd-scripts, kohya_ss, onetrainer or diffusers.
+    FORMAT is sd-scripts, kohya_ss, onetrainer or diffusers; or sky, a task that trains on a GPU rented by SkyPilot.
     """
     module, _, function = FORMATS[format_name].partition(":")
     exported: Exported = getattr(import_module(module), function)(read_answers(file), stem=file.stem)

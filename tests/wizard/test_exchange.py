@@ -21,7 +21,7 @@ network_alpha = 4
 learning_rate = 1e-4
 max_train_epochs = 5
 xformers = true
-full_bf16 = true
+save_model_as = "ckpt"
 max_grad_normm = 1.0
 train_data_dir = "pictures"
 resolution = "512,768"
@@ -78,7 +78,7 @@ def test_import_of_a_lora_makes_another_like_it(tmp_path):
     assert read_answers(tmp_path / "again.toml").network.rank == 4
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", sorted(FORMATS.keys() - {"sky"}))  # which carries pictures: test_sky.py
 def test_export_writes_files_and_says_what_gets_lost(kind, options, tmp_path):
     run(import_, options, "--output", tmp_path / "mine.toml")
     document = json.loads(run(export, kind, tmp_path / "mine.toml", "--folder", tmp_path / kind, "--json").stdout)
