@@ -29,6 +29,16 @@ SYSTEM_GB, USED_TWICE = 60, 1.5
 """Disk for the system and the libraries, and how much room the rest is given."""
 
 
+class _Blocks(yaml.SafeDumper):
+    """Writes text of several lines as it is read."""
+
+
+_Blocks.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
 def sky_task(config: TrainingConfig, *, stem: str) -> Exported:
     """The task and the answers that it runs. Raises PlainError without pictures, and where no GPU is large enough."""
     plan = situation_of(config).plan
@@ -59,7 +69,7 @@ def sky_task(config: TrainingConfig, *, stem: str) -> Exported:
     text = "".join(f"# {line.strip()}\n" for line in how.split("   "))
     if in_hub:
         text += "# HF_TOKEN is taken from your environment when it starts; it stands in no file.\n"
-    task = text + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
+    task = text + yaml.dump(document, Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=110)
     return Exported({f"{stem}.sky.yaml": task, f"{stem}.sky-answers.toml": answers_text(answers)}, {}, {}, (), how)
 
 
