@@ -29,7 +29,7 @@ SYSTEM_GB, USED_TWICE = 60, 1.5
 """Disk for the system and the libraries, and how much room the rest is given."""
 
 
-class _Blocks(yaml.SafeDumper):
+class _Blocks(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML is untyped
     """Writes text of several lines as it is read."""
 
 
