@@ -175,7 +175,7 @@ def preview(planned: Sequence[Change], words: str) -> None:
 
 
 def changes_shown(planned: Sequence[Change], most: int | None = CHANGES_SHOWN) -> list[RenderableType]:
-    """A line for each of the first captions, with what goes struck through and what comes set off."""
+    """A line for each of the first captions: what goes behind a minus and struck through, what comes behind a plus."""
     from difflib import SequenceMatcher
     from itertools import zip_longest
 
@@ -193,8 +193,8 @@ def changes_shown(planned: Sequence[Change], most: int | None = CHANGES_SHOWN) -
             if kind == "equal":
                 pieces += [Text(tag) for tag in before[a:b]]
             else:
-                pieces += [Text(tag, style="strike red") for tag in before[a:b]]
-                pieces += [Text(tag, style="bold green") for tag in after[c:d]]
+                pieces += [Text.assemble(("-", "red"), (tag, "strike red")) for tag in before[a:b]]
+                pieces += [Text(f"+{tag}", style="bold green") for tag in after[c:d]]
         line.append_text(Text(", ").join(pieces))
         shown.append(line)
     if most is not None and len(planned) > most:

@@ -97,6 +97,11 @@ def test_a_dry_run_shows_and_writes_nothing(pictures):
     assert (pictures / "0.txt").read_text() == "sks, red ball, place 0"
 
 
+def test_what_goes_and_what_comes_is_told_apart_without_colours(pictures):
+    said = run("captions", pictures, "--find", "red ball", "--replace", "cube", "--dry-run")
+    assert "0.txt  sks, -red ball, +cube, place 0" in said
+
+
 def test_without_a_terminal_writing_must_be_asked_for(pictures):
     assert "--yes" in run("captions", pictures, "--sort", code=2)
     assert "Say what to change" in run("captions", pictures, "--yes", code=2)
