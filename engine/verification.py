@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from engine.tools.adapters import Adapter, in_memory, input_width, output_width
+from engine.tools.adapters import Adapter, in_memory
 from engine.tools.applications import readings
+from engine.tools.families import input_width, output_width
 from knowledge.answers import PlainError
 
 ACTS_THROUGH: dict[str, tuple[tuple[str, ...], ...]] = {

@@ -16,7 +16,8 @@ from engine.models.load import load
 from engine.models.sd import StableDiffusion
 from engine.pocket import HELD_OUT_FOLDER, KNOWN_FOLDER
 from engine.pocket.measure import denoising_loss
-from engine.tools.adapters import adapters, bias_change, change
+from engine.tools.adapters import adapters
+from engine.tools.effect import bias_change, change
 from engine.tools.files import open_tensors
 from knowledge.config import BaseModelSettings
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.tools.adapters import Adapter, change
+from engine.tools.adapters import Adapter
+from engine.tools.effect import change
 from engine.tools.names import is_convolution, kernel_of
 from knowledge.answers import PlainError
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
-from engine.tools.adapters import NAMES, Adapter, adapters, algorithms, change, families
+from engine.tools.adapters import NAMES, Adapter, adapters, algorithms
 from engine.tools.applications import Reading, readings
+from engine.tools.effect import change
+from engine.tools.families import families
 from engine.tools.files import DTYPE_NAMES, Tensors, body_hash, file_hash, open_tensors
 from engine.tools.metadata import folders, tag_frequency, trigger_words
 from engine.tools.names import block_of, block_order

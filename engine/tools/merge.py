@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.tools.adapters import Adapter, bias_change, change, refuse_broken
+from engine.tools.adapters import Adapter, refuse_broken
 from engine.tools.checkpoints import Checkpoint, Place
 from engine.tools.decompose import (
     Keep,
@@ -21,6 +21,7 @@ from engine.tools.decompose import (
     share,
     singular_of_product,
 )
+from engine.tools.effect import bias_change, change
 from engine.tools.names import Naming, block_of, spelled
 from engine.tools.progress import Progress, no_progress
 from engine.tools.resize import Resized, ResizedLayer, Weights, no_base

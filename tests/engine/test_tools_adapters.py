@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from engine.tools.adapters import adapters, bias_change, change, families, in_memory, split_name
+from engine.tools.adapters import adapters, in_memory, split_name
 from engine.tools.decompose import Keep, direction
+from engine.tools.effect import bias_change, change
+from engine.tools.families import families
 from engine.tools.files import LoadedTensors
 from engine.tools.resize import resize
 from knowledge.answers import PlainError

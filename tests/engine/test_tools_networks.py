@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from engine.networks import ALGORITHMS
-from engine.tools.adapters import adapters, change, in_memory
+from engine.tools.adapters import adapters, in_memory
 from engine.tools.checkpoints import Checkpoint
 from engine.tools.convert import converted
 from engine.tools.decompose import Keep, leading, singular, singular_of_product
+from engine.tools.effect import change
 from engine.tools.files import LoadedTensors, TensorFile, open_tensors, save_tensors
 from engine.tools.inspect import inspect
 from engine.tools.merge import Weighted, combine, extract, merge_into

@@ -1,0 +1,190 @@
+"""The change ΔW that an adapter makes to the weight of its layer, in float32, a matrix [out, in × kernel].
+
+The formulas are those of the training forward pass of LyCORIS 4.1 (Yeh et al. 2023, arXiv:2309.14859).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from engine.tools.adapters import NAMES, Adapter
+from knowledge.answers import PlainError
+
+
+def change(adapter: Adapter, weight: Tensor | None = None, strength: float = 1.0) -> Tensor:
+    """ΔW of one layer as a float32 matrix [out, in × kernel], at `strength` (1: as trained).
+
+    weight: the base model's weight [out, in, …]; needed by DoRA, GLoRA, OFT, BOFT and IA³. PlainError without it.
+    """
+    if adapter.needs_weight and weight is None:
+        name = "DoRA" if adapter.decomposed else NAMES[adapter.algorithm]
+        raise PlainError(
+            f"{name} changes a layer depending on the base model's own weights, so this needs the base model it was "
+            "trained on. Name it with --base."
+        )
+    if adapter.algorithm in _ROTATIONS:
+        assert weight is not None
+        return _ROTATIONS[adapter.algorithm](adapter, weight.float(), strength)
+    if adapter.algorithm not in _CHANGES:
+        raise PlainError(f'"{adapter.module}" is {NAMES[adapter.algorithm]}, whose effect cannot be computed here.')
+    try:
+        base = _CHANGES[adapter.algorithm](adapter, weight.float() if weight is not None else None)
+    except RuntimeError:
+        raise PlainError(
+            f'The parts of the layer "{adapter.module}" do not fit together, or not the base model; the '
+            "file is damaged or was trained on another family."
+        ) from None
+    if not adapter.decomposed:
+        return base * strength
+    assert weight is not None
+    return _dora(base, weight.float(), adapter["dora_scale"], strength)
+
+
+def bias_change(adapter: Adapter, strength: float = 1.0) -> Tensor | None:
+    """The change of the layer's bias, where the adapter has one."""
+    return adapter["bias"] * strength if "bias" in adapter else None
+
+
+def _lora(adapter: Adapter, _: Tensor | None) -> Tensor:
+    up, down = adapter["up"].flatten(1), adapter["down"]
+    if "mid" in adapter:
+        product = _tucker(adapter["mid"], up, down.flatten(1))
+    elif up.shape[1] != down.shape[0]:
+        raise PlainError(
+            f'The layer "{adapter.module}" cannot be multiplied out: lora_up has {up.shape[1]} columns and lora_down '
+            f"{down.shape[0]} rows. Files of the DyLoRA algorithm look like this and are not supported."
+        )
+    else:
+        product = up @ down.flatten(1)
+    return product * adapter.scale
+
+
+def _tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """A core with the kernel's axes between two matrices: [out, in × kernel]."""
+    return torch.einsum("m n ..., i m, n j -> i j ...", core, up, down).flatten(1)
+
+
+def _loha(adapter: Adapter, _: Tensor | None) -> Tensor:
+    halves = []
+    for side in ("1", "2"):
+        a, b = adapter[f"hada_w{side}_a"], adapter[f"hada_w{side}_b"]
+        if f"hada_t{side}" in adapter:
+            halves.append(torch.einsum("i j ..., j r, i p -> p r ...", adapter[f"hada_t{side}"], b, a).flatten(1))
+        else:
+            halves.append(a.flatten(1) @ b.flatten(1))
+    return halves[0] * halves[1] * adapter.scale
+
+
+def _lokr(adapter: Adapter, _: Tensor | None) -> Tensor:
+    left = adapter["lokr_w1"] if "lokr_w1" in adapter else adapter["lokr_w1_a"] @ adapter["lokr_w1_b"]
+    if "lokr_w2" in adapter:
+        right = adapter["lokr_w2"].flatten(1)
+    elif "lokr_t2" in adapter:
+        a, b = adapter["lokr_w2_a"], adapter["lokr_w2_b"]
+        right = torch.einsum("i j ..., i p, j r -> p r ...", adapter["lokr_t2"], a, b).flatten(1)
+    else:
+        right = adapter["lokr_w2_a"] @ adapter["lokr_w2_b"].flatten(1)
+    return torch.kron(left, right) * adapter.scale
+
+
+def _full(adapter: Adapter, _: Tensor | None) -> Tensor:
+    difference = adapter["diff"]
+    return difference.flatten(1) if difference.dim() > 1 else difference
+
+
+def _glora(adapter: Adapter, weight: Tensor | None) -> Tensor:
+    assert weight is not None
+    a1, a2, b1, b2 = (adapter[part].flatten(1) for part in ("a1", "a2", "b1", "b2"))
+    own = _tucker(adapter["bm"], b1, b2) if "bm" in adapter else b1 @ b2
+    through = torch.einsum("o i ..., i j -> o j ...", weight, a1 @ a2).flatten(1)
+    return (own + through) * adapter.scale
+
+
+def _oft_rotations(blocks: Tensor) -> Tensor:
+    """Cayley transform: rotations from blocks, Liu et al. 2023 (arXiv:2311.06243)."""
+    skew = blocks - blocks.transpose(-1, -2)
+    identity = torch.eye(blocks.shape[-1])
+    rotations: Tensor = (identity + skew) @ torch.linalg.inv(identity - skew)
+    return rotations
+
+
+def _oft_blocks(adapter: Adapter, rows: int) -> Tensor:
+    """The blocks, their norm held to the constraint that the file keeps as alpha."""
+    blocks = adapter["oft_blocks"]
+    constraint = (adapter.alpha or 0.0) * rows
+    if constraint > 0:
+        norm = (blocks - blocks.transpose(-1, -2)).norm() + 1e-8
+        blocks = blocks * (constraint / norm).clamp(max=1.0)
+    return blocks
+
+
+def _diag_oft(adapter: Adapter, weight: Tensor, strength: float) -> Tensor:
+    """Rotations of groups of rows, Qiu et al. 2023 (arXiv:2306.07280)."""
+    matrix = weight.flatten(1)
+    rotations = _oft_rotations(_oft_blocks(adapter, len(matrix)))
+    rotations = rotations * strength + (1 - strength) * torch.eye(rotations.shape[-1])
+    grouped = matrix.reshape(rotations.shape[0], rotations.shape[1], -1)
+    turned = torch.einsum("k n m, k n c -> k m c", rotations, grouped).reshape(matrix.shape)
+    if "rescale" in adapter:
+        turned = turned * adapter["rescale"].reshape(-1, 1)
+    return turned - matrix
+
+
+def _boft(adapter: Adapter, weight: Tensor, strength: float) -> Tensor:
+    """Butterfly of rotations, Liu et al. 2023 (arXiv:2311.06243); strength acts on each stage, as in LyCORIS."""
+    matrix = weight.flatten(1)
+    rotations = _oft_rotations(_oft_blocks(adapter, len(matrix)))
+    stages, _, size, _ = rotations.shape
+    identity = torch.eye(size)
+    turned, columns = matrix, matrix.shape[1]
+    for stage in range(stages):
+        blocks = rotations[stage] * strength + (1 - strength) * identity
+        half = 2**stage * (size // 2)
+        shuffled = turned.reshape(-1, 2, half, columns).transpose(1, 2).reshape(-1, size, columns)
+        mixed = torch.einsum("b i j, b j c -> b i c", blocks, shuffled)
+        turned = mixed.reshape(-1, half, 2, columns).transpose(1, 2).reshape(-1, columns)
+    if "rescale" in adapter:
+        turned = turned * adapter["rescale"].reshape(-1, 1)
+    return turned - matrix
+
+
+def _ia3(adapter: Adapter, weight: Tensor | None) -> Tensor:
+    assert weight is not None
+    vector = adapter["scale_vector"].flatten()
+    on_input = bool(adapter["on_input"].item())
+    axis = 1 if on_input else 0
+    shape = [1] * weight.dim()
+    shape[axis] = -1
+    return (weight * vector.reshape(shape)).flatten(1)
+
+
+def _dora(base: Tensor, weight: Tensor, magnitude: Tensor, strength: float) -> Tensor:
+    """W' = m · (W + ΔW) / ‖W + ΔW‖, Liu et al. 2024 (arXiv:2402.09353), equation 5; ΔW' = W' − W.
+
+    The magnitude's own shape says whether the norm runs over inputs ([out, 1], or PEFT's [out]) or outputs ([1, in]).
+    """
+    merged = (weight.flatten(1) + base).reshape(weight.shape)
+    if magnitude.dim() == 1:
+        magnitude = magnitude.reshape(-1, *[1] * (weight.dim() - 1))
+    kept = next((axis for axis, size in enumerate(magnitude.shape) if size > 1), 0)
+    others = [axis for axis in range(weight.dim()) if axis != kept]
+    norm = torch.linalg.vector_norm(merged, dim=others, keepdim=True) + torch.finfo(torch.float32).eps
+    factor = magnitude.reshape(norm.shape) / norm
+    decomposed: Tensor = (merged * (strength * (factor - 1) + 1) - weight).flatten(1)
+    return decomposed
+
+
+_CHANGES: dict[str, Callable[[Adapter, Tensor | None], Tensor]] = {
+    "lora": _lora,
+    "locon": _lora,
+    "loha": _loha,
+    "lokr": _lokr,
+    "full": _full,
+    "norm": _full,
+    "glora": _glora,
+    "ia3": _ia3,
+}
+_ROTATIONS: dict[str, Callable[[Adapter, Tensor, float], Tensor]] = {"diag-oft": _diag_oft, "boft": _boft}
