@@ -10,6 +10,7 @@ import io
 import re
 import shutil
 import stat
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
@@ -41,6 +42,7 @@ _DEVICE = re.compile(r"con|prn|aux|nul|(?:com|lpt)[0-9¹²³]", re.IGNORECASE)
 """Names that Windows keeps for devices, whatever the ending."""
 LONGEST_NAME_BYTES = 200
 """Of a file that we name after a stranger's; 255 is the most that common disks take, and a number may come behind."""
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)", re.IGNORECASE)
 _UNSAFE = re.compile(r'[<>:"|?*\\\x00-\x1f]')
 
 
@@ -287,7 +289,7 @@ class _Spent:
 def _copy(entries: Sequence[Entry], partial: Path, imported: Imported, spent: _Spent) -> None:
     """Copy the files of one source, a picture and its captions under one new stem where the old one is taken."""
     taken = {
-        f"{path.parent.relative_to(partial).as_posix()}/{path.stem}".lower()
+        _same_on_disk(f"{path.parent.relative_to(partial).as_posix()}/{path.stem}")
         for path in partial.rglob("*")
         if path.is_file()
     }
@@ -315,13 +317,18 @@ def _copy(entries: Sequence[Entry], partial: Path, imported: Imported, spent: _S
 
 
 def _free(folder: str, stem: str, taken: set[str]) -> str:
+    """The stem, or with a number where it is taken on a system that does not tell capitals or forms of ü apart."""
     number, candidate = 1, stem
     place = folder or "."
-    while f"{place}/{candidate}".lower() in taken:
+    while _same_on_disk(f"{place}/{candidate}") in taken:
         number += 1
         candidate = f"{stem}-{number}"
-    taken.add(f"{place}/{candidate}".lower())
+    taken.add(_same_on_disk(f"{place}/{candidate}"))
     return candidate
+
+
+def _same_on_disk(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
 
 
 def _write(entry: Entry, target: Path, spent: _Spent) -> None:

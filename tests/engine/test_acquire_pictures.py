@@ -188,3 +188,14 @@ def test_links_are_followed_and_those_that_lead_nowhere_are_told(tmp_path):
     assert names(tmp_path / "new") == ["b.png"]
     assert not (tmp_path / "new" / "b.png").is_symlink()
     assert dict(done.left_out) == {"link that leads nowhere": 1}
+
+
+def test_names_that_only_some_systems_tell_apart_get_a_number_with_their_caption(tmp_path, content):
+    members = {"a.png": content, "a.txt": "small", "A.png": content, "A.txt": "large"}
+    members |= {"\u00fc.png": content, "u\u0308.png": content, "CON.png": content, "con 1.png": content}
+    import_pictures([archive(tmp_path / "set.zip", **members)], tmp_path / "new")
+    found = names(tmp_path / "new")
+    assert found == sorted(
+        ["a.png", "a.txt", "A-2.png", "A-2.txt", "\u00fc.png", "u\u0308-2.png", "_CON.png", "con 1.png"]
+    )
+    assert (tmp_path / "new" / "A-2.txt").read_text() == "large"
