@@ -15,9 +15,10 @@ from wizard import doctor, views
 from wizard.checks import examine, in_the_way
 from wizard.drafts import user_folder
 from wizard.hardware import GraphicsCard, graphics_cards
+from wizard.mending import install, installs
 from wizard.patient import Line, find_out
 from wizard.probes import ask_all
-from wizard.prompts import Option, Page, show
+from wizard.prompts import Option, Page, show, wait_for_enter
 from wizard.words import count
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ def first_look(session: Session) -> None:
         if answer == "all":
             show(views.page(*doctor.page(lines)))
             seen = False
+        elif answer == "install":
+            install(installs(lines))
+            wait_for_enter()
+            probes = None
         elif answer == "again":
             probes = None
         else:
@@ -59,6 +64,8 @@ def _page(lines: Sequence[Line]) -> Page:
     title = f"{count(len(problems), 'thing is', 'things are')} in the way of training" if problems else "It is ready"
     options = [Option("on", "Go on", "training would not start like this" if problems else "")]
     options.append(Option("all", "Show everything that was looked at"))
+    if commands := installs(lines):
+        options.append(Option("install", "Install what is missing", f"{count(len(commands), 'command')} with pip"))
     if problems:
         options.append(Option("again", "Look again", "after it was mended"))
     return Page(

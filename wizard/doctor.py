@@ -13,6 +13,7 @@ import click
 
 from wizard import views
 from wizard.checks import examine, in_the_way
+from wizard.mending import install, installs
 from wizard.patient import Line, Patient, find_out
 from wizard.words import count
 
@@ -24,23 +25,37 @@ MARKS = {"good": ("✓", "good"), "note": ("·", "quiet"), "warning": ("!", "war
 
 @click.command(epilog="Example: lora-wizard doctor my-lora.toml")
 @click.argument("answers", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
+@click.option("--install", "installing", is_flag=True, help="Install what is missing, after asking, and look again.")
+@click.option("--yes", is_flag=True, help="Install without asking.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as one JSON document.")
-def doctor(answers: Path | None, as_json: bool) -> int:
+def doctor(answers: Path | None, installing: bool, yes: bool, as_json: bool) -> int:
     """What this computer can train, and what would mend what is missing.
 
     With an answers FILE it also says whether that training fits this computer. Exits with 1 when something is in the
-    way of training.
+    way of training. --install runs the commands for what is in the way that begin with pip.
     """
+    if installing and (as_json or not (yes or views.interactive())):
+        raise click.UsageError("--install asks in a terminal, or goes with --yes; and not with --json.")
     if as_json:
         lines = list(examine(patient_for(answers)))
         document = {"ready": not in_the_way(lines), "lines": [asdict(line) for line in lines]}
         print(json.dumps(document, ensure_ascii=False))
     else:
-        console = views.console()
-        with console.status("Looking at this computer; some libraries take a while to answer"):
-            lines = list(examine(patient_for(answers)))
-        console.print(views.indented(views.page(*page(lines))))
+        lines = _shown(answers)
+        commands = installs(lines) if installing else []
+        question = f"Run {count(len(commands), 'command')} with pip, as named above?"
+        if commands and (yes or click.confirm(question, default=True)) and install(commands):
+            lines = _shown(answers)
     return 1 if in_the_way(lines) else 0
+
+
+def _shown(answers: Path | None) -> list[Line]:
+    """What was found, on the terminal as well."""
+    console = views.console()
+    with console.status("Looking at this computer; some libraries take a while to answer"):
+        lines = list(examine(patient_for(answers)))
+    console.print(views.indented(views.page(*page(lines))))
+    return lines
 
 
 def page(lines: Sequence[Line]) -> Iterator[RenderableType]:

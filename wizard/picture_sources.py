@@ -8,7 +8,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from knowledge.answers import PlainError
 from wizard import views
 from wizard.paths import quoted, typed_path
-from wizard.prompts import Move, Option, Page, show
+from wizard.prompts import Move, Option, Page, show, wait_for_enter
 
 if TYPE_CHECKING:
     from wizard.session import Session
@@ -360,7 +359,5 @@ def run(words: Sequence[str]) -> int:
                 break
             except KeyboardInterrupt:
                 continue
-    console.print("\n[quiet]Enter goes on.[/]", end=" ")
-    with suppress(EOFError):
-        input()
+    wait_for_enter()
     return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -459,6 +460,13 @@ def _plain_answer(page: Page, typed: str) -> Any:
     if chosen.refusal:
         raise PlainError(chosen.refusal)
     return chosen.value
+
+
+def wait_for_enter() -> None:
+    """Leaves what a command has printed on the screen until somebody has read it."""
+    views.console().print("\n[quiet]Enter goes on.[/]", end=" ")
+    with suppress(EOFError):
+        input()
 
 
 def can_ask() -> bool:

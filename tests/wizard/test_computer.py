@@ -39,12 +39,17 @@ class Asked(list):
         return ask_on_screen(page)
 
 
-def look(monkeypatch, keyboard, keys, *answers):
+def look(monkeypatch, keyboard, keys, *answers, installed=None):
+    """The pages shown for these keys and answers. What would be installed is noted; no test changes this computer."""
     asked = Asked(*answers)
+    noted = [] if installed is None else installed
+    monkeypatch.setattr(computer, "install", noted.extend)
+    monkeypatch.setattr(computer, "wait_for_enter", lambda: None)
     monkeypatch.setattr(computer, "ask_all", asked.libraries)
     keyboard.send_text(keys)
     computer.first_look(Session(asker=asked.page))
     assert asked.answers == []
+    assert installed is not None or noted == []
     return asked
 
 
@@ -57,8 +62,8 @@ def test_a_healthy_computer_is_shown_once(monkeypatch, keyboard):
 def test_what_is_in_the_way_is_shown_until_it_is_mended(monkeypatch, keyboard):
     (page,) = look(monkeypatch, keyboard, ENTER, BROKEN)
     assert page.title == "1 thing is in the way of training"
-    assert [option.value for option in page.options] == ["on", "all", "again"]
-    first, second = look(monkeypatch, keyboard, DOWN * 2 + ENTER + ENTER, BROKEN, PROBES)
+    assert [option.value for option in page.options] == ["on", "all", "install", "again"]
+    first, second = look(monkeypatch, keyboard, DOWN * 3 + ENTER + ENTER, BROKEN, PROBES)
     assert (first.title, second.title) == ("1 thing is in the way of training", "It is ready")
     assert look(monkeypatch, keyboard, "") == []
 
@@ -85,3 +90,11 @@ def test_a_damaged_memory_is_no_memory(own_home):
     computer.remember(PROBES, [])
     (own_home / "computer.json").write_text("{")
     assert computer.remembered([]) is None
+
+
+def test_what_is_missing_is_installed_from_the_page_and_looked_at_again(monkeypatch, keyboard):
+    installed = []
+    first, second = look(monkeypatch, keyboard, DOWN * 2 + ENTER + ENTER, BROKEN, PROBES, installed=installed)
+    assert [option.value for option in first.options] == ["on", "all", "install", "again"]
+    assert "torch" in installed[0]
+    assert second.title == "It is ready"
