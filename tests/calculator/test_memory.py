@@ -47,7 +47,7 @@ def test_a_fresh_trace_of_the_engines_step_is_what_the_calculator_says(family, c
     assert work(course, sizes).traffic == pytest.approx(traced.traffic, rel=0.01)
 
 
-@pytest.mark.parametrize(("checkpointing", "rank"), [(False, 256), (True, 256), (True, 16)])
+@pytest.mark.parametrize(("checkpointing", "rank"), [(False, 128), (True, 128), (True, 16)])
 def test_a_fused_backward_pass_holds_what_a_trace_that_drops_gradients_holds(checkpointing, rank, monkeypatch):
     import engine.tools.trace_memory as tracer
 
@@ -60,9 +60,9 @@ def test_a_fused_backward_pass_holds_what_a_trace_that_drops_gradients_holds(che
 
     monkeypatch.setattr(tracer, "_trace_step", dropping_gradients)
     (traced,) = tracer.trace(
-        tracer.Course("pocket", "lora", False, True, checkpointing), [tracer.Point(rank, 0, 1, 16, 16)]
+        tracer.Course("sd15", "lora", False, True, checkpointing), [tracer.Point(rank, 0, 1, 64, 64)]
     )
-    course, sizes = Course("pocket", "lora", False, True, checkpointing), Sizes(1, 16 * 16, rank, 0)
+    course, sizes = Course("sd15", "lora", False, True, checkpointing), Sizes(1, 64 * 64, rank, 0)
     assert activation_bytes(course, sizes, fused_backward=True) == pytest.approx(traced.log.max(), rel=0.03)
     assert activation_bytes(course, sizes) >= activation_bytes(course, sizes, fused_backward=True)
 
@@ -83,7 +83,7 @@ def test_a_fused_backward_pass_never_needs_more_and_less_for_a_large_network():
 
     assert peak(16, True).low_bytes <= peak(16, False).low_bytes
     saved = peak(128, False).low_bytes - peak(128, True).low_bytes
-    assert saved / 2**20 == pytest.approx(639.8 - 379.2, rel=0.05)  # as traced
+    assert saved / 2**20 == pytest.approx(615.9 - 316.0, rel=0.05)  # as traced
     assert peak(128, True).parts["gradients"] < peak(128, False).parts["gradients"] / 20
 
 
