@@ -80,21 +80,22 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """The change of one layer: `parts` are the names of its tensors in the file by their part."""
+    """The change of one layer: `parts` are the names of its tensors in the file by their part, read in `precision`."""
 
     module: str
     algorithm: str
     parts: dict[str, str]
     tensors: Tensors = field(repr=False)
     default_alpha: float | None = None
+    precision: torch.dtype = torch.float32
 
     @property
     def canonical(self) -> str | None:
         return canonical(self.module)
 
     def __getitem__(self, part: str) -> Tensor:
-        """A part in float32: what ΔW is computed in."""
-        return self.tensors[self.parts[part]].float()
+        """A part in the precision that ΔW is computed in."""
+        return self.tensors[self.parts[part]].to(self.precision)
 
     def __contains__(self, part: str) -> bool:
         return part in self.parts
@@ -120,7 +121,7 @@ class Adapter:
     @property
     def alpha(self) -> float | None:
         if "alpha" in self.parts:
-            return float(self.tensors[self.parts["alpha"]].float().item())
+            return float(self.tensors[self.parts["alpha"]].double().item())
         return self.default_alpha
 
     @property
@@ -137,6 +138,19 @@ class Adapter:
     def decomposed(self) -> bool:
         """Is this DoRA: magnitude and direction apart?"""
         return "dora_scale" in self.parts
+
+    @property
+    def by_output(self) -> bool:
+        """Does DoRA's magnitude give each output a length, [out, 1, …], or each input, [1, in, 1, …]?
+
+        PEFT has one per output always, and keeps them as [out], or for convolutions as [1, out, 1, 1].
+        """
+        shape = self.shape("dora_scale")
+        return self.peft_magnitude or shape[0] > 1 or max(shape) == 1
+
+    @property
+    def peft_magnitude(self) -> bool:
+        return "lora_magnitude_vector" in self.parts["dora_scale"] or len(self.shape("dora_scale")) == 1
 
     @property
     def needs_weight(self) -> bool:

@@ -111,7 +111,7 @@ def _diffusers(module: str, adapter: Adapter, family: str) -> tuple[bool, str]:
 
 
 def _output_dora(adapter: Adapter) -> bool:
-    return adapter.decomposed and adapter.shape("dora_scale")[0] > 1
+    return adapter.decomposed and adapter.by_output
 
 
 def _says_text_model(module: str) -> bool:

@@ -77,8 +77,8 @@ def _kohya(module: str, adapter: Adapter, dtype: torch.dtype | None, folded: lis
         tensor = adapter.tensors[name]
         if part == "up" and folded and adapter.rank:
             tensor = (tensor.float() / (folded[0] / adapter.rank)).to(DTYPES[folded[1]])
-        if part == "dora_scale" and tensor.dim() == 1:
-            tensor = tensor.reshape(-1, *[1] * (len(adapter.shape("down")) - 1))  # PEFT keeps it flat
+        if part == "dora_scale" and adapter.peft_magnitude:
+            tensor = tensor.reshape(-1, *[1] * (len(adapter.shape("down")) - 1))
         suffix = KOHYA_PARTS.get(part, part)
         suffix = {"diff": "w_norm", "bias": "b_norm"}.get(part, suffix) if adapter.algorithm == "norm" else suffix
         tensors[f"{module}.{suffix}"] = _cast(tensor, dtype)
@@ -102,7 +102,7 @@ def _peft(module: str, adapter: Adapter, dtype: torch.dtype | None) -> dict[str,
             f'"{adapter.module}" is {NAMES[adapter.algorithm]}, which diffusers cannot load. '
             "Make it plain LoRA in the same step: add --rank 16."
         )
-    if "dora_scale" in adapter and len(adapter.shape("dora_scale")) > 1 and adapter.shape("dora_scale")[0] == 1:
+    if adapter.decomposed and not adapter.by_output:
         raise PlainError(
             f'"{adapter.module}" is DoRA over the inputs; diffusers knows only DoRA over the outputs and would render '
             "something else. Make it plain LoRA in the same step: add --rank 16 and --base."
@@ -115,7 +115,8 @@ def _peft(module: str, adapter: Adapter, dtype: torch.dtype | None) -> dict[str,
         if part == "up" and adapter.scale != 1.0:
             tensor = _scaled(tensor, adapter.scale)
         if part == "dora_scale":
-            tensor = tensor.reshape(-1)
+            kernel = len(adapter.shape("down")) - 2
+            tensor = tensor.reshape(1, -1, *[1] * kernel) if kernel else tensor.reshape(-1)
         tensors[f"{module}.{PEFT_PARTS[part]}"] = _cast(tensor, dtype)
     return tensors
 

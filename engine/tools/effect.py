@@ -1,4 +1,4 @@
-"""The change ΔW that an adapter makes to the weight of its layer, in float32, a matrix [out, in × kernel].
+"""The change ΔW that an adapter makes to the weight of its layer, a matrix [out, in × kernel].
 
 The formulas are those of the training forward pass of LyCORIS 4.1 (Yeh et al. 2023, arXiv:2309.14859).
 """
@@ -6,6 +6,7 @@ The formulas are those of the training forward pass of LyCORIS 4.1 (Yeh et al. 2
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,33 +15,41 @@ from engine.tools.adapters import NAMES, Adapter
 from knowledge.answers import PlainError
 
 
-def change(adapter: Adapter, weight: Tensor | None = None, strength: float = 1.0) -> Tensor:
-    """ΔW of one layer as a float32 matrix [out, in × kernel], at `strength` (1: as trained).
+def change(
+    adapter: Adapter, weight: Tensor | None = None, strength: float = 1.0, precision: torch.dtype = torch.float32
+) -> Tensor:
+    """ΔW of one layer as a matrix [out, in × kernel], at `strength` (1: as trained), computed and given in `precision`.
 
     weight: the base model's weight [out, in, …]; needed by DoRA, GLoRA, OFT, BOFT and IA³. PlainError without it.
     """
+    adapter = replace(adapter, precision=precision)
+    weight = weight.to(precision) if weight is not None else None
     if adapter.needs_weight and weight is None:
         name = "DoRA" if adapter.decomposed else NAMES[adapter.algorithm]
         raise PlainError(
             f"{name} changes a layer depending on the base model's own weights, so this needs the base model it was "
             "trained on. Name it with --base."
         )
-    if adapter.algorithm in _ROTATIONS:
-        assert weight is not None
-        return _ROTATIONS[adapter.algorithm](adapter, weight.float(), strength)
-    if adapter.algorithm not in _CHANGES:
+    if adapter.algorithm not in _CHANGES | _ROTATIONS:
         raise PlainError(f'"{adapter.module}" is {NAMES[adapter.algorithm]}, whose effect cannot be computed here.')
     try:
-        base = _CHANGES[adapter.algorithm](adapter, weight.float() if weight is not None else None)
+        return _changed(adapter, weight, strength)
     except RuntimeError:
         raise PlainError(
             f'The parts of the layer "{adapter.module}" do not fit together, or not the base model; the '
             "file is damaged or was trained on another family."
         ) from None
+
+
+def _changed(adapter: Adapter, weight: Tensor | None, strength: float) -> Tensor:
+    if adapter.algorithm in _ROTATIONS:
+        assert weight is not None
+        return _ROTATIONS[adapter.algorithm](adapter, weight, strength)
+    base = _CHANGES[adapter.algorithm](adapter, weight)
     if not adapter.decomposed:
         return base * strength
     assert weight is not None
-    return _dora(base, weight.float(), adapter["dora_scale"], strength)
+    return _dora(base, weight, adapter["dora_scale"], 0 if adapter.by_output else 1, strength)
 
 
 def bias_change(adapter: Adapter, strength: float = 1.0) -> Tensor | None:
@@ -106,7 +115,7 @@ def _glora(adapter: Adapter, weight: Tensor | None) -> Tensor:
 def _oft_rotations(blocks: Tensor) -> Tensor:
     """Cayley transform: rotations from blocks, Liu et al. 2023 (arXiv:2311.06243)."""
     skew = blocks - blocks.transpose(-1, -2)
-    identity = torch.eye(blocks.shape[-1])
+    identity = torch.eye(blocks.shape[-1], dtype=blocks.dtype)
     rotations: Tensor = (identity + skew) @ torch.linalg.inv(identity - skew)
     return rotations
 
@@ -116,8 +125,8 @@ def _oft_blocks(adapter: Adapter, rows: int) -> Tensor:
     blocks = adapter["oft_blocks"]
     constraint = (adapter.alpha or 0.0) * rows
     if constraint > 0:
-        norm = (blocks - blocks.transpose(-1, -2)).norm() + 1e-8
-        blocks = blocks * (constraint / norm).clamp(max=1.0)
+        norm = (blocks - blocks.transpose(-1, -2)).norm()
+        blocks = blocks * (constraint / norm).clamp(max=1.0)  # blocks of zeros: a quotient of infinity, clamped
     return blocks
 
 
@@ -125,7 +134,7 @@ def _diag_oft(adapter: Adapter, weight: Tensor, strength: float) -> Tensor:
     """Rotations of groups of rows, Qiu et al. 2023 (arXiv:2306.07280)."""
     matrix = weight.flatten(1)
     rotations = _oft_rotations(_oft_blocks(adapter, len(matrix)))
-    rotations = rotations * strength + (1 - strength) * torch.eye(rotations.shape[-1])
+    rotations = rotations * strength + (1 - strength) * torch.eye(rotations.shape[-1], dtype=rotations.dtype)
     grouped = matrix.reshape(rotations.shape[0], rotations.shape[1], -1)
     turned = torch.einsum("k n m, k n c -> k m c", rotations, grouped).reshape(matrix.shape)
     if "rescale" in adapter:
@@ -138,7 +147,7 @@ def _boft(adapter: Adapter, weight: Tensor, strength: float) -> Tensor:
     matrix = weight.flatten(1)
     rotations = _oft_rotations(_oft_blocks(adapter, len(matrix)))
     stages, _, size, _ = rotations.shape
-    identity = torch.eye(size)
+    identity = torch.eye(size, dtype=rotations.dtype)
     turned, columns = matrix, matrix.shape[1]
     for stage in range(stages):
         blocks = rotations[stage] * strength + (1 - strength) * identity
@@ -161,17 +170,14 @@ def _ia3(adapter: Adapter, weight: Tensor | None) -> Tensor:
     return (weight * vector.reshape(shape)).flatten(1)
 
 
-def _dora(base: Tensor, weight: Tensor, magnitude: Tensor, strength: float) -> Tensor:
+def _dora(base: Tensor, weight: Tensor, magnitude: Tensor, kept: int, strength: float) -> Tensor:
     """W' = m · (W + ΔW) / ‖W + ΔW‖, Liu et al. 2024 (arXiv:2402.09353), equation 5; ΔW' = W' − W.
 
-    The magnitude's own shape says whether the norm runs over inputs ([out, 1], or PEFT's [out]) or outputs ([1, in]).
+    kept: the axis along which m runs, 0 for outputs, 1 for inputs; the norm is taken over all the others.
     """
     merged = (weight.flatten(1) + base).reshape(weight.shape)
-    if magnitude.dim() == 1:
-        magnitude = magnitude.reshape(-1, *[1] * (weight.dim() - 1))
-    kept = next((axis for axis, size in enumerate(magnitude.shape) if size > 1), 0)
     others = [axis for axis in range(weight.dim()) if axis != kept]
-    norm = torch.linalg.vector_norm(merged, dim=others, keepdim=True) + torch.finfo(torch.float32).eps
+    norm = torch.linalg.vector_norm(merged, dim=others, keepdim=True) + torch.finfo(merged.dtype).eps
     factor = magnitude.reshape(norm.shape) / norm
     decomposed: Tensor = (merged * (strength * (factor - 1) + 1) - weight).flatten(1)
     return decomposed

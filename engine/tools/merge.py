@@ -186,7 +186,8 @@ def merge_into(
         ]
         if not touching:
             return tensor
-        result = tensor.to(torch.float32, copy=True)
+        precision = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        result = tensor.to(precision, copy=True)
         for target, adapter, strength in touching:
             rows = slice(target.start, target.end)
             if place.bias:
@@ -194,8 +195,8 @@ def merge_into(
                 if shift is not None:
                     result[rows] += shift.reshape(result[rows].shape)
             elif adapter.changes_weight:
-                original = tensor[rows].float()
-                result[rows] += change(adapter, original, strength).reshape(original.shape)
+                original = tensor[rows]
+                result[rows] += change(adapter, original, strength, precision).reshape(original.shape)
         return result.to(tensor.dtype)
 
     checkpoint.rewrite(Path(output), changed, progress)

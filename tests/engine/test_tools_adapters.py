@@ -1,12 +1,15 @@
-"""What an adapter does, against the layers that LyCORIS itself runs."""
+"""What an adapter does, against the layers that LyCORIS and PEFT themselves run."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 import torch
 from torch import nn
 
 from engine.tools.adapters import adapters, in_memory, split_name
+from engine.tools.convert import converted
 from engine.tools.decompose import Keep, direction
 from engine.tools.effect import bias_change, change
 from engine.tools.families import families
@@ -121,45 +124,44 @@ def test_every_algorithm_becomes_plain_lora_of_the_same_effect(algorithm, option
             assert rank == 1 or error < 1e-5
 
 
-def made(algorithm: str, rank: int, alpha: float) -> tuple[dict, torch.Tensor]:
-    """Tensors of a layer of 24 × 32 with random weights, and its ΔW in float64 from the algorithm's definition."""
-    chance = torch.Generator().manual_seed(rank)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=chance)
-
-    scale = alpha / rank
-    if algorithm == "lora":
-        parts = {"lora_up.weight": draw(24, rank), "lora_down.weight": draw(rank, 32)}
-        up, down = (part.double() for part in parts.values())
-        whole = up @ down * scale
-    elif algorithm == "loha":
-        parts = {f"hada_{p}": draw(*s) for p, s in (("w1_a", (24, rank)), ("w1_b", (rank, 32)))}
-        parts |= {f"hada_{p}": draw(*s) for p, s in (("w2_a", (24, rank)), ("w2_b", (rank, 32)))}
-        a, b, c, d = (part.double() for part in parts.values())
-        whole = (a @ b) * (c @ d) * scale
-    elif algorithm == "lokr":
-        parts = {"lokr_w1": draw(4, 4), "lokr_w2_a": draw(6, rank), "lokr_w2_b": draw(rank, 8)}
-        left, a, b = (part.double() for part in parts.values())
-        whole = torch.kron(left, a @ b) * scale
-    else:
-        parts = {"lokr_w1_a": draw(4, rank), "lokr_w1_b": draw(rank, 4), "lokr_w2": draw(6, 8)}
-        a, b, right = (part.double() for part in parts.values())
-        whole = torch.kron(a @ b, right) * scale
-    named = {f"lora_unet_x.{name}": tensor for name, tensor in parts.items()}
-    return named | {"lora_unet_x.alpha": torch.tensor(alpha)}, whole
+PLACES = {
+    "linear": "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+    "point": "unet.mid_block.attentions.0.proj_in",
+    "conv": "unet.mid_block.resnets.0.conv1",
+}
 
 
-@pytest.mark.parametrize("alpha", [1.0, 4.0, 7.5])
-@pytest.mark.parametrize("rank", [1, 4, 16])
-@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr", "lokr of two halves"])
-def test_the_strength_is_that_of_the_definition_in_float64(algorithm, rank, alpha):
-    """LyCORIS' own merge_to applies alpha / rank twice to LoHa and LoKr; a file's effect is that of the training."""
-    tensors, whole = made(algorithm, rank, alpha)
-    adapter = in_memory(tensors)["lora_unet_x"]
-    assert adapter.scale == pytest.approx(alpha / rank)
-    assert float(change(adapter).double().norm()) == pytest.approx(float(whole.norm()), rel=1e-6)
-    torch.testing.assert_close(change(adapter).double(), whole, rtol=1e-4, atol=1e-5)
+def test_the_change_by_dora_is_the_one_that_peft_adds_and_survives_both_ways_of_naming():
+    """PEFT lays the magnitudes of convolutions out as [1, out, 1, 1], which elsewhere means one per input."""
+    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+
+    torch.manual_seed(0)
+    layers = Layers()
+    before = {name: getattr(layers, name).weight.detach().clone() for name in PLACES}
+    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=list(PLACES)), layers)
+    for name, parameter in layers.named_parameters():
+        if "lora_" in name:
+            parameter.data += torch.rand_like(parameter) * 0.1
+    saved = {
+        f"{PLACES[name.partition('.')[0]]}.{name.partition('.')[2]}": tensor.clone()
+        for name, tensor in get_peft_model_state_dict(layers).items()
+    }
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 6})}
+    kohya = converted(saved, metadata, "sd-scripts", "sd15")
+    again = converted(kohya.tensors, kohya.metadata, "peft", "sd15")
+    assert {name: tensor.shape for name, tensor in again.tensors.items()} == {
+        name: tensor.shape for name, tensor in saved.items()
+    }
+    for file, told in ((saved, metadata), (kohya.tensors, kohya.metadata), (again.tensors, again.metadata)):
+        found = {adapter.canonical: adapter for adapter in in_memory(file, told).values()}
+        for name, place in PLACES.items():
+            layer = getattr(layers, name)
+            if not layer.merged:
+                layer.merge()
+            added = layer.get_base_layer().weight.detach() - before[name]
+            ours = change(found[place], before[name]).reshape(added.shape)
+            assert float(added.norm()) > 0.1
+            torch.testing.assert_close(ours, added, atol=5e-6, rtol=0)
 
 
 def test_what_depends_on_the_base_model_says_so():
@@ -180,6 +182,9 @@ def test_matrices_that_do_not_fit_are_damage():
     loha = {f"lora_unet_x.hada_{part}": torch.zeros(4, 3) for part in ("w1_a", "w1_b", "w2_a", "w2_b")}
     with pytest.raises(PlainError, match="do not fit together"):
         change(in_memory(loha)["lora_unet_x"])
+    turned = in_memory({"lora_unet_x.oft_blocks": torch.zeros(4, 3, 3)})
+    with pytest.raises(PlainError, match="another family"):
+        change(turned["lora_unet_x"], torch.zeros(16, 8))
 
 
 def test_a_model_is_not_a_lora():
