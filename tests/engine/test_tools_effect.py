@@ -12,14 +12,29 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from engine.tools.adapters import in_memory
+from engine.tools.checkpoints import Checkpoint
+from engine.tools.decompose import Keep
 from engine.tools.effect import change
+from engine.tools.files import TensorFile, save_tensors
+from engine.tools.merge import Weighted, merge_into
+from engine.tools.resize import resize
 
 Array = NDArray[np.float64]
 OUT, IN = 32, 16
 KERNELS = {"linear": (), "1x1": (1, 1), "3x3": (3, 3)}
-MODULE = "lora_unet_x"
+MODULES = {
+    "linear": "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q",
+    "1x1": "lora_unet_mid_block_attentions_0_proj_in",
+    "3x3": "lora_unet_mid_block_resnets_0_conv1",
+}
+WEIGHTS = {
+    "linear": "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight",
+    "1x1": "model.diffusion_model.middle_block.1.proj_in.weight",
+    "3x3": "model.diffusion_model.middle_block.0.in_layers.2.weight",
+}
 
 
 class Layer:
@@ -33,7 +48,8 @@ class Layer:
         self.weight = self.draw(OUT, IN, *kernel)
 
     def draw(self, *shape: int) -> Array:
-        return self.chance.standard_normal(shape)
+        """Numbers that float32 holds exactly, so that a file in it has the same effect."""
+        return self.chance.standard_normal(shape, dtype=np.float32).astype(np.float64)
 
     def each(self, at: Callable[[tuple[int, ...]], Array]) -> Array:
         """A weight [out, in, …kernel] from its matrix at each position of the kernel."""
@@ -116,7 +132,7 @@ def lokr(layer: Layer, left_whole: bool, right: str) -> Made:
 def magnitude(layer: Layer, inner: Callable[[Layer], Made], axis: int, named: str = "dora_scale") -> Made:
     """DoRA: every row (axis 0) or every column (axis 1, all its taps) of W + ΔW stretched to a length of its own."""
     parts, plain = inner(layer)
-    lengths = 1 + layer.chance.random((OUT, IN)[axis])
+    lengths = 1 + abs(layer.draw((OUT, IN)[axis]))
     moved = np.moveaxis(layer.weight + plain, axis, 0).copy()
     for index, length in enumerate(lengths):
         moved[index] *= length / np.sqrt(np.sum(moved[index] ** 2))
@@ -241,8 +257,12 @@ WITHOUT_RANK: dict[str, Callable[[Layer], Made]] = {
 }
 
 
-def cases() -> list[tuple[str, str, int, float | None]]:
-    """Algorithm, kernel, rank (of rotations: the size of a block), alpha (of rotations: the constraint)."""
+ALGORITHMS = LOW_RANK | ROTATIONS | WITHOUT_RANK
+Case = tuple[str, str, int, float | None]
+"""Algorithm, kernel, rank (of rotations: the size of a block), alpha (of rotations: the constraint)."""
+
+
+def cases() -> list[Case]:
     low = [
         (name, kernel, rank, alpha)
         for name, kernel, rank in product(LOW_RANK, KERNELS, (1, 4, 16))
@@ -253,18 +273,63 @@ def cases() -> list[tuple[str, str, int, float | None]]:
     return low + turns + [(name, kernel, 1, None) for name, kernel in product(WITHOUT_RANK, KERNELS)]
 
 
+def one_of_each() -> list[Case]:
+    """Every algorithm with every kernel once: rank 4 with an alpha that is not the rank, rotations constrained."""
+    return [case for case in cases() if case[0] in WITHOUT_RANK or case[2:] in ((4, 7.1), (4, 0.005))]
+
+
+def of(algorithm: str, kernel: str, rank: int, alpha: float | None) -> tuple[dict[str, Tensor], Tensor, Array]:
+    """The tensors of a network file in float64, the weight of its layer, and ΔW by definition as a matrix."""
+    layer = Layer(KERNELS[kernel], rank, alpha)
+    parts, expected = ALGORITHMS[algorithm](layer)
+    tensors = {f"{MODULES[kernel]}.{name}": torch.from_numpy(array.copy()) for name, array in parts.items()}
+    if alpha is not None:
+        tensors[f"{MODULES[kernel]}.alpha"] = torch.tensor(alpha, dtype=torch.float64)
+    return tensors, torch.from_numpy(layer.weight), expected.reshape(OUT, -1)
+
+
+def distance(ours: Tensor, expected: Array) -> float:
+    """‖ours − expected‖ / ‖expected‖."""
+    return float(np.linalg.norm(ours.double().numpy() - expected) / np.linalg.norm(expected))
+
+
 @pytest.mark.parametrize(("algorithm", "kernel", "rank", "alpha"), cases())
 def test_the_effect_is_that_of_the_definition_in_float64(algorithm, kernel, rank, alpha):
     """LyCORIS' own merge_to applies alpha / rank twice to LoHa and LoKr; a file's effect is that of the training."""
-    layer = Layer(KERNELS[kernel], rank, alpha)
-    parts, expected = (LOW_RANK | ROTATIONS | WITHOUT_RANK)[algorithm](layer)
-    tensors = {f"{MODULE}.{name}": torch.from_numpy(array.copy()) for name, array in parts.items()}
-    if alpha is not None:
-        tensors[f"{MODULE}.alpha"] = torch.tensor(alpha, dtype=torch.float64)
-    found = in_memory(tensors)
-    assert list(found) == [MODULE]
-    ours = change(found[MODULE], torch.from_numpy(layer.weight), precision=torch.float64)
+    tensors, weight, expected = of(algorithm, kernel, rank, alpha)
+    (adapter,) = in_memory(tensors).values()
+    ours = change(adapter, weight, precision=torch.float64)
     assert ours.dtype == torch.float64
-    whole = expected.reshape(OUT, -1)
-    assert np.linalg.norm(ours.numpy() - whole) < 1e-10 * np.linalg.norm(whole)
+    assert distance(ours, expected) < 1e-10
     assert float(ours.norm()) == pytest.approx(float(np.linalg.norm(expected)), rel=1e-12)
+
+
+@pytest.mark.parametrize(("algorithm", "kernel", "rank", "alpha"), one_of_each())
+def test_a_merge_adds_the_effect_to_the_base(algorithm, kernel, rank, alpha, tmp_path):
+    """In a base of float64 to its last bits; in one of float32 to those that are left of W + ΔW."""
+    tensors, weight, expected = of(algorithm, kernel, rank, alpha)
+    for precision, error in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        save_tensors(tmp_path / "base.safetensors", {WEIGHTS[kernel]: weight.to(precision)})
+        base = Checkpoint(tmp_path / "base.safetensors")
+        merge_into(base, [Weighted(in_memory(tensors))], tmp_path / "merged.safetensors")
+        after = TensorFile(tmp_path / "merged.safetensors")[WEIGHTS[kernel]]
+        assert after.dtype == precision
+        assert distance((after.double() - weight).flatten(1), expected) < error
+
+
+@pytest.mark.parametrize(("algorithm", "kernel", "rank", "alpha"), one_of_each())
+def test_plain_lora_of_any_algorithm_is_off_by_what_is_stated(algorithm, kernel, rank, alpha):
+    """At full rank by nothing but float32's rounding; below it by the stated share of ‖ΔW‖ (DoRA: of its direction)."""
+    tensors, weight, expected = of(algorithm, kernel, rank, alpha)
+    found = in_memory({name: tensor.float() for name, tensor in tensors.items()})
+    for keep in (Keep(rank=1000), Keep(norm_share=1.0), Keep(rank=2)):
+        result = resize(found, keep, dtype=torch.float32, weights=lambda _: weight)
+        (plain,) = in_memory(result.tensors).values()
+        assert plain.algorithm in ("lora", "locon")
+        off = distance(change(plain, weight, precision=torch.float64), expected)
+        if keep.rank != 2:
+            assert result.error < 1e-5
+            assert off < 1e-5
+        elif not plain.decomposed:
+            assert result.error > 0.01
+            assert off == pytest.approx(result.error, abs=1e-5)
