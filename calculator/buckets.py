@@ -95,7 +95,7 @@ def _shrunk(width: int, height: int, area: int, step: int) -> Size:
     if error_by_width < error_by_height:
         return (by_width, _rounded(by_width / ratio))
     if by_height:
-        return (_rounded(by_height * ratio), by_height)
+        return (max(1, _rounded(by_height * ratio)), by_height)
     return (max(1, _rounded(ideal_width)), max(1, _rounded(area / ideal_width)))
 
 

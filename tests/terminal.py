@@ -111,11 +111,20 @@ class Terminal:
         """Moves the cursor of a list down to the option that holds this label."""
         self.sees(label)
         for _ in range(20):
-            if any("❯" in line and label in line for line in self.text.splitlines()):
+            pointed = self._pointed()
+            if label in pointed:
                 return
             self.press(DOWN)
+            end = time.monotonic() + 20
+            while self._pointed() in (pointed, ""):  # on a busy machine the next page may be long in coming
+                assert time.monotonic() < end, f"the cursor stays where it is on\n{self.text}"
+                self.read()
             self.settle()
         raise AssertionError(f"the cursor does not reach {label} on\n{self.text}")
+
+    def _pointed(self) -> str:
+        """The line that the cursor of a list is on."""
+        return next((line for line in self.text.splitlines() if "❯" in line), "")
 
     def ends(self, within: float) -> int:
         end = time.monotonic() + within

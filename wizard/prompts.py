@@ -100,6 +100,7 @@ class _Screen:
     rows_asked: int
     error: str = ""
     notes_rows: dict[int, int] = field(default_factory=dict)
+    rows_above: int = 0
 
     def above(self) -> Any:
         """The title and the body, cut to what fits; `?` shows all of it."""
@@ -116,7 +117,15 @@ class _Screen:
             if tail:
                 tail = [*tail[: max(room - len(lines), room // 3) - 2], *rest, ""]
             lines = lines[: room - len(tail)] if tail else [*lines[1 if room < 5 else 0 :][: room - 2], *rest, ""]
+        self.rows_above = len(lines) + len(tail)
         return ANSI("\n".join([*lines, *tail]))
+
+    def rows_between(self) -> Any:
+        """How high the list may be, so that what is below it keeps its place."""
+        from prompt_toolkit.layout import Dimension
+
+        width, height = _terminal_size()
+        return Dimension(max=max(self.rows_asked, height - self.rows_above - len(self._below(width))))
 
     def below(self) -> Any:
         from prompt_toolkit.formatted_text import ANSI
@@ -237,7 +246,8 @@ def _list(page: Page, default: Any) -> tuple[Question, _Screen]:
     def current() -> Any:
         return page.options[control.pointed_at].value
 
-    screen = _Screen(page, current, min(len(choices), LONG_LIST))
+    # A list that scrolls anyway leaves the explanation its room.
+    screen = _Screen(page, current, len(choices) if len(choices) <= LONG_LIST else LONG_LIST - 2)
     keys = KeyBindings()
 
     def accept(event: KeyPressEvent) -> None:
@@ -253,7 +263,9 @@ def _list(page: Page, default: Any) -> tuple[Question, _Screen]:
     _on(keys, ["enter"], accept)
     _on(keys, [str(number + 1) for number in range(min(len(choices), 9))], point_at)
     _moves(keys, page, current, ("left", "escape", "c-b"), "?")
-    listed = VSplit([Window(width=1), Window(control, always_hide_cursor=True, dont_extend_height=True)])
+    listed = VSplit(
+        [Window(width=1), Window(control, height=screen.rows_between, always_hide_cursor=True, dont_extend_height=True)]
+    )
     _dress(question, keys, screen, listed)
     return question, screen
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,7 +15,16 @@ from pydantic import ValidationError
 from calculator.measurements import Measurement, read_measurements
 from calculator.plan import Plan, plan
 from knowledge.answers import PlainError, plain_problems
-from knowledge.config import POCKET_MODEL, DatasetSettings, Family, TrainingConfig, fields, value_of, with_values
+from knowledge.config import (
+    POCKET_MODEL,
+    DatasetSettings,
+    Family,
+    TrainingConfig,
+    choices,
+    fields,
+    value_of,
+    with_values,
+)
 from knowledge.facts import DatasetFacts, Hardware, facts
 from knowledge.parameters import Recommendation, recommended, recommended_values
 from knowledge.rules import Finding, check
@@ -126,8 +135,9 @@ class Workbench:
     def _agreed(self, advised: dict[str, Any], chosen: Mapping[str, Any]) -> TrainingConfig:
         """The config of these values, in which what nobody chose gives way to what somebody did.
 
-        An advised value that contradicts a choice is left out; a switch at its default that does is turned. Raises
-        ValidationError where the choices contradict each other.
+        An advised value that contradicts a choice is left out; a switch at its default that does is turned, and another
+        value taken from a list where the contradiction names one. Raises ValidationError where the choices contradict
+        each other.
         """
         try:
             return with_values(self.base, {**advised, **chosen})
@@ -137,12 +147,23 @@ class Workbench:
             if named & advised.keys():
                 kept = {name: value for name, value in advised.items() if name not in named}
                 return self._agreed(kept, chosen)
-            for switch in sorted(name for name in named if fields()[name].annotation is bool):
+            for name, value in self._others(named, sentences):
                 try:
-                    return self._agreed(advised, {**chosen, switch: not value_of(self.base, switch)})
+                    return self._agreed(advised, {**chosen, name: value})
                 except ValidationError:
                     continue
             raise
+
+    def _others(self, names: set[str], sentences: str) -> Iterator[tuple[str, Any]]:
+        """What these settings could be instead: switches turned, then the values of lists that the sentences name.
+
+        What the base model is stays as it is.
+        """
+        switches = sorted(name for name in names if fields()[name].annotation is bool)
+        yield from ((name, not value_of(self.base, name)) for name in switches)
+        for name in sorted(name for name in names if not name.startswith("base_model.")):
+            told = (value for value in choices(fields()[name]) if re.search(rf"\b{re.escape(value)}\b", sentences))
+            yield from ((name, value) for value in told if value != value_of(self.base, name))
 
     def advice(self, chosen: Mapping[str, Any], name: str) -> Recommendation | None:
         """The Recommendation for one parameter when everything else stays as chosen; None where there is none."""

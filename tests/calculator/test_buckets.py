@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from calculator.buckets import bucket_sizes, place, place_in, place_without_enlarging, predefined_sizes
@@ -62,6 +62,7 @@ def test_limits_between_two_multiples_are_widened():
     assert predefined_sizes((512, 512), 300, 1000, 64) == predefined_sizes((512, 512), 256, 1024, 64)
 
 
+@example(width=1, height=16257, resolution=64, step=64, enlarge=False, buckets=True)
 @given(
     width=st.integers(1, 20_000),
     height=st.integers(1, 20_000),
