@@ -56,6 +56,8 @@ def numbers(text: str) -> tuple[float, ...]:
 def layer_settings(name: str, convolution: bool, network: NetworkSettings) -> LayerSettings | None:
     """What the layer of this saved name is adapted with; None where its block is not trained."""
     rank, alpha = (network.conv_rank, network.conv_alpha) if convolution else (network.rank, network.alpha)
+    if not any(getattr(network, lists) for lists in LISTS):  # most networks, asked a thousand times for one plan
+        return LayerSettings(rank, alpha)
     block = block_of(name)
     if block is None:
         return LayerSettings(rank, alpha)
