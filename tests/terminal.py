@@ -122,6 +122,18 @@ class Terminal:
             self.settle()
         raise AssertionError(f"the cursor does not reach {label} on\n{self.text}")
 
+    def looks_on_gelbooru(self, tags: str, at_most: str = "") -> None:
+        """Goes from the sources of pictures to the last question before Gelbooru's pictures, where they shall go."""
+        self.point_at("From Gelbooru")
+        self.press(ENTER)
+        self.sees("Which tags?")
+        self.press(tags, ENTER)
+        self.sees("Which ratings may come?")
+        self.press(ENTER)
+        self.sees("How many pictures at most?")
+        self.press(*(("\x15", at_most) if at_most else ()), ENTER)
+        self.sees("Into which folder shall they go?")
+
     def _pointed(self) -> str:
         """The line that the cursor of a list is on."""
         return next((line for line in self.text.splitlines() if "❯" in line), "")
