@@ -3,65 +3,58 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import psutil
-import torch
-from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor
 
 from calculator.schedule import learning_rate_multiplier
 from calculator.steps import run_length, sampling_steps, saving_steps, state_steps, text_encoder_steps
-from calculator.validation import DRAWS, held_out, trained_on, validation_steps
+from calculator.validation import held_out, trained_on, validation_steps
 from engine.averages import create_average
-from engine.bench import Bench, Caches, seeded
-from engine.checkpoints import DTYPES, load_state, network_tensors, save_network, save_state, start_from
-from engine.dataset.batches import Batch, dataset_items, epoch_batches, still_batches
+from engine.batch_loss import loss_per_image
+from engine.bench import Bench, Caches
+from engine.caching import fill
+from engine.checkpoints import DTYPES, start_from
+from engine.dataset.batches import Batch, epoch_batches, still_batches
 from engine.dataset.folders import scan
 from engine.dataset.latents import LatentCache
 from engine.dataset.masks import create_masks
 from engine.dataset.text_outputs import TextCache
 from engine.events import (
-    CheckpointSaved,
     Event,
-    PhaseProgress,
     PhaseStarted,
     RunFinished,
     RunStarted,
-    SampleSaved,
     StepFinished,
-    Validated,
-    Warned,
 )
 from engine.fused_backward import FusedBackward
 from engine.held_weights import hold_weights
+from engine.keeping import (
+    keep_state,
+    load_newest_state,
+    network_file,
+    return_to_good_state,
+    save,
+    state_kept_when_memory_ends,
+)
 from engine.loss_watch import TrainingBrokeError
-from engine.memory import device_name, leave, peak_ram_bytes, peak_vram_bytes, vram_bytes
-from engine.metadata import network_metadata
-from engine.models.family import BaseModel
+from engine.memory import device_name, peak_ram_bytes, peak_vram_bytes, vram_bytes
 from engine.models.load import load
-from engine.models.sd import Conditioning
 from engine.networks import create_network, limit_norms
-from engine.noise import draw_noise, perturbed
 from engine.optimizers import check_optimizer, create_optimizer
 from engine.processes import add_up_gradients, anyone, create_accelerator, mean_and_norm, met_by_all, own
-from engine.recovery import Marks, drop_spoilt_states, marks
+from engine.recovery import marks
 from engine.run_folder import RunFolder
-from engine.sample_grid import GRID, samples_over_time, samples_until
-from engine.samples import SamplePrompt, denoised, picture, sample_prompts, write_picture
-from engine.trouble import out_of_memory
-from engine.verification import verify
+from engine.sample_grid import samples_until
+from engine.samples import sample_prompts
+from engine.watching import draw_samples, validate
 from knowledge.answers import PlainError
-from knowledge.config import LossSettings, NoiseSettings, TrainingConfig
-from knowledge.facts import DatasetFacts
+from knowledge.config import TrainingConfig
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "lycoris-lora")
 
@@ -264,273 +257,6 @@ def train(
         peak_vram_bytes=peak_vram_bytes(accelerator.device),
         peak_ram_bytes=peak_ram_bytes(),
     )
-
-
-# -- one batch --------------------------------------------------------------------------------------------------------
-
-
-def loss_per_image(bench: Bench, batch: Batch, epoch: int, number: int) -> Tensor:
-    """The weighted loss of every picture of batch `number` of this epoch, [batch].
-
-    All chance comes from the seed, the epoch and the number, drawn on the CPU: every device, number of devices and
-    resumed run sees the same latents, noise and timesteps.
-    """
-    config, model, device = bench.config, bench.model, bench.accelerator.device
-    generator = torch.Generator().manual_seed(seeded(config.seed, "batch", epoch, number))
-    torch.manual_seed(seeded(config.seed, "dropout", epoch, number))
-    latents = model.scaled(clean_latents(bench, batch, generator))
-    sizes = random.Random(seeded(config.seed, "multires", epoch, number))
-    noise = draw_noise(latents, config.noise, sizes, generator)
-    timesteps = model.draw_timesteps(len(latents), config.noise, generator)
-    mixed_in = perturbed(noise, config.noise.input_perturbation, generator)
-    latents, noise, mixed_in, timesteps = (part.to(device) for part in (latents, noise, mixed_in, timesteps))
-    return loss_of_draw(bench, batch, latents, noise, model.add_noise(latents, mixed_in, timesteps), timesteps)
-
-
-def loss_of_draw(
-    bench: Bench,
-    batch: Batch,
-    latents: Tensor,
-    noise: Tensor,
-    noisy: Tensor,
-    timesteps: Tensor,
-    loss: LossSettings | None = None,
-) -> Tensor:
-    """The weighted loss of every picture, [batch], for this noise at these timesteps; latents are scaled.
-
-    `loss` takes the place of the config's, where it is given.
-    """
-    model, device = bench.model, bench.accelerator.device
-    masks = bench.caches.masks
-    sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=device)
-    with bench.accelerator.autocast():
-        prediction = model.predict(noisy, timesteps, conditioning(bench, batch.captions), sizes)
-    return model.loss_per_image(
-        prediction,
-        model.target(latents, noise, timesteps),
-        timesteps,
-        torch.tensor([item.regularisation for item in batch.items], device=device),
-        loss or bench.config.loss,
-        None if masks is None else masks.of(batch, *latents.shape[2:]).to(device),
-    )
-
-
-def clean_latents(bench: Bench, batch: Batch, generator: torch.Generator) -> Tensor:
-    """One draw of the pictures' latents on the CPU, before the scaling factor."""
-    if bench.caches.latents is not None:
-        return bench.caches.latents.latents(batch, generator)
-    with torch.no_grad():
-        mean, std = (part.cpu() for part in bench.model.encode_pictures(bench.caches.ahead.pixels(batch)))
-    return mean + std * torch.randn(mean.shape, generator=generator)
-
-
-def conditioning(bench: Bench, captions: Sequence[str]) -> Conditioning:
-    """What the captions say to the UNet: from the cache, or from the encoders, which may be learning."""
-    if bench.caches.texts is not None:
-        return bench.caches.texts.conditioning(captions).to(bench.accelerator.device)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and bench.config.network.train_text_encoder):
-        return bench.model.encode_prompt(captions)
-
-
-# -- what happens between updates -------------------------------------------------------------------------------------
-
-
-def fill(
-    caches: Caches,
-    accelerator: Accelerator,
-    model: BaseModel,
-    config: TrainingConfig,
-    dataset: DatasetFacts,
-    batches: Sequence[Batch],
-    prompts: Sequence[SamplePrompt],
-) -> Iterator[Event]:
-    """Encode what the caches lack; one part of the base model after the other is on the device for it."""
-    if caches.latents is not None:
-        yield PhaseStarted(phase="caching", detail="pictures")
-        items = dict.fromkeys(
-            (*dataset_items(dataset, config.dataset), *(item for batch in batches for item in batch.items))
-        )
-        model.vae.to(accelerator.device)
-        for done, total in caches.latents.fill(items, model.encode_pictures, flipped=config.dataset.flip):
-            yield PhaseProgress(phase="caching", done=done, total=total)
-        leave(model.vae, for_good=not prompts)
-    if caches.texts is not None:
-        yield PhaseStarted(phase="caching", detail="captions")
-        for encoder in model.text_encoders.values():
-            encoder.to(accelerator.device)
-
-        def encode(captions: Sequence[str]) -> Conditioning:
-            with accelerator.autocast():
-                return model.encode_prompt(captions)
-
-        captions = [caption for batch in batches for caption in batch.captions]
-        captions += [text for prompt in prompts for text in (prompt.negative_prompt, prompt.prompt)]
-        for done, total in caches.texts.fill(captions, encode):
-            yield PhaseProgress(phase="caching", done=done, total=total)
-        leave(*model.text_encoders.values(), for_good=True)
-    yield PhaseStarted(phase="loading", detail="UNet")  # which comes when the others have left
-
-
-def validate(bench: Bench, step: int) -> Iterator[Event]:
-    """The loss on held-out pictures: the same noise at the same timesteps every time, so that only learning shows."""
-    if not bench.accelerator.is_main_process:
-        return
-    yield PhaseStarted(phase="validating")
-    model, device, begun = bench.model, bench.accelerator.device, time.perf_counter()
-    losses = []
-    with bench.at_rest(), torch.no_grad():
-        for number, batch in enumerate(bench.held_out):
-            generator = torch.Generator().manual_seed(seeded(bench.config.seed, "validation", number))
-            latents = model.scaled(clean_latents(bench, batch, generator))
-            for _ in range(DRAWS):
-                noise = torch.randn(latents.shape, generator=generator)
-                timesteps = model.draw_timesteps(len(latents), NoiseSettings(), generator)
-                drawn = [part.to(device) for part in (latents, noise, timesteps)]
-                noisy = model.add_noise(*drawn)
-                losses.append(loss_of_draw(bench, batch, drawn[0], drawn[1], noisy, drawn[2], LossSettings()).mean())
-    yield Validated(
-        step=step,
-        epoch=bench.epoch_of(step),
-        loss=torch.stack(losses).mean().item(),
-        images=len(bench.held_out),
-        seconds=time.perf_counter() - begun,
-    )
-
-
-def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
-    """Pictures of the network as it is now."""
-    if not bench.accelerator.is_main_process:
-        return
-    yield PhaseStarted(phase="sampling")
-    model, sampler = bench.model, bench.config.sampling.sampler
-    with bench.at_rest():
-        with bench.accelerator.autocast():
-            latents = [denoised(model, prompt, sampler, bench.encoder()) for prompt in bench.prompts]
-        # Without autocast: in half precision SDXL's VAE draws black.
-        with bench.decoder_in_place():
-            for index, (prompt, finished) in enumerate(zip(bench.prompts, latents, strict=True)):
-                name = f"step-{step:06d}_{index:02d}"
-                path = write_picture(picture(model, finished), prompt, sampler, bench.run.samples, name)
-                saved = SampleSaved(
-                    step=step,
-                    epoch=bench.epoch_of(step),
-                    index=index,
-                    prompt=prompt.prompt,
-                    seed=prompt.seed,
-                    path=path.relative_to(bench.run.path).as_posix(),
-                )
-                bench.drawn.append(saved)
-                yield saved
-    samples_over_time(bench.drawn, bench.run.path, bench.run.path / GRID)
-
-
-def save(bench: Bench, step: int) -> Iterator[Event]:
-    """The network as a file that applications load; where an average is kept, the plain weights beside it on wish."""
-    if not bench.accelerator.is_main_process:
-        return
-    yield PhaseStarted(phase="saving")
-    path = network_file(bench, step)
-    yield from write_network(bench, step, path, "network")
-    if bench.average is not None and bench.config.ema.saved == "both":
-        yield from write_network(bench, step, path.parent / "plain" / path.name, "plain")
-
-
-def write_network(bench: Bench, step: int, path: Path, kind: Literal["network", "plain"]) -> Iterator[Event]:
-    """One network file, checked before it is written; older ones go when only the last few are kept."""
-    config = bench.config
-    with bench.at_rest(averaged=kind == "network"):
-        tensors = network_tensors(bench.network, config.saving.precision)
-    metadata = network_metadata(
-        config,
-        bench.dataset,
-        bench.length,
-        tensors,
-        step=step,
-        epoch=bench.epoch_of(step),
-        started_at=bench.started_at,
-    )
-    verified = verify(tensors, bench.network.base_shapes(), config.base_model.family)
-    size = save_network(tensors, path, metadata)
-    yield CheckpointSaved(
-        step=step,
-        epoch=bench.epoch_of(step),
-        kind=kind,
-        path=path.relative_to(bench.run.path).as_posix(),
-        bytes=size,
-        final=step == bench.length.total_steps,
-        applications=verified.applications,
-    )
-    if len(verified.silent) == verified.layers:
-        yield Warned(
-            message=f"The network saved after step {step} changes nothing: what its layers multiply is still zero, or "
-            "was rounded to zero. Pictures drawn with it look like the base model's.",
-            parameters=("optimizer.learning_rate", "saving.precision"),
-        )
-    if config.saving.keep_last is not None:
-        for old in sorted(path.parent.glob(f"{config.output.name}-step*.safetensors"))[: -config.saving.keep_last]:
-            old.unlink()
-
-
-def keep_state(bench: Bench, step: int) -> Iterator[Event]:
-    """All that the next update depends on, so that a resumed run goes on as if it had never stopped."""
-    if not bench.accelerator.is_main_process:
-        return
-    yield PhaseStarted(phase="saving", detail="state")
-    with bench.run.new_state(step) as folder:
-        size = save_state(folder, step, bench.network, bench.remembering())
-    name = bench.run.states()[0].relative_to(bench.run.path).as_posix()
-    yield CheckpointSaved(step=step, epoch=bench.epoch_of(step), kind="state", path=name, bytes=size)
-
-
-@contextmanager
-def state_kept_when_memory_ends(bench: Bench, step: int, before: Marks | None = None) -> Iterator[None]:
-    """Where memory runs out meanwhile, the state after `step` is kept, so that the run can go on from the same step.
-
-    Not where a part of the weights was updated already, as the marks of `before` tell: such a state is of no step, and
-    the run goes on from the one that was kept last.
-    """
-    try:
-        yield
-    except Exception as problem:
-        whole = before is None or marks(bench.network, bench.optimizer) == before
-        if step and whole and out_of_memory(problem):
-            bench.optimizer.zero_grad()
-            list(keep_state(bench, step))
-        raise
-
-
-def return_to_good_state(bench: Bench, step: int) -> Iterator[Event]:
-    """Take over the last state from before the trouble and save its network, for a run that broke down after `step`."""
-    good = drop_spoilt_states(bench.run, step)
-    if good is not None:
-        good_step = load_state(good, bench.network, bench.remembering())
-        yield from save(bench, good_step)
-
-
-def load_newest_state(bench: Bench) -> int:
-    """Take over the newest state that can be read; the number of updates that it has behind it, 0 without one.
-
-    Raises PlainError when the run is finished, or when none of its states can be read.
-    """
-    if network_file(bench, bench.length.total_steps).exists():
-        if any(isinstance(event, RunFinished) and event.reason == "completed" for event in bench.run.events()):
-            raise PlainError(f"{bench.run.name} is finished; there is nothing left to train. Start a new run instead.")
-        return bench.length.total_steps  # it was cut after its last file, before it could say so
-    states = bench.run.states()
-    for older in [*states[1:], None]:
-        try:
-            return load_state(states[0], bench.network, bench.remembering()) if states else 0
-        except PlainError:
-            if older is None:
-                raise
-            bench.run.remove_state(states.pop(0))
-    return 0
-
-
-def network_file(bench: Bench, step: int) -> Path:
-    """Where the network after this step is saved."""
-    suffix = "" if step == bench.length.total_steps else f"-step{step:06d}"
-    return bench.run.checkpoints / f"{bench.config.output.name}{suffix}.safetensors"
 
 
 def run_started(bench: Bench, first_epoch: Sequence[Batch], step: int) -> RunStarted:

@@ -34,11 +34,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from calculator.step_cost import RANKLESS, TRACED_RANK, Course
+from engine.batch_loss import loss_of_draw
 from engine.held_weights import hold_weights
 from engine.models.load import FAMILIES, TEXT_ENCODERS
 from engine.models.sd import Conditioning, StableDiffusion
 from engine.networks import Network, create_network
-from engine.train import loss_of_draw
 from knowledge.architectures import Architecture, architecture
 from knowledge.config import Algorithm, BaseWeights, Family, TrainingConfig, with_values
 

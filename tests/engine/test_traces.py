@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from calculator.buckets import Placement
 from calculator.schedule import learning_rate_multiplier
+from engine.batch_loss import loss_of_draw
 from engine.bench import Bench, Caches
 from engine.dataset.batches import Batch, Item
 from engine.dataset.images import Look
@@ -24,7 +25,6 @@ from engine.models.sd import AdaptedLayer, StableDiffusion
 from engine.networks import Network, limit_norms
 from engine.optimizers import create_optimizer
 from engine.processes import create_accelerator
-from engine.train import loss_of_draw
 from knowledge.config import CONV_ALGORITHMS, TrainingConfig
 from knowledge.facts import DatasetFacts, Picture
 

@@ -1,0 +1,69 @@
+"""How a run is looked at while it learns: by the loss on held-out pictures, and by samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from calculator.validation import DRAWS
+from engine.batch_loss import clean_latents, loss_of_draw
+from engine.bench import Bench, seeded
+from engine.events import Event, PhaseStarted, SampleSaved, Validated
+from engine.sample_grid import GRID, samples_over_time
+from engine.samples import denoised, picture, write_picture
+from knowledge.config import LossSettings, NoiseSettings
+
+
+def validate(bench: Bench, step: int) -> Iterator[Event]:
+    """The loss on held-out pictures: the same noise at the same timesteps every time, so that only learning shows."""
+    if not bench.accelerator.is_main_process:
+        return
+    yield PhaseStarted(phase="validating")
+    model, device, begun = bench.model, bench.accelerator.device, time.perf_counter()
+    losses = []
+    with bench.at_rest(), torch.no_grad():
+        for number, batch in enumerate(bench.held_out):
+            generator = torch.Generator().manual_seed(seeded(bench.config.seed, "validation", number))
+            latents = model.scaled(clean_latents(bench, batch, generator))
+            for _ in range(DRAWS):
+                noise = torch.randn(latents.shape, generator=generator)
+                timesteps = model.draw_timesteps(len(latents), NoiseSettings(), generator)
+                drawn = [part.to(device) for part in (latents, noise, timesteps)]
+                noisy = model.add_noise(*drawn)
+                losses.append(loss_of_draw(bench, batch, drawn[0], drawn[1], noisy, drawn[2], LossSettings()).mean())
+    yield Validated(
+        step=step,
+        epoch=bench.epoch_of(step),
+        loss=torch.stack(losses).mean().item(),
+        images=len(bench.held_out),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
+    """Pictures of the network as it is now."""
+    if not bench.accelerator.is_main_process:
+        return
+    yield PhaseStarted(phase="sampling")
+    model, sampler = bench.model, bench.config.sampling.sampler
+    with bench.at_rest():
+        with bench.accelerator.autocast():
+            latents = [denoised(model, prompt, sampler, bench.encoder()) for prompt in bench.prompts]
+        # Without autocast: in half precision SDXL's VAE draws black.
+        with bench.decoder_in_place():
+            for index, (prompt, finished) in enumerate(zip(bench.prompts, latents, strict=True)):
+                name = f"step-{step:06d}_{index:02d}"
+                path = write_picture(picture(model, finished), prompt, sampler, bench.run.samples, name)
+                saved = SampleSaved(
+                    step=step,
+                    epoch=bench.epoch_of(step),
+                    index=index,
+                    prompt=prompt.prompt,
+                    seed=prompt.seed,
+                    path=path.relative_to(bench.run.path).as_posix(),
+                )
+                bench.drawn.append(saved)
+                yield saved
+    samples_over_time(bench.drawn, bench.run.path, bench.run.path / GRID)
