@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from knowledge.config import TrainingConfig, choices, fields, value_of
-from knowledge.formats.kohya_network import write_network
-from knowledge.formats.sd_scripts import DIALECT, ENDLESS, RULED, implied
-from knowledge.formats.sd_scripts import SAMPLERS as KOHYA_SAMPLERS
-from knowledge.formats.translation import Translation, facts_of, foreign_choice
+from knowledge.formats.kohya_network import DIALECT, write_network
+from knowledge.formats.sd_scripts import ENDLESS, RULED, implied
+from knowledge.formats.sd_scripts_files import SAMPLERS as KOHYA_SAMPLERS
+from knowledge.formats.translation import Translation
+from knowledge.formats.vocabulary import facts_of, foreign_choice
 from knowledge.optimizer_arguments import all_arguments, to_text
 from knowledge.parameters import parameters
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from knowledge.config import TrainingConfig, fields
 from knowledge.formats.export import Exported, Writing
-from knowledge.formats.onetrainer import ALGORITHMS, DIALECT, PRECISIONS, SAMPLERS, WEIGHTS
+from knowledge.formats.onetrainer_files import SAMPLERS
+from knowledge.formats.onetrainer_network import ALGORITHMS
+from knowledge.formats.onetrainer_training import DIALECT, PRECISIONS, WEIGHTS
 from knowledge.formats.sd_scripts import ENDLESS
-from knowledge.formats.translation import foreign_choice
+from knowledge.formats.vocabulary import foreign_choice
 
 FAMILIES = {
     "sd15": "STABLE_DIFFUSION_15",

@@ -12,9 +12,12 @@ from typing import Any
 
 from knowledge.answers import PlainError
 from knowledge.config import fields
-from knowledge.formats.sd_scripts import DIALECT, translate
-from knowledge.formats.translation import Imported, alike, as_bool, facts_of, is_empty, of_another_kind
+from knowledge.formats.kohya_network import DIALECT
+from knowledge.formats.sd_scripts import translate
+from knowledge.formats.translation import Imported, of_another_kind
 from knowledge.formats.translation import Note as Said
+from knowledge.formats.values import as_bool, is_empty
+from knowledge.formats.vocabulary import alike, facts_of
 
 SUBSET_KEYS = ("image_dir", "num_repeats", "class_tokens", "is_reg", "conditioning_data_dir")
 """Subset options that become a folder; the others hold for the whole dataset here."""

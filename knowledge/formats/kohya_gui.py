@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from knowledge.formats.kohya import options_of, read_options
-from knowledge.formats.translation import Imported, Note, as_bool, as_number, facts_of, is_empty, of_another_kind
+from knowledge.formats.translation import Imported, Note, of_another_kind
+from knowledge.formats.values import as_bool, as_number, is_empty
+from knowledge.formats.vocabulary import facts_of
 
 KIND = "kohya_ss JSON"
 RENAMED = {

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from knowledge.blocks import block_count, numbers
 from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO, Algorithm, Family, NetworkSettings, fields, value_of
-from knowledge.formats.translation import Translation, as_bool, as_number, facts_of
+from knowledge.formats.translation import Translation
+from knowledge.formats.values import as_bool, as_number
+from knowledge.formats.vocabulary import facts_of
 from knowledge.parameters import parameters
 
 if TYPE_CHECKING:

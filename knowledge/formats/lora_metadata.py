@@ -16,7 +16,9 @@ from pydantic import ValidationError
 from knowledge.answers import PlainError
 from knowledge.config import TrainingConfig, fields, value_of, with_values
 from knowledge.formats.sd_scripts import translate
-from knowledge.formats.translation import Imported, Note, as_number, facts_of
+from knowledge.formats.translation import Imported, Note
+from knowledge.formats.values import as_number
+from knowledge.formats.vocabulary import facts_of
 
 OWN = "lora_wizard.config"
 KIND = "LoRA metadata"

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from knowledge.formats.translation import Translation, as_number
+from knowledge.formats.translation import Translation
+from knowledge.formats.values import as_number
 
 MARKS = {"n": "negative", "w": "width", "h": "height", "d": "seed", "s": "steps", "l": "guidance"}
 NAMES = {
@@ -47,7 +48,7 @@ def read_prompts(job: Translation, key: str, beside: Path | None) -> None:
         job.no_effect(key, "There is no prompt in it.")
         return
     first = prompts[0]
-    from knowledge.formats.translation import fitted, refusal
+    from knowledge.formats.values import fitted, refusal
 
     for word, name in NAMES.items():
         value = first.get(word)

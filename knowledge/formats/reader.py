@@ -87,7 +87,7 @@ def _known_sections(document: dict[str, Any]) -> bool:
 def _is_ours(document: dict[str, Any]) -> bool:
     """Answers of ours, or at least nothing that sd-scripts would know."""
     from knowledge.formats.kohya import flattened
-    from knowledge.formats.translation import facts_of
+    from knowledge.formats.vocabulary import facts_of
 
     if _known_sections(document):
         return True

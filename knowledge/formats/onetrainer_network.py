@@ -1,0 +1,103 @@
+"""OneTrainer's settings of the network: what is trained, of which rank, in which layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO
+from knowledge.formats.translation import Translation
+from knowledge.formats.values import as_bool, as_number
+
+ALGORITHMS = {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr"}
+
+
+def read_network(job: Translation, beside: Path) -> None:
+    kind = str(job.get("peft_type", "LORA"))
+    ours = ALGORITHMS.get(kind)
+    everything = str(job.get("layer_filter_preset", "full")) == "full"
+    if ours == "lora" and everything:
+        ours = "locon"
+    if as_bool(job.get("lora_decompose")) and kind == "LORA":
+        ours = "dora"
+        job.mapped("lora_decompose", "network.algorithm", "dora")
+    elif as_bool(job.get("lora_decompose")):
+        job.no_effect("lora_decompose", "Only plain LoRA reads it.")
+    if "peft_type" in job.source:
+        if ours is None:
+            job.unsupported("peft_type", f"It trains {kind}. A plain LoRA is trained here.")
+        else:
+            job.mapped("peft_type", "network.algorithm", ours)
+    elif ours != "dora":
+        job.implied["network.algorithm"] = ours or "lora"
+    if "layer_filter_preset" in job.source:
+        if ours in CONV_ALGORITHMS:
+            job.changed(
+                "layer_filter_preset",
+                "network.algorithm",
+                "locon",
+                "All layers there; here LoCon, which adds convolutions.",
+            )
+        elif everything and ours in CONVOLUTIONS_TOO:
+            why = "All layers there; here the convolutions are added."
+            job.changed("layer_filter_preset", "network.convolutions", True, why)
+        elif everything:
+            why = "It adapts every layer. Here attention and feed-forward layers are adapted."
+            job.unsupported("layer_filter_preset", why)
+        else:
+            job.no_effect("layer_filter_preset", "Attention and feed-forward layers are what is adapted here.")
+    if as_bool(job.get("lora_decompose_output_axis")):
+        why = "It takes DoRA's norm over the outputs, which ComfyUI renders wrong. Here it is over the inputs."
+        job.unsupported("lora_decompose_output_axis", why)
+    rank_key, alpha_key = ("lokr_dim" if ours == "lokr" else "lora_rank"), "lora_alpha"
+    for key in ("lora_rank", "lokr_dim"):
+        if key in job.source:
+            if key == rank_key:
+                job.mapped(key, "network.rank", job.source[key])
+            else:
+                job.no_effect(key, f"{kind} does not read it.")
+    if alpha_key in job.source:
+        job.mapped(alpha_key, "network.alpha", job.source[alpha_key])
+    if "lokr_decompose_factor" in job.source:
+        if ours == "lokr":
+            job.mapped("lokr_decompose_factor", "network.lokr_factor", job.source["lokr_decompose_factor"])
+        else:
+            job.no_effect("lokr_decompose_factor", "Only LoKr reads it.")
+    if everything and ours in CONVOLUTIONS_TOO:
+        job.implied["network.convolutions"] = True
+    if everything:
+        job.implied["network.conv_rank"] = job.values.get("network.rank", 16)
+        job.implied["network.conv_alpha"] = job.values.get("network.alpha", 1.0)
+    if ours == "lokr":
+        job.implied["network.lokr_factor"] = -1
+        if "lokr_full_matrix" in job.source:
+            job.mapped("lokr_full_matrix", "network.lokr_full_matrix", as_bool(job.source["lokr_full_matrix"]))
+    for key in list(job.source):
+        if key.startswith(("lokr_", "oft_")) and not job.done(key) and ours != "lokr":
+            job.no_effect(key, f"{kind} does not read it.")
+    for part, name in (("unet", "network.train_unet"), ("text_encoder", "network.train_text_encoder")):
+        if f"{part}.train" in job.source:
+            job.mapped(f"{part}.train", name, job.source[f"{part}.train"])
+    _stop_text_encoder(job)
+    second = job.source.get("text_encoder_2.train")
+    if second is not None:
+        first = as_bool(job.get("text_encoder.train", True))
+        if as_bool(second) == first or job.values.get("base_model.family", "sd15") != "sdxl":
+            job.no_effect("text_encoder_2.train", "It says the same as for the first, or there is only one.")
+        else:
+            job.unsupported("text_encoder_2.train", "It trains one of the two text encoders. Here it is both or none.")
+
+
+def _stop_text_encoder(job: Translation) -> None:
+    key = "text_encoder.stop_training_after"
+    if key not in job.source:
+        return
+    after, epochs = as_number(job.source[key]), as_number(job.get("epochs", 100))
+    unit = str(job.get(f"{key}_unit", "EPOCH"))
+    if unit == "NEVER" or not after or not epochs or (unit == "EPOCH" and after >= epochs):
+        job.no_effect(key, "The text encoder is trained to the end.")
+    elif unit == "EPOCH":
+        job.changed(
+            key, "network.text_encoder_share", after / epochs, "It counts epochs; here it is a share of the run."
+        )
+    else:
+        job.unsupported(key, f"It counts {unit.lower()}s. Here the text encoder is trained to the end.")

@@ -1,0 +1,81 @@
+"""kohya_ss' forms."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+from foreign import FORM, outcome, read
+
+from knowledge.formats.reader import read_foreign
+
+
+def test_a_form_is_read_with_all_its_fields(tmp_path):
+    imported = read(tmp_path, "x.json", FORM)
+    config = imported.config
+    assert [note.key for note in imported.notes][: len(FORM)] == list(FORM)
+    assert (config.network.rank, config.optimizer.name, config.dataset.resolution) == (32, "adamw8bit", 768)
+    assert (config.schedule.epochs, config.schedule.maximum_steps) == (10, None)
+    assert config.schedule.warmup == pytest.approx(0.1)  # percent there
+    assert config.noise.offset == 0.05
+    assert config.noise.multires_iterations == 0  # noise_offset_type gates it
+    assert config.loss.minimum_snr_gamma is None  # 0 means unset
+    assert any("caps the run" in warning for warning in imported.warnings)
+
+
+def test_a_form_without_a_text_encoder_rate_trains_the_unet_alone(tmp_path):
+    config = read(tmp_path, "x.json", FORM | {"text_encoder_lr": 0}).config
+    assert (config.network.train_unet, config.network.train_text_encoder) == (True, False)
+
+
+def test_percent_of_warm_up_under_constant_does_nothing(tmp_path):
+    imported = read(tmp_path, "x.json", FORM | {"lr_scheduler": "constant"})
+    assert outcome(imported, "lr_warmup") == "no_effect"
+
+
+def test_raw_parameters_are_taken_apart(tmp_path):
+    imported = read(tmp_path, "x.json", FORM | {"additional_parameters": "--max_grad_norm=0.5 --strange 1"})
+    assert imported.config.optimizer.maximum_gradient_norm == 0.5
+    assert outcome(imported, "additional_parameters.max_grad_norm") == "mapped"
+    assert outcome(imported, "additional_parameters.strange") == "unknown"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "LyCORIS/LoHa",
+        "LyCORIS/LoKr",
+        "LyCORIS/LoCon",
+        "LyCORIS/iA3",
+        "LyCORIS/BOFT",
+        "Kohya LoCon",
+        "LoRA-FA",
+        "Flux1",
+        "?",
+    ],
+)
+def test_every_kind_of_network_of_the_form_ends_in_a_list(kind, tmp_path):
+    form = FORM | {"LoRA_type": kind, "conv_dim": 8, "conv_alpha": 4, "factor": 4, "LyCORIS_preset": "attn-mlp"}
+    form |= {"dora_wd": False, "use_tucker": False, "train_norm": False, "unit": 1, "block_dims": ""}
+    imported = read(tmp_path, "x.json", form)
+    assert imported.config is not None
+    assert Counter(note.key for note in imported.notes) == Counter(list(form))
+    assert imported.listed("unknown") == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({"train_dir": "x", "image_folder": "y", "learning_rate_te": 5e-6}, "fine-tuning"),
+        ({"create_caption": True, "full_path": True}, "fine-tuning"),
+        ({"init_word": "cat", "num_vectors_per_token": 8, "template": "caption"}, "textual inversion"),
+        ({"learning_rate_te1": 5e-6, "fused_optimizer_groups": 0}, "DreamBooth"),
+    ],
+)
+def test_a_file_of_another_form_of_kohya_ss_says_which_and_knows_its_fields(fields, form, tmp_path):
+    path = tmp_path / "form.json"
+    path.write_text(json.dumps({"pretrained_model_name_or_path": "a/b"} | fields), encoding="utf-8")
+    imported = read_foreign(path)
+    assert f"kohya_ss' {form} form" in " ".join(imported.warnings)
+    assert not imported.listed("unknown")

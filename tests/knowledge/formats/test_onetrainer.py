@@ -1,0 +1,72 @@
+"""OneTrainer's files."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from foreign import read
+
+
+def test_onetrainer_is_sparse_over_its_own_defaults(tmp_path):
+    document = {
+        "training_method": "LORA",
+        "model_type": "STABLE_DIFFUSION_XL_10_BASE",
+        "base_model_name": "stabilityai/stable-diffusion-xl-base-1.0",
+        "layer_filter_preset": "attn-mlp",
+        "learning_rate": 0.0003,
+        "resolution": "1024",
+        "batch_size": 4,
+        "text_encoder": {"train": False, "weight_dtype": "FLOAT_16"},
+        "optimizer": {"optimizer": "PRODIGY", "d_coef": 1.0, "weight_decay": 0.02},
+        "concepts": [{"path": "pics", "balancing": 5.0, "image": {"enable_crop_jitter": False}}],
+        "loss_weight_fn": "MIN_SNR_GAMMA",
+        "save_every": 2,
+        "save_every_unit": "EPOCH",
+        "bogus": 1,
+    }
+    imported = read(tmp_path, "x.json", document)
+    config = imported.config
+    assert config.base_model.family == "sdxl"
+    assert (config.network.algorithm, config.network.rank, config.network.alpha) == ("lora", 16, 1.0)
+    assert (config.schedule.epochs, config.schedule.warmup) == (100, 200.0)
+    assert (config.optimizer.name, config.optimizer.weight_decay) == ("prodigy", 0.02)
+    assert not config.network.train_text_encoder
+    assert config.dataset.folders[0].repeats == 5
+    assert config.loss.minimum_snr_gamma == 5.0
+    assert config.saving.every_epochs == 2
+    assert [note.key for note in imported.listed("unknown")] == ["bogus"]
+
+
+OLDER_ONETRAINER = {
+    "training_method": "LORA",
+    "model_type": "STABLE_DIFFUSION_15",
+    "optimizer": "ADAFACTOR",
+    "weight_decay": 0.03,
+    "train_unet": True,
+    "unet_learning_rate": 0.0002,
+    "train_text_encoder": False,
+    "train_text_encoder_epochs": 30,
+    "save_after": 3,
+    "save_after_unit": "EPOCH",
+    "min_snr_gamma": 5,
+    "lora_layer_preset": "attn-mlp",
+    "token_count": 1,
+}
+
+
+def test_settings_of_older_onetrainers_have_their_meaning_under_their_own_names(tmp_path):
+    imported = read(tmp_path, "x.json", OLDER_ONETRAINER)
+    config = imported.config
+    assert (config.optimizer.name, config.optimizer.weight_decay) == ("adafactor", 0.03)
+    assert config.optimizer.learning_rate == 0.0002
+    assert (config.network.train_text_encoder, config.network.algorithm) == (False, "lora")
+    assert (config.saving.every_epochs, config.loss.minimum_snr_gamma) == (3, 5.0)
+    assert Counter(note.key for note in imported.notes) == Counter(list(OLDER_ONETRAINER))
+    assert imported.listed("unknown") == []
+
+
+def test_a_newer_name_counts_where_both_stand(tmp_path):
+    imported = read(tmp_path, "x.json", OLDER_ONETRAINER | {"unet": {"learning_rate": 0.0007}})
+    assert imported.config.optimizer.learning_rate == 0.0007
+    keys = [note.key for note in imported.notes]
+    assert len(keys) == len(set(keys)) == len(OLDER_ONETRAINER) + 1
