@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any
 
 import pytest
 from hubs import Civitai, Hub
+
+os.environ["OMP_NUM_THREADS"] = "1"
+"""Tiny models are slower on several threads, and sums in another order would not be the same bits. The processes that
+tests start take it over."""
 
 TOKENIZER = Path(__file__).parent.parent / "engine" / "pocket" / "model" / "tokenizer"
 
@@ -29,14 +34,6 @@ def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder of the SDXL classes: two text encoders of different widths, three levels."""
     return build_tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    """Tiny models are slower on several threads, and sums in another order would not be the same bits."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ def trained(run: RunFolder, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [sys.executable, "-m", "engine", str(run.path)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
         timeout=240,
