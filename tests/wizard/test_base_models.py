@@ -9,7 +9,8 @@ from hubs import Repository, Version, safetensors
 
 from wizard.base_models import models_downloaded
 from wizard.cli import main
-from wizard.prompts import Move, ask_on_screen
+from wizard.prompts import Move
+from wizard.screen_prompts import ask_on_screen
 from wizard.session import Session
 from wizard.steps import Draft
 

@@ -8,7 +8,7 @@ import pytest
 
 from wizard import computer
 from wizard.hardware import GraphicsCard, graphics_cards
-from wizard.prompts import ask_on_screen
+from wizard.screen_prompts import ask_on_screen
 from wizard.session import Session
 
 pytestmark = pytest.mark.usefixtures("own_home")

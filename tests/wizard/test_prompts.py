@@ -9,7 +9,8 @@ import pytest
 from prompt_toolkit.input import PipeInput
 
 from knowledge.answers import PlainError
-from wizard.prompts import Move, Option, Page, ask, ask_on_screen
+from wizard.prompts import Move, Option, Page, ask
+from wizard.screen_prompts import ask_on_screen
 
 pytestmark = pytest.mark.usefixtures("own_home")
 LEFT, DOWN, ENTER, ESCAPE, CTRL_B, CTRL_C = "\x1b[D", "\x1b[B", "\r", "\x1b", "\x02", "\x03"

@@ -18,7 +18,8 @@ from knowledge.config import fields, sections
 from knowledge.parameters import LEVELS, parameters
 from wizard import drafts
 from wizard.cli import main
-from wizard.prompts import Page, ask_on_screen
+from wizard.prompts import Page
+from wizard.screen_prompts import ask_on_screen
 from wizard.session import Session
 from wizard.settings import GENERAL, names_in
 from wizard.steps import REVIEW, Draft

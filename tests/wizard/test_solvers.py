@@ -10,7 +10,7 @@ from prompt_toolkit.input import PipeInput
 from knowledge.facts import Hardware
 from wizard import solvers, views
 from wizard.forms import folders_in
-from wizard.prompts import ask_on_screen
+from wizard.screen_prompts import ask_on_screen
 from wizard.session import Session
 from wizard.steps import REVIEW, Draft
 

@@ -10,7 +10,7 @@ from hubs import Repository, safetensors
 
 from knowledge.answers import PlainError
 from wizard.base_models import base_model
-from wizard.prompts import ask_on_screen
+from wizard.screen_prompts import ask_on_screen
 from wizard.session import Session
 from wizard.settings import change
 from wizard.steps import Draft
