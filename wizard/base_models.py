@@ -175,7 +175,7 @@ def _known_models() -> tuple[dict[str, str], str]:
 
 def models_downloaded() -> Iterator[tuple[str, str]]:
     """Base models in the manifest of the models folder: (path, what it is)."""
-    from engine.acquire.models import models_folder
+    from engine.acquire.models_folder import models_folder
 
     folder = models_folder()
     for model in folder.models():

@@ -21,7 +21,8 @@ from wizard.paths import quoted
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from engine.acquire.models import Model, ModelsFolder, Offer, Recognised
+    from engine.acquire.models import Recognised
+    from engine.acquire.models_folder import Model, ModelsFolder, Offer
 
 Notice = Callable[[str], None]
 Tell = Callable[[str, int], None]
@@ -76,7 +77,7 @@ def download(
     Examples: lora-wizard download sdxl
               lora-wizard download https://civitai.com/models/4201 --yes
     """
-    from engine.acquire.models import models_folder
+    from engine.acquire.models_folder import models_folder
     from wizard.tokens import ask_on_terminal, with_token
 
     folder = models_folder(to)

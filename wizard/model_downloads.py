@@ -11,7 +11,7 @@ from wizard import words
 from wizard.prompts import Move, Option, Page
 
 if TYPE_CHECKING:
-    from engine.acquire.models import Kind, Model, ModelsFolder
+    from engine.acquire.models_folder import Kind, Model, ModelsFolder
     from wizard.session import Session
 
 Values = Mapping[str, Any]
@@ -25,7 +25,7 @@ def downloaded(session: Session, around: Values, kind: Kind, family: str = "") -
 
     family: whose are offered; every family's without.
     """
-    from engine.acquire.models import models_folder
+    from engine.acquire.models_folder import models_folder
     from wizard import download
     from wizard.tokens import ask_on_page, with_token
 

@@ -92,7 +92,7 @@ def _fits(family: str) -> str:
 
 def vaes_downloaded(family: str) -> Iterator[tuple[str, str]]:
     """VAEs in the manifest of the models folder: (path, what it is); the one that fits this family is told apart."""
-    from engine.acquire.models import models_folder
+    from engine.acquire.models_folder import models_folder
 
     folder = models_folder()
     fitting = fitting_vae(family)

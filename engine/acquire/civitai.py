@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from engine.acquire import network
-from engine.acquire.models import Offer, Wanted
+from engine.acquire.models_folder import Offer, Wanted
 from engine.acquire.network import Notice, RefusalError, Source, TokenNeededError, silent
 from engine.models.detect import PICKLES, refuse_pickle
 from knowledge.answers import PlainError, did_you_mean

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from engine.acquire import network
-from engine.acquire.models import Offer, Wanted
+from engine.acquire.models_folder import Offer, Wanted
 from engine.acquire.network import Notice, RefusalError, Source, TokenNeededError, silent
 from engine.models.detect import PICKLES, refuse_pickle
 from knowledge.answers import PlainError, did_you_mean

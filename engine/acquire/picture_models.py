@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.acquire import transfer
 from engine.acquire.huggingface import Address, Repository, explain, look_up
-from engine.acquire.models import models_folder
+from engine.acquire.models_folder import models_folder
 from engine.acquire.network import Notice, RefusalError, silent
 from knowledge.answers import PlainError
 

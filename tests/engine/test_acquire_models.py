@@ -13,7 +13,8 @@ from model_files import INPAINTING, LORA, NOOB, SD2, SD15, SDXL, VAE, diffusers_
 from servers import Fault
 
 from engine.acquire import huggingface
-from engine.acquire.models import MANIFEST, ModelsFolder, bring_in, models_folder, recognise, set_aside
+from engine.acquire.models import bring_in, recognise, set_aside
+from engine.acquire.models_folder import MANIFEST, ModelsFolder, models_folder
 from engine.models.detect import detect
 from knowledge.answers import PlainError
 

@@ -10,7 +10,8 @@ from model_files import LORA, SD15, SDXL, VAE, fetched
 from servers import Fault
 
 from engine.acquire import civitai
-from engine.acquire.models import MANIFEST, ModelsFolder, bring_in, recognise
+from engine.acquire.models import bring_in, recognise
+from engine.acquire.models_folder import MANIFEST, ModelsFolder
 from knowledge.answers import PlainError
 
 pytestmark = pytest.mark.usefixtures("quick_network")

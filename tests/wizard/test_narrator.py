@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import pytest
-
 from engine.events import CheckpointSaved, Failed, PhaseStarted, RunFinished, RunStarted, StepFinished, Warned
-from wizard.narrator import Narrator, Sample, narrate, trend, welch_t
+from wizard.narrator import Narrator, narrate
 
 TREND_WORDS = ("falls", "falling", "fallen", "risen", "jumped")
 
@@ -19,12 +17,6 @@ def texts(events):
 
 def speaks_of_a_trend(events):
     return [text for text in texts(events) if any(word in text for word in TREND_WORDS)]
-
-
-def test_welch_t_matches_the_worked_example():
-    """Means 2 and 5, variances 1 and 4 over 3 and 3 values: (5 - 2) / sqrt(1/3 + 4/3) = 2.3238."""
-    before, after = Sample.of([1.0, 2.0, 3.0]), Sample.of([3.0, 5.0, 7.0])
-    assert welch_t(before, after) == pytest.approx(2.32379, abs=1e-5)
 
 
 def test_noise_alone_is_never_called_a_trend(story, losses):
@@ -44,15 +36,6 @@ def test_a_falling_loss_is_told_with_the_numbers_that_show_it(story, losses):
     assert f"{early:.3g} (first 100 steps) to {late:.3g} (last 100)" in first
     assert "learns" in first
     assert last == f"The loss went on falling; the last 200 steps average {sum(values[-200:]) / 200:.3g}."
-
-
-def test_steadily_is_said_only_when_each_third_lies_below_the_one_before(losses):
-    falls_throughout = trend(losses(lambda share: 0.4 - 0.3 * share, 1200, 3))
-    falls_then_stays = trend(losses(lambda share: 0.4 if share < 1 / 3 else 0.2, 1200, 3))
-    assert falls_throughout is not None
-    assert falls_throughout.direction == "steadily falling"
-    assert falls_then_stays is not None
-    assert falls_then_stays.direction == "falling"
 
 
 def test_a_rising_loss_is_a_warning_with_a_remedy(story, losses):
