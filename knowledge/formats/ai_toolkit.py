@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from knowledge.answers import PlainError
 from knowledge.formats.ai_toolkit_files import read_datasets, read_sample
 from knowledge.formats.ai_toolkit_training import DIALECT, read_network, read_train
 from knowledge.formats.repairs import NO_MODEL
 from knowledge.formats.sd_scripts import ENDLESS
-from knowledge.formats.sorting import rest
+from knowledge.formats.sorting import rest, take_name
 from knowledge.formats.translation import Imported, Translation
 from knowledge.formats.values import as_bool, is_empty
 from knowledge.formats.vocabulary import alike, choice_of, facts_of
@@ -42,17 +39,10 @@ DEFAULTS: dict[str, Any] = {
 """What its settings are when the file does not say, by our names; those equal to our defaults are left out."""
 
 
-def read_yaml(text: str, path: Path) -> Imported:
-    """The config that this file describes. Raises PlainError when it is no job of ai-toolkit."""
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        where = f", line {mark.line + 1}" if mark else ""
-        raise PlainError(f"{path} is not valid YAML: {str(error).splitlines()[0]}{where}.", 2) from None
+def read_job(document: Mapping[str, Any], path: Path) -> Imported:
+    """The config that this job describes. Raises PlainError when it trains nothing."""
     process = process_of(document)
-    if process is None:
-        raise PlainError(f"{path} is YAML, but no job of ai-toolkit: it has no config.process.", 2)
+    assert process is not None, "the reader looks for one first"
     if not {"network", "train", "datasets"} & process.keys():
         kind = process.get("type") or document.get("job")
         raise PlainError(f'{path} is a job of ai-toolkit that trains nothing (its type is "{kind}").', 2)
@@ -100,15 +90,21 @@ def _job(job: Translation) -> None:
     if "job" in job.source:
         job.no_effect("job", "It names the kind of job.")
     if "config.name" in job.source:
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(job.source["config.name"]).replace("[name]", "lora")).strip("-._")
-        if name == job.source["config.name"]:
-            job.mapped("config.name", "output.name", name)
-        else:
-            job.changed(
-                "config.name", "output.name", (name or "my-lora")[:100], "Letters, digits, dots and dashes only."
-            )
+        take_name(job, "config.name", str(job.source["config.name"]).replace("[name]", "lora"))
     if not is_empty(job.get("training_folder")):
         job.mapped("training_folder", "output.folder", str(job.source["training_folder"]))
+
+
+def _other_kinds(job: Translation) -> None:
+    """What it trains instead of a network, or besides one."""
+    for key, what in (("embedding", "an embedding"), ("adapter", "an adapter for a picture as prompt")):
+        if not is_empty(job.get(key)):
+            job.unsupported(key, f"It trains {what}.")
+            if not any(name.startswith("network.") for name in job.source):
+                job.other_kind = what
+                for part in ("train.train_unet", "train.train_text_encoder"):
+                    if part in job.source:
+                        job.unsupported(part, f"It trains {what}; here the UNet is trained.")
 
 
 def _model(job: Translation) -> None:
@@ -166,4 +162,12 @@ def _by_entry(job: Translation) -> None:
                 job.mapped(key, "schedule.scheduler" if word == "lr_scheduler" else "sampling.seed", ours)
 
 
-RULES: tuple[Callable[[Translation], None], ...] = (_job, _model, read_network, read_train, read_datasets, read_sample)
+RULES: tuple[Callable[[Translation], None], ...] = (
+    _job,
+    _other_kinds,
+    _model,
+    read_network,
+    read_train,
+    read_datasets,
+    read_sample,
+)

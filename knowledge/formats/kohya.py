@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import shlex
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from knowledge.answers import PlainError
 from knowledge.config import fields
+from knowledge.formats.commands import training_command
 from knowledge.formats.kohya_network import DIALECT
 from knowledge.formats.sd_scripts import translate
+from knowledge.formats.text import toml_at
 from knowledge.formats.translation import Imported, of_another_kind
 from knowledge.formats.translation import Note as Said
 from knowledge.formats.values import as_bool, is_empty
@@ -21,18 +19,14 @@ from knowledge.formats.vocabulary import alike, facts_of
 
 SUBSET_KEYS = ("image_dir", "num_repeats", "class_tokens", "is_reg", "conditioning_data_dir")
 """Subset options that become a folder; the others hold for the whole dataset here."""
-TRAINING = {
-    "pretrained_model_name_or_path", "network_dim", "network_module", "learning_rate", "unet_lr", "train_data_dir",
-    "dataset_config", "config_file", "output_dir", "max_train_epochs", "max_train_steps",
-}  # fmt: skip
-"""Options of which every command that trains has one, whatever its script is called."""
-SCRIPTS = {"train_network.py": "sd15", "sdxl_train_network.py": "sdxl"}
 
 
 def read_toml(document: Mapping[str, Any], path: Path) -> Imported:
     """An options file of sd-scripts, one of its dataset files alone, or derrian's file, which holds both."""
     if "subsets" in document and any(key.endswith("_args") for key in document):
         return _read_derrian(document, path)
+    if set(document) == {"metadata", "data"} and all(isinstance(part, dict) for part in document.values()):
+        return _read_preset(document, path)
     if "datasets" in document:
         return read_options({}, "sd-scripts dataset TOML", path.parent, dataset=document)
     return read_options(flattened(document), "sd-scripts TOML", path.parent)
@@ -44,6 +38,17 @@ def flattened(document: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in document.items():
         flat |= flattened(value) if isinstance(value, dict) else {key: value}
     return flat
+
+
+def _read_preset(document: Mapping[str, Any], path: Path) -> Imported:
+    """A preset of lora-scripts (SD-Trainer): what its page shows of it, and the options that it changes there."""
+    imported = read_options(flattened(document["data"]), "lora-scripts preset TOML", path.parent)
+    about = [
+        Said(f"metadata.{key}", value, "no_effect", why="It tells about the preset, not about the training.")
+        for key, value in document["metadata"].items()
+    ]
+    warning = "A preset says only what it changes on that program's page; the rest here follows sd-scripts' defaults."
+    return _with(imported, notes=(*imported.notes, *about), warnings=(warning, *imported.warnings))
 
 
 EASY_TRAINING = {
@@ -96,97 +101,40 @@ def _read_derrian(document: Mapping[str, Any], path: Path) -> Imported:
     return _with(imported, notes=(*(note for note in notes if note.key not in added), *own))
 
 
-def read_command_line(text: str, beside: Path) -> Imported:
-    """A command as it is typed or stands in a script: accelerate launch … train_network.py --option value …"""
-    words = command_words(text)
-    script = next((word for word in words if word.endswith(".py")), "")
-    start = words.index(script) + 1 if script else 0
-    script_name = Path(script.replace("\\", "/")).name
-    family = SCRIPTS.get(script_name)
-    options = options_of(words[start:])
-    known = facts_of("sd_scripts")
-    meant = TRAINING if script and "train" not in script_name else {*known["options"], *known["unset"]}
-    if not meant & options.keys():
-        raise PlainError(f"This command{f' ({script_name})' if script else ''} trains nothing that is known here.", 2)
-    imported = read_options(options, "sd-scripts command line", beside, family=family)
-    open_words = [word for word in words[start:] if re.search(r"\$[\w{(@]|%\w+%", word)]
-    if open_words:
-        warning = f"What stands for {', '.join(dict.fromkeys(open_words))} is decided when the script runs; see there."
-        imported = _with(imported, warnings=(*imported.warnings, warning))
-    if script and family is None:
-        return of_another_kind(imported, f"what {script_name} is for")
+def read_command_line(text: str, path: Path) -> Imported:
+    """A command as it is typed or stands in a script: accelerate launch … train_network.py --option value …
+
+    Where it names an options file with --config_file, the options of the command stand above those of the file.
+    """
+    command = training_command(text, path)
+    options, own = _with_config_file(command.options, path.parent)
+    imported = read_options(options, "sd-scripts command line", path.parent, family=command.family)
+    notes = tuple(note for note in imported.notes if note.key != "config_file")
+    launched = [_of_the_launcher(key, value, options) for key, value in command.launcher.items()]
+    imported = _with(imported, notes=(*notes, *own, *launched), warnings=(*command.remarks, *imported.warnings))
+    if command.script and command.family is None:
+        return of_another_kind(imported, f"what {command.script} is for")
     return imported
 
 
-def command_words(text: str) -> list[str]:
-    """The words of the command that trains, with continued lines joined; of several commands the one with a script."""
-    joined = with_variables(re.sub(r"[\\^`]\s*\r?\n", " ", text))
-    lines = [
-        line.strip() for line in joined.splitlines() if line.strip() and not re.match(r"\s*(#|rem\b|::)", line, re.I)
-    ]
-    chosen = next((line for line in lines if ".py" in line and "--" in line), " ".join(lines))
-    lexer = shlex.shlex(chosen, posix=True, punctuation_chars=False)
-    lexer.whitespace_split = True
-    lexer.commenters = ""
-    if re.search(r"[A-Za-z]:\\", chosen):
-        lexer.escape = ""  # a Windows path is no row of escapes
-    try:
-        return list(lexer)
-    except ValueError:
-        return chosen.split()
+def _with_config_file(options: dict[str, Any], beside: Path) -> tuple[dict[str, Any], list[Said]]:
+    """The options with those of the file that config_file names, which count less; and a note on it."""
+    name = options.get("config_file")
+    if is_empty(name):
+        return options, []
+    path = beside / str(name)
+    document = toml_at(path if path.suffix == ".toml" else path.with_name(f"{path.name}.toml"))
+    if document is None:
+        why = "It names the file with more options, which was not found beside this one."
+        return options, [Said("config_file", name, "unsupported", why=why)]
+    return flattened(document) | options, [Said("config_file", name, "no_effect", why="Its file was read.")]
 
 
-ASSIGNMENT = re.compile(
-    r"""^\s*(?:export\s+|set\s+)?\$?(?P<name>[A-Za-z_]\w*)\s*=\s*
-        (?:"(?P<double>[^"\n]*)"|'(?P<single>[^'\n]*)'|(?P<bare>[\w./:\\+-]+))\s*(?:[#;].*)?$""",
-    re.VERBOSE | re.MULTILINE,
-)
-
-
-def with_variables(text: str) -> str:
-    """The script with $NAME, ${NAME} and %NAME% replaced by what the script itself assigns to them.
-
-    A name that is assigned twice is left open, since which value holds depends on how the script runs.
-    """
-    found: dict[str, set[str]] = {}
-    for match in ASSIGNMENT.finditer(text):
-        found.setdefault(match["name"], set()).add(match["double"] or match["single"] or match["bare"] or "")
-    values = {name: next(iter(given)) for name, given in found.items() if len(given) == 1}
-
-    def value(match: re.Match[str]) -> str:
-        name = match[1] or match[2] or match[3]
-        return values.get(name, match[0]) if "$" not in values.get(name, "") else match[0]
-
-    return re.sub(r"\$\{(\w+)\}|\$(\w+)|%(\w+)%", value, text)
-
-
-def options_of(words: list[str]) -> dict[str, Any]:
-    """Options and their values from the words after the script; --a=b, switches, and lists of several words."""
-    known = facts_of("sd_scripts")
-    switches = {key for key, value in known["options"].items() if isinstance(value, bool)}
-    options: dict[str, Any] = {}
-    current: str | None = None
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            current = name.replace("-", "_")
-            options[current] = _typed(value) if equals else True
-            continue
-        if current is None or current in switches:
-            continue
-        value = _typed(word)
-        held = options[current]
-        options[current] = value if held is True else [*held, value] if isinstance(held, list) else [held, value]
-    return options
-
-
-def _typed(word: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return {"True": True, "False": False}.get(word, word)
+def _of_the_launcher(key: str, value: Any, options: Mapping[str, Any]) -> Said:
+    why = "It tells accelerate how to start the script."
+    if key == "mixed_precision":
+        why = "It is accelerate's; the script's own --mixed_precision counts, which is no unless it is given."
+    return Said(f"accelerate.{key}", value, "no_effect", why=why)
 
 
 def read_options(
@@ -199,13 +147,7 @@ def read_options(
 ) -> Imported:
     """The config of these options; the dataset file that they name is read too, where it is found."""
     if dataset is None and not is_empty(options.get("dataset_config")):
-        path = Path(str(options["dataset_config"]))
-        path = path if path.is_absolute() else beside / path
-        if path.is_file():
-            try:
-                dataset = tomllib.loads(path.read_text(encoding="utf-8"))
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-                dataset = None
+        dataset = toml_at(beside / str(options["dataset_config"]))
     if dataset is None:
         return translate(options, kind=kind, family=family, beside=beside)
     merged, notes, folders = from_dataset(dataset)

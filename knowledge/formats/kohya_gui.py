@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from knowledge.formats.kohya import options_of, read_options
+from knowledge.formats.commands import options_of
+from knowledge.formats.kohya import read_options
 from knowledge.formats.translation import Imported, Note, of_another_kind
 from knowledge.formats.values import as_bool, as_number, is_empty
 from knowledge.formats.vocabulary import facts_of

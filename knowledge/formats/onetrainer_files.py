@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from knowledge.config import fields
+from knowledge.formats.sorting import take_name
+from knowledge.formats.text import json_at
 from knowledge.formats.translation import Translation
 from knowledge.formats.values import as_number, is_empty
 
@@ -48,11 +49,7 @@ def read_dataset(job: Translation, beside: Path) -> None:
     name = job.get("concept_file_name")
     if concepts is None and not is_empty(name):
         path = Path(str(name)) if Path(str(name)).is_absolute() else beside / str(name)
-        if path.is_file():
-            try:
-                concepts = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                concepts = None
+        concepts = json_at(path)
         if concepts is None:
             job.unsupported(
                 "concept_file_name", "It names the file with the folders, which was not found beside this one."
@@ -135,8 +132,8 @@ def read_sampling(job: Translation, beside: Path) -> None:
             job.mapped("sample_skip_first", "sampling.at_start", True)
     target = job.get("output_model_destination")
     if not is_empty(target):
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(str(target).replace("\\", "/")).stem).strip("-._") or "my-lora"
-        job.changed("output_model_destination", "output.name", name[:100], "The name without its folder.")
+        bare = Path(str(target).replace("\\", "/")).stem
+        take_name(job, "output_model_destination", bare, "The name without its folder.")
 
 
 def _interval(job: Translation, key: str, name: str) -> None:

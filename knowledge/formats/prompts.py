@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from knowledge.formats.text import text_at
 from knowledge.formats.translation import Translation
 from knowledge.formats.values import as_number
 
@@ -38,10 +39,11 @@ def read_prompts(job: Translation, key: str, beside: Path | None) -> None:
     if "\n" not in given:
         path = Path(given) if Path(given).is_absolute() or beside is None else beside / given
         if path.suffix.lower() in (".txt", ".toml", ".json") or path.is_file():
-            if path.suffix.lower() != ".txt" or not path.is_file():
+            found = text_at(path) if path.suffix.lower() == ".txt" else None
+            if found is None:
                 job.unsupported(key, f"The prompts are in {given}, which is not a text file on this computer.")
                 return
-            text = path.read_text(encoding="utf-8", errors="replace")
+            text = found
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     prompts = [parse_line(line) for line in lines]
     if not prompts:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from knowledge.answers import PlainError
+from knowledge.formats import text
+from knowledge.formats.text import Written
 from knowledge.formats.translation import Imported
+from knowledge.formats.vocabulary import facts_of
 
-COMMANDS = {".sh", ".bat", ".cmd", ".ps1", ".txt"}
-LARGEST_BYTES = 20_000_000
+COMMANDS = {".sh", ".bash", ".bat", ".cmd", ".ps1", ".txt"}
+KNOWN = "Known are sd-scripts, kohya_ss, LoRA Easy Training Scripts, OneTrainer and ai-toolkit."
 
 
 def is_foreign(path: Path | str) -> bool:
@@ -20,8 +24,10 @@ def is_foreign(path: Path | str) -> bool:
     if path.suffix.lower() != ".toml":
         return path.suffix.lower() in {".json", ".yaml", ".yml", ".safetensors", *COMMANDS}
     try:
-        return not _is_ours(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return not _is_ours(tomllib.loads(text.read_text(path).text))
+    except PlainError:
+        return False
+    except (ValueError, RecursionError):  # of a file that is broken, read_foreign and read_answers say the same
         return False
 
 
@@ -37,41 +43,44 @@ def read_foreign(path: Path | str) -> Imported:
         from knowledge.formats.lora_metadata import read_lora
 
         return read_lora(path)
-    if path.stat().st_size > LARGEST_BYTES:
-        raise PlainError(f"{path} is too large for a config file ({path.stat().st_size:,} bytes).", 2)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise PlainError(f"{path} is not text in UTF-8, so it is no config file.", 2) from None
-    except OSError as error:
-        raise PlainError(f"{path} cannot be read: {error.strerror or error}.") from None
+    written = text.read_text(path)
     if suffix in (".yaml", ".yml"):
-        from knowledge.formats.ai_toolkit import read_yaml
+        written, read = text.parsed_yaml(written, path), _read_yaml
+    elif suffix == ".toml":
+        written, read = text.parsed_toml(written, path), _read_toml
+    elif suffix == ".json" or written.text.lstrip().startswith("{"):
+        written, read = text.parsed_json(written, path), _read_json
+    else:
+        read = _read_command
+    imported = read(written, path)
+    return dataclasses.replace(imported, warnings=(*imported.warnings, *written.remarks))
 
-        return read_yaml(text, path)
-    if suffix == ".toml":
-        return _read_toml(text, path)
-    if suffix == ".json" or text.lstrip().startswith("{"):
-        return _read_json(text, path)
+
+def _read_yaml(written: Written, path: Path) -> Imported:
+    from knowledge.formats.ai_toolkit import process_of, read_job
+
+    if process_of(written.document) is None:
+        _refuse(written.document, path, "YAML")
+    return read_job(written.document, path)
+
+
+def _read_toml(written: Written, path: Path) -> Imported:
+    from knowledge.formats import kohya, kohya_gui_sections
+
+    document = written.document
+    if kohya_gui_sections.is_sectioned(document):
+        return kohya_gui_sections.read_sections(document, path)
+    if _known_sections(document):
+        raise PlainError(f"{path} is an answers file of this program already; nothing needs to be imported.", 2)
+    if _is_ours(document):
+        _refuse(document, path, "TOML")
+    return kohya.read_toml(document, path)
+
+
+def _read_command(written: Written, path: Path) -> Imported:
     from knowledge.formats.kohya import read_command_line
 
-    if "--" not in text:
-        raise PlainError(f"{path} holds neither a config nor a command with options.", 2)
-    return read_command_line(text, path.parent)
-
-
-def _read_toml(text: str, path: Path) -> Imported:
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PlainError(f"{path} is not valid TOML: {error}.", 2) from None
-    if _is_ours(document):
-        if _known_sections(document):
-            raise PlainError(f"{path} is an answers file of this program already; nothing needs to be imported.", 2)
-        raise PlainError(f"{path} is TOML, but no config of a trainer that is known here.", 2)
-    from knowledge.formats.kohya import read_toml
-
-    return read_toml(document, path)
+    return read_command_line(written.text, path)
 
 
 def _known_sections(document: dict[str, Any]) -> bool:
@@ -87,36 +96,62 @@ def _known_sections(document: dict[str, Any]) -> bool:
 def _is_ours(document: dict[str, Any]) -> bool:
     """Answers of ours, or at least nothing that sd-scripts would know."""
     from knowledge.formats.kohya import flattened
-    from knowledge.formats.vocabulary import facts_of
 
     if _known_sections(document):
         return True
     known = facts_of("sd_scripts")
     theirs = {*known["options"], *known["unset"], "datasets", "subsets", "general"}
-    return not theirs & ({*flattened(document), *document} - {"seed"})
+    keys = {*flattened(document), *document} - {"seed"}
+    return _unrelated(document) is not None or not theirs & keys
 
 
-def _read_json(text: str, path: Path) -> Imported:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        raise PlainError(f"{path} is not valid JSON.", 2) from None
-    if not isinstance(document, dict):
-        raise PlainError(f"{path} is JSON, but not a list of settings.", 2)
-    if isinstance(document.get("config"), dict) and "process" in document["config"]:
-        from knowledge.formats.ai_toolkit import read_yaml
+def _read_json(written: Written, path: Path) -> Imported:
+    from knowledge.formats.ai_toolkit import process_of, read_job
 
-        return read_yaml(text, path)
+    document = written.document
+    if process_of(document) is not None:
+        return read_job(document, path)
+    trainer = None if not isinstance(document, dict) or _unrelated(document) else _trainer_of(document)
+    return trainer(document, path) if trainer else _refuse(document, path, "JSON")
+
+
+def _trainer_of(document: Mapping[str, Any]) -> Callable[[Mapping[str, Any], Path], Imported] | None:
+    """What reads a JSON document with settings like these; None when no trainer has them."""
     if {"LoRA_type", "network_dim", "pretrained_model_name_or_path", "optimizer_args"} & document.keys():
         from knowledge.formats import kohya_gui
 
-        return kohya_gui.read_json(document, path)
+        return kohya_gui.read_json
     # Model configs of the hub have a model_type too, as a word in small letters.
     named = str(document.get("model_type", "")).isupper()
     if named or {"training_method", "lora_rank", "base_model_name", "learning_rate_scheduler"} & document.keys():
         from knowledge.formats import onetrainer
 
-        return onetrainer.read_json(document, path)
-    raise PlainError(
-        f"{path} is JSON of no trainer that is known here. Known are kohya_ss, OneTrainer and ai-toolkit.", 2
-    )
+        return onetrainer.read_json
+    return None
+
+
+def _refuse(document: Any, path: Path, kind: str) -> NoReturn:
+    """Raises PlainError: this is no training config, and what it is instead where one can tell."""
+    if not isinstance(document, dict):
+        raise PlainError(f"{path} is no training config: it holds no table of settings. {KNOWN}", 2)
+    what = _unrelated(document)
+    if what:
+        raise PlainError(f"{path} is no training config: it is {what}.", 2)
+    raise PlainError(f"{path} is {kind}, but no training config of a trainer that is known here. {KNOWN}", 2)
+
+
+def _unrelated(document: Mapping[str, Any]) -> str | None:
+    """What this file is when it is one of those that are handed over by mistake."""
+    return next((kind["what"] for kind in facts_of("unrelated")["kinds"] if _fits(kind, document)), None)
+
+
+def _fits(kind: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
+    def there(key: str) -> bool:
+        section, dot, inner = key.partition(".")
+        held = document.get(section)
+        return key in document or bool(dot and isinstance(held, dict) and inner in held)
+
+    if "each" in kind:
+        tables = list(document.values())
+        return bool(tables) and all(isinstance(table, dict) and kind["each"] in table for table in tables)
+    return all(map(there, kind.get("all", ()))) and (not kind.get("any") or any(map(there, kind["any"])))

@@ -9,6 +9,7 @@ from typing import Any
 
 from knowledge.config import fields
 from knowledge.formats.prompts import read_prompts
+from knowledge.formats.sorting import take_name
 from knowledge.formats.translation import Translation
 from knowledge.formats.values import as_number, is_empty
 
@@ -111,6 +112,8 @@ def read_sampling(job: Translation, beside: Path | None) -> None:
 
 
 def read_saving(job: Translation, beside: Path | None) -> None:
+    if not is_empty(job.get("output_name")):
+        take_name(job, "output_name", str(job.get("output_name")))
     for key in ("save_every_n_epochs", "save_every_n_steps", "save_last_n_epochs", "save_last_n_steps"):
         if key in job.source and as_number(job.get(key)) == 0:
             job.no_effect(key, "0 means not set.")

@@ -62,6 +62,15 @@ def rest(job: Translation, kind: str) -> None:
             job.unknown(key, [*known["options"], *known.get("unset", ()), *same, *known.get("missing", {})])
 
 
+def take_name(job: Translation, key: str, text: str, why: str = "Letters, digits, dots and dashes only.") -> None:
+    """Take the name of the finished file, which holds letters, digits, dots and dashes alone here."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "my-lora"
+    if name == str(job.source[key]):
+        job.mapped(key, "output.name", name)
+    else:
+        job.changed(key, "output.name", name, why)
+
+
 def take_argument(job: Translation, key: str, optimizer: str, argument: str, value: Any) -> None:
     """Sort a key that gives the optimizer's class an argument, by our library's name for it."""
     written = key.rpartition(".")[2]

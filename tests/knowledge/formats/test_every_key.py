@@ -103,5 +103,5 @@ def test_any_settings_of_ai_toolkit_end_in_one_list_each(given):
             process[key] = value
     process["datasets"] = [dataset]
     document = {"config": {"name": "x", "process": [process]}}
-    imported = ai_toolkit.read_yaml(json.dumps(document), Path("x.yaml"))
+    imported = ai_toolkit.read_job(json.loads(json.dumps(document)), Path("x.yaml"))
     assert sorted(note.key for note in imported.notes) == sorted(ai_toolkit.flattened(document, process))

@@ -121,3 +121,12 @@ def test_every_sampler_of_sd_scripts_has_its_own_here(theirs, ours):
 def test_no_metadata_there_is_minimal_metadata_here():
     assert options(no_metadata=True).values["saving.metadata"] == "minimal"
     assert options(no_metadata=False).values.get("saving.metadata", "full") == "full"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "outcome_"),
+    [("fox", "fox", "mapped"), ("my fox (v2)", "my-fox-v2", "changed"), ("狐", "my-lora", "changed")],
+)
+def test_a_name_that_is_no_file_name_of_ours_is_made_one(theirs, ours, outcome_):
+    imported = options(output_name=theirs)
+    assert (imported.config.output.name, outcome(imported, "output_name")) == (ours, outcome_)
