@@ -61,6 +61,41 @@ class Session:
         self.bench.situation(draft.values)
         self.move(draft)
 
+    def settle(
+        self,
+        name: str,
+        around: Mapping[str, Any],
+        take: Callable[[Mapping[str, Any]], None],
+        *,
+        form: str = "",
+        ask: str = "",
+    ) -> Move | None:
+        """Asks for one setting until `take` can have the values with the others, or until somebody goes elsewhere."""
+        error, typed = "", False
+        while True:
+            if form in forms.FORMS:
+                answer: Any = forms.FORMS[form](self, {**around, "error": error})
+            else:
+                offers = form == "offers"
+                values = self.draft.values
+                page = questions.page(
+                    self.bench, values, name, ask=ask, offers=offers, typed=typed, error=error, **around
+                )
+                answer = self.ask(page)
+            if answer is questions.OTHER:
+                typed, error = True, ""
+            elif isinstance(answer, Move) and typed:
+                typed, error = False, ""
+            elif isinstance(answer, Move):
+                return answer
+            else:
+                try:
+                    take(answer if form in forms.FORMS else {name: answer})
+                except ValidationError as conflict:
+                    error = questions.conflict(conflict)
+                else:
+                    return None
+
     def tell_changes(self, before: TrainingConfig) -> None:
         """Makes the next page say what has changed since, and what changed with it."""
         names = settings.every_name()
@@ -121,37 +156,9 @@ class Session:
     def _ask_question(self, name: str) -> Move | None:
         """Asks one question of the path until it is answered or left."""
         question = steps.questions()[name]
-        around = self._around(name)
-        error, typed = "", False
-        while True:
-            if question.form in forms.FORMS:
-                answer: Any = forms.FORMS[question.form](self, {**around, "error": error})
-            else:
-                page = questions.page(
-                    self.bench,
-                    self.draft.values,
-                    name,
-                    ask=question.ask,
-                    offers=question.form == "offers",
-                    typed=typed,
-                    error=error,
-                    **around,
-                )
-                answer = self.ask(page)
-            if answer is questions.OTHER:
-                typed, error = True, ""
-                continue
-            if isinstance(answer, Move):
-                if typed:
-                    typed, error = False, ""
-                    continue
-                return answer
-            try:
-                self._take(name, answer if question.form in forms.FORMS else {name: answer})
-            except ValidationError as conflict:
-                error = questions.conflict(conflict)
-            else:
-                return None
+        return self.settle(
+            name, self._around(name), lambda values: self._take(name, values), form=question.form, ask=question.ask
+        )
 
     def _take(self, name: str, values: Mapping[str, Any]) -> None:
         """Takes an answer in; one that equals the recommendation follows it from then on."""

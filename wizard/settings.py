@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from knowledge.answers import PlainError
 from knowledge.config import fields, sections, value_of
 from knowledge.names import find
 from knowledge.parameters import LEVELS, Parameter, parameters, recommended
-from wizard import forms, questions, steps, views, words
+from wizard import questions, steps, views, words
 from wizard.explain import SECTIONS
 from wizard.prompts import Move, Option, Page
 
@@ -153,29 +151,8 @@ def change(session: Session, name: str, around: dict[str, Any]) -> bool:
     """Asks for one setting until its value goes together with the others; whether something was answered."""
     question = steps.questions().get(name)
     form = question.form if question else FORMS.get(name, "")
-    around = {**around, "back": "back", "more": False}
-    error, typed = "", False
-    while True:
-        if form in forms.FORMS:
-            answer: Any = forms.FORMS[form](session, {**around, "error": error})
-        else:
-            page = questions.page(
-                session.bench, session.draft.values, name, offers=form == "offers", typed=typed, error=error, **around
-            )
-            answer = session.ask(page)
-        if answer is questions.OTHER:
-            typed, error = True, ""
-            continue
-        if isinstance(answer, Move):
-            if typed:
-                typed, error = False, ""
-                continue
-            return False
-        before = session.situation().config
-        try:
-            session.answer(answer if form in forms.FORMS else {name: answer})
-        except ValidationError as conflict:
-            error = questions.conflict(conflict)
-        else:
-            session.tell_changes(before)
-            return True
+    before = session.situation().config
+    if session.settle(name, {**around, "back": "back", "more": False}, session.answer, form=form) is not None:
+        return False
+    session.tell_changes(before)
+    return True
