@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from json.encoder import encode_basestring
 from math import isqrt, prod
 
@@ -32,10 +32,7 @@ class NetworkLayer:
     name: str
     rank: int
     tensors: Shapes
-
-    @cached_property
-    def trainable(self) -> int:
-        return sum(prod(shape) for name, shape in self.tensors.items() if name not in NOT_TRAINED)
+    trainable: int
 
 
 @lru_cache(maxsize=64)  # one plan asks nine times, and a solver tries many plans
@@ -83,12 +80,16 @@ def safetensors_bytes(shapes: Mapping[str, Shape], precision: Precision, metadat
     """The size of a safetensors file that holds these tensors: 8 bytes, the header padded to 8, the numbers."""
     entries = [f'"__metadata__":{_json(dict(metadata))}'] if metadata is not None else []
     end = 0
+    written: dict[Shape, tuple[str, int]] = {}
     for name in sorted(shapes):
-        begin, end = end, end + prod(shapes[name]) * BYTES[precision]
-        shape = ",".join(map(str, shapes[name]))
-        entries.append(
-            f'{encode_basestring(name)}:{{"dtype":"{SAFETENSORS_NAMES[precision]}","shape":[{shape}],"data_offsets":[{begin},{end}]}}'
-        )
+        shape = shapes[name]
+        if shape not in written:
+            sides = ",".join(map(str, shape))
+            described = f'"dtype":"{SAFETENSORS_NAMES[precision]}","shape":[{sides}]'
+            written[shape] = described, prod(shape) * BYTES[precision]
+        described, size = written[shape]
+        begin, end = end, end + size
+        entries.append(f'{encode_basestring(name)}:{{{described},"data_offsets":[{begin},{end}]}}')
     header = len(("{" + ",".join(entries) + "}").encode())
     return 8 + -(-header // 8) * 8 + end
 
@@ -99,14 +100,19 @@ def _json(value: object) -> str:
 
 def _network_layers(architecture: Architecture, network: NetworkSettings) -> Iterator[NetworkLayer]:
     groups = {"attention", "text"} | ({"convolution"} if network.adapts_convolutions else set())
+    made: dict[tuple[object, ...], tuple[Shapes, int]] = {}  # a thousand layers have some twenty shapes between them
     for part in sorted(_trained_parts(architecture, network)):
         for layer in architecture.layers[part]:
             if layer.group in groups and layer.kind in ("linear", "conv"):
                 name = architecture.saved_name(part, layer)
                 own = layer_settings(name, layer.kernel > 1, network)
                 if own is not None:
-                    tensors = TENSORS[network.algorithm](layer, own.rank, network)
-                    yield NetworkLayer(part, layer, name, own.rank, tensors)
+                    shape = (layer.kind, layer.inputs, layer.outputs, layer.kernel, layer.bias, own.rank)
+                    if shape not in made:
+                        tensors = TENSORS[network.algorithm](layer, own.rank, network)
+                        trained = sum(prod(sides) for name, sides in tensors.items() if name not in NOT_TRAINED)
+                        made[shape] = tensors, trained
+                    yield NetworkLayer(part, layer, name, own.rank, *made[shape])
 
 
 def _trained_parts(architecture: Architecture, network: NetworkSettings) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ FIRST = {"input_blocks": 1, "middle_block": 10, "output_blocks": 13}
 """SDXL's first block of each kind."""
 LISTS = ("block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas", "block_rates")
 """Settings of network that hold a number for every block."""
+lists_of = attrgetter(*LISTS)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def numbers(text: str) -> tuple[float, ...]:
 def layer_settings(name: str, convolution: bool, network: NetworkSettings) -> LayerSettings | None:
     """What the layer of this saved name is adapted with; None where its block is not trained."""
     rank, alpha = (network.conv_rank, network.conv_alpha) if convolution else (network.rank, network.alpha)
-    if not any(getattr(network, lists) for lists in LISTS):  # most networks, asked a thousand times for one plan
+    if not any(lists_of(network)):  # most networks, asked a thousand times for one plan
         return LayerSettings(rank, alpha)
     block = block_of(name)
     if block is None:

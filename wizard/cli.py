@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from importlib import import_module
 
 import click
-
-from knowledge.answers import PlainError, did_you_mean
 
 COMMANDS = {
     "new": "wizard.new:new",
@@ -73,6 +72,9 @@ class Commands(click.Group):
             return None
         module, attribute = COMMANDS[name].split(":")
         command: click.Command = getattr(import_module(module), attribute)
+        if not gc.isenabled():  # everything is loaded, and none of it is ever thrown away
+            gc.freeze()
+            gc.enable()
         for each in [command, *command.commands.values()] if isinstance(command, click.Group) else [command]:
             if not any(parameter.name == "debug" for parameter in each.params):
                 each.params.append(
@@ -84,6 +86,8 @@ class Commands(click.Group):
         self, context: click.Context, arguments: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
+            from knowledge.answers import did_you_mean
+
             context.fail(f'There is no command "{arguments[0]}".{did_you_mean(arguments[0], COMMANDS)}')
         return super().resolve_command(context, arguments)
 
@@ -114,6 +118,10 @@ def lora_wizard(context: click.Context) -> int | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the program and exits: 0 done, 1 failed, 2 wrong use, 3 blocked by findings, 130 interrupted."""
+    if arguments is None:
+        gc.disable()  # a seventh of every start went into looking for garbage among what was being loaded
+    from knowledge.answers import PlainError
+
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
