@@ -15,6 +15,8 @@ DATA = Path(__file__).parent / "data" / "gpus.toml"
 GB = 1024**3
 NOT_PART_OF_A_NAME = frozenset({"nvidia", "geforce", "graphics", "card", "gpu", "tesla", "quadro", "the", "generation"})
 OFTEN_LEFT_OUT = frozenset({"rtx", "gtx", "pcie", "sxm", "sxm2", "blackwell"})
+LANE_BYTES = {"3.0": 0.985e9, "4.0": 1.969e9, "5.0": 3.938e9}
+"""Bytes a second over one lane of PCI Express: 8, 16 and 32 gigabits a second of which 128 in 130 carry data."""
 SUFFIXES = frozenset({"ti", "super", "ada", "max"})
 """Words that make another card of one: a "4070 Ti" is no "4070"."""
 
@@ -30,10 +32,28 @@ class Gpu:
     fp32_flops: float
     capability: tuple[int, int]
     source: str
+    pcie: str = "4.0 x16"
+    sky: str = ""
 
     @property
     def bf16(self) -> bool:
         return self.capability >= (8, 0)
+
+    @property
+    def bf16_flops(self) -> float:
+        """Operations a second in bf16, at the rate of fp16; where it has none, those of fp32 do its work."""
+        return self.fp16_flops if self.bf16 else self.fp32_flops
+
+    @property
+    def fp8_flops(self) -> float | None:
+        """Operations a second in fp8, twice those in fp16; None where the card has no such numbers."""
+        return 2 * self.fp16_flops if self.capability >= (8, 9) else None
+
+    @property
+    def link_bandwidth(self) -> float:
+        """Bytes a second between the card and the computer's memory, one way, at the most."""
+        generation, _, lanes = self.pcie.partition(" x")
+        return LANE_BYTES[generation] * int(lanes)
 
     def hardware(self) -> Hardware:
         """A computer with this card, of which nothing else is known."""
@@ -53,6 +73,8 @@ def gpus() -> tuple[Gpu, ...]:
             row["fp32_tflops"] * 1e12,
             tuple(int(part) for part in row["capability"].split(".")),  # type: ignore[arg-type]
             row["source"],
+            row["pcie"],
+            row.get("sky", ""),
         )
         for row in rows
     )

@@ -12,15 +12,9 @@ import engine
 from knowledge.answers import answers_text
 from knowledge.config import POCKET_MODEL, TrainingConfig, value_of, with_values
 from knowledge.formats.export import Exported
+from knowledge.gpus import gpus
 from wizard.launch import situation_of
 
-RENTED = {
-    "T4": 16, "V100": 16, "L4": 24, "A10G": 24, "A10": 24, "RTX4090": 24, "A100": 40, "L40S": 48, "A100-80GB": 80,
-    "H100": 80, "H200": 141,
-}  # fmt: skip
-"""GPUs by SkyPilot's names, with the GB of memory they are sold with."""
-OLDER = frozenset({"T4", "V100"})
-"""Those without bf16."""
 FROM_DRIVERS = 0.94
 """Share of the memory on the label that a driver leaves to programs, about."""
 THERE = "~/lora"
@@ -78,14 +72,15 @@ def _fitting(bytes_needed: int, config: TrainingConfig) -> list[str]:
     from knowledge.answers import PlainError
 
     able = {
-        name: gb
-        for name, gb in RENTED.items()
-        if gb * 1e9 * FROM_DRIVERS >= bytes_needed and not (config.memory.precision == "bf16" and name in OLDER)
+        card.sky: card.memory_bytes
+        for card in gpus()
+        if card.sky and card.memory_bytes * FROM_DRIVERS >= bytes_needed
+        if card.bf16 or config.memory.precision != "bf16"
     }
     if not able:
         raise PlainError(f"No GPU that can be rented holds this run: it needs {bytes_needed / 1e9:.0f} GB.")
     sizes = sorted(set(able.values()))[:2]
-    return [name for name, gb in able.items() if gb in sizes]
+    return [name for name, memory_bytes in able.items() if memory_bytes in sizes]
 
 
 def _carried(config: TrainingConfig) -> tuple[TrainingConfig, dict[str, str], int]:
