@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from calculator.buckets import Size
+from calculator.held_weights import held_bytes, whole_layer
 from calculator.network_size import BYTES, NOT_TRAINED, Shape, butterfly, network_layers
 from calculator.step_cost import (
     RANKLESS,
@@ -18,10 +19,11 @@ from calculator.step_cost import (
     is_traced,
     phase_bytes,
     sizes_of,
+    traced_as,
     traced_networks,
 )
-from knowledge.architectures import HELD_BLOCK, Architecture, Layer
-from knowledge.config import BaseWeights, NetworkSettings, OptimizerName, TrainingConfig, with_values
+from knowledge.architectures import Architecture, Layer
+from knowledge.config import NetworkSettings, OptimizerName, TrainingConfig, with_values
 from knowledge.facts import Hardware
 from knowledge.optimizer_arguments import Argument, all_arguments
 
@@ -203,21 +205,16 @@ def _training(config: TrainingConfig, architecture: Architecture, views: Mapping
     size = trained_size(config)
     shapes = [shape for layer in layers for name, shape in layer.tensors.items() if name not in NOT_TRAINED]
     gradients = size * (max(map(prod, shapes)) if memory.fused_backward else trainable)
-    course = course_of(config)
+    half = memory.precision != "fp32"
     step, encoding = 0.0, 0.0
     for (width, height), count in views.items():
         batch = min(count, config.schedule.batch_size)
         area = width * height / architecture.latent_factor**2
-        need = activation_bytes(course, sizes_of(config, batch, area), fused_backward=memory.fused_backward)
-        # The traces are of gradients in fp32.
-        step = max(step, need - (0 if memory.fused_backward else (4 - size) * trainable))
+        step = max(step, step_bytes(config, architecture, batch, area))
         if not memory.cache_latents:
-            encoding = max(encoding, batch * phase_bytes(architecture.family, course.half, "encode", area))
-    step += untraced_bytes(config, architecture)
+            encoding = max(encoding, batch * phase_bytes(architecture.family, half, "encode", area))
     # The trace holds the gradients of one batch as they appear; those of earlier batches lie beside it.
     accumulated = gradients if config.schedule.gradient_accumulation_steps > 1 else 0
-    # A layer made whole comes and goes within what the traces of plain weights need at their peak: traced for SD 1.5,
-    # SDXL and the pocket model, fp8 and offloaded steps need up to a twentieth less and at most a hundredth more.
     most = max(step, encoding, gradients) + accumulated
     return {
         "base model": _weights(config, architecture, _resident(config, architecture)),
@@ -229,11 +226,28 @@ def _training(config: TrainingConfig, architecture: Architecture, views: Mapping
     }
 
 
-def untraced_bytes(config: TrainingConfig, architecture: Architecture) -> float:
-    """What a step needs above its traces for weights that were not in them: gradients, casts, rebuilt weights.
+def step_bytes(config: TrainingConfig, architecture: Architecture, batch: int, area: float) -> float:
+    """The most that a step on so many pictures of so many latent pixels allocates above what lasts.
 
-    By comparison with traces of the pocket model it is fifteen percent low to sixty high.
+    Computing activations again never holds more than keeping all of them does: at high ranks on small pictures the
+    traces count casts of the network's weights twice.
     """
+    memory = config.memory
+    course = course_of(config)
+    need = activation_bytes(course, sizes_of(config, batch, area), fused_backward=memory.fused_backward)
+    need += untraced_bytes(config, architecture)
+    if memory.full_half and not traced_as(course).full_half and not memory.fused_backward:
+        # The traces are of gradients in fp32.
+        need -= (4 - trained_size(config)) * _trained(architecture, config.network)
+    if not memory.gradient_checkpointing:
+        return need
+    return min(
+        need, step_bytes(with_values(config, {"memory.gradient_checkpointing": False}), architecture, batch, area)
+    )
+
+
+def untraced_bytes(config: TrainingConfig, architecture: Architecture) -> float:
+    """What a step needs above its traces for weights that were not in them: gradients, casts, rebuilt weights."""
     network, half = config.network, config.memory.precision != "fp32"
     course = course_of(config)
     added, taken_off = traced_networks(network, course)
@@ -253,9 +267,10 @@ def _rebuilt_bytes(config: TrainingConfig, architecture: Architecture) -> float:
     """Of weights that a step rebuilds and no trace holds: all stay until the backward pass, or one layer's alone."""
     network, number = config.network, BYTES[config.memory.precision]
     layers = [one.layer for one in network_layers(architecture, network) if one.part == "unet"]
-    if network.algorithm in RANKLESS and not is_traced(course_of(config)):
+    course = traced_as(course_of(config))
+    if network.algorithm in RANKLESS and not is_traced(course):
         temporary = {"full": 2, "ia3": 2, "oft": 3}.get(network.algorithm) or 2 + _stages(network, layers)
-    elif network.convolutions and network.algorithm == "loha":
+    elif network.convolutions and network.algorithm == "loha" and not course.convolutions:
         layers, temporary = [layer for layer in layers if layer.kernel > 1], 1
     else:
         return 0
@@ -293,6 +308,8 @@ def _sampling(config: TrainingConfig, architecture: Architecture) -> dict[str, i
     height = config.sampling.height or config.dataset.resolution
     area, half = width * height / architecture.latent_factor**2, config.memory.precision != "fp32"
     resident = _resident(config, architecture)
+    memory = config.memory
+    made_whole = whole_layer(architecture, memory.base_weights, BYTES[memory.precision], memory.offload_blocks)
     decoding = ["vae"] if config.memory.cache_latents else []
     decoding += [part for part in resident if part != "unet" or not config.memory.cache_latents]
     passes = [
@@ -303,7 +320,7 @@ def _sampling(config: TrainingConfig, architecture: Architecture) -> dict[str, i
             "optimizer": optimizer_bytes(architecture, config),
             "averaged weights": average_bytes(architecture, config),
             "picture": round(phase_bytes(architecture.family, half, name, area))
-            + (whole_layer(config, architecture) if name == "denoise" else 0),
+            + (made_whole if name == "denoise" else 0),
         }
         for name, parts in (("denoise", resident), ("decode", decoding))
     ]
@@ -338,32 +355,6 @@ def _weights(config: TrainingConfig, architecture: Architecture, parts: Iterable
         else:
             total += architecture.weights[part] * (4 if part == "vae" else size)
     return total
-
-
-# -- weights that are held smaller than they are computed with --------------------------------------------------------
-
-HELD: Mapping[BaseWeights, Callable[[Layer, int], float]] = {
-    "same": lambda layer, size: size * layer.matrix,
-    "fp8": lambda layer, size: layer.matrix + 4.0 * layer.outputs,
-    "8bit": lambda layer, size: layer.matrix + 4.0 * -(-layer.matrix // HELD_BLOCK["8bit"]),
-    "nf4": lambda layer, size: -(-layer.matrix // 2) + 4.0 * -(-layer.matrix // HELD_BLOCK["nf4"]),
-}
-"""Bytes of one layer's weights and their scales, by the form that they are held in."""
-
-
-@lru_cache(maxsize=64)
-def held_bytes(architecture: Architecture, form: BaseWeights, size: int, offloaded: bool = False) -> int:
-    """Bytes of the UNet on the device: the layers of its blocks in their form, or not at all; the rest as it is."""
-    held = [layer for layer in architecture.layers["unet"] if layer.group]
-    rest = architecture.weights["unet"] - sum(layer.matrix for layer in held)
-    return round(size * rest + (0 if offloaded else sum(HELD[form](layer, size) for layer in held)))
-
-
-def whole_layer(config: TrainingConfig, architecture: Architecture) -> int:
-    """Bytes of the largest layer made whole for its computation, where weights are held otherwise; 0 else."""
-    if config.memory.base_weights == "same" and not config.memory.offload_blocks:
-        return 0
-    return BYTES[config.memory.precision] * max(layer.matrix for layer in architecture.layers["unet"] if layer.group)
 
 
 def trained_size(config: TrainingConfig) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from knowledge import blocks
-from knowledge.config import CONV_ALGORITHMS, Algorithm, Family, NetworkSettings, TrainingConfig
+from knowledge.config import CONV_ALGORITHMS, Algorithm, BaseWeights, Family, NetworkSettings, TrainingConfig
 
 DATA = Path(__file__).parent.parent / "knowledge" / "data" / "memory"
 SMALL: Family = "pocket"
@@ -27,8 +27,8 @@ LARGEST_TRACED_RANK = {"lokr": 32}
 TRACED_RANK = 16
 """Of algorithms whose step does not grow with the rank by itself: rotations' blocks, factors, whole differences."""
 RANKLESS = frozenset({"oft", "boft", "ia3", "full"})
-SAME_STEP: dict[Algorithm, Algorithm] = {"dylora": "lora"}
-"""Algorithms whose step takes what another's does."""
+SAME_STEP: dict[tuple[Algorithm, bool], Algorithm] = {("dylora", False): "lora", ("dylora", True): "locon"}
+"""Algorithms, without and with convolutions, whose step takes what another's does."""
 
 
 @dataclass(frozen=True)
@@ -54,54 +54,94 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Course:
-    """The course of a step: which layers are trained, how, and in which precision."""
+    """The course of a step: which layers are trained, how, in which precision, and how the frozen ones are held."""
 
     family: Family
     algorithm: Algorithm
     text_encoder: bool
     half: bool
     checkpointing: bool
+    convolutions: bool = False
+    """Whether an algorithm that can leave them out adapts the 3x3 convolutions too."""
+    base_weights: BaseWeights = "same"
+    offloaded: bool = False
+    full_half: bool = False
 
     @property
     def name(self) -> str:
         """The course's name in the data that the tracer writes."""
-        targets, precision = "unet+text" if self.text_encoder else "unet", "half" if self.half else "fp32"
-        return f"{self.algorithm}/{targets}/{precision}/{'checkpointed' if self.checkpointing else 'plain'}"
+        targets = "unet" + "+conv" * self.convolutions + "+text" * self.text_encoder
+        words = [self.algorithm, targets, "half" if self.half else "fp32"]
+        words += ["checkpointed" if self.checkpointing else "plain"]
+        words += [self.base_weights] * (self.base_weights != "same")
+        words += ["offloaded"] * self.offloaded + ["full half"] * self.full_half
+        return "/".join(words)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step computes: floating-point operations, bytes moved by everything else, kernels started."""
+    """What a step computes: floating-point operations, bytes moved by everything else, kernels started, and bytes that
+    are fetched from main memory."""
 
     flops: float
     traffic: float
     launches: float
+    copied: float = 0.0
 
 
 def course_of(config: TrainingConfig) -> Course:
     """The course of a config's steps."""
+    network, memory = config.network, config.memory
+    algorithm = SAME_STEP.get((network.algorithm, network.convolutions), network.algorithm)
     return Course(
         config.base_model.family,
-        SAME_STEP.get(config.network.algorithm, config.network.algorithm),
-        config.network.train_text_encoder,
-        config.memory.precision != "fp32",
-        config.memory.gradient_checkpointing,
+        algorithm,
+        network.train_text_encoder,
+        memory.precision != "fp32",
+        memory.gradient_checkpointing,
+        network.convolutions and algorithm not in CONV_ALGORITHMS,
+        memory.base_weights,
+        memory.offload_blocks,
+        memory.full_half,
     )
 
 
 def sizes_of(config: TrainingConfig, batch: int, area: float) -> Sizes:
     """The sizes of a config's step on pictures of this many latent pixels."""
     network = config.network
-    rank = min(network.rank, LARGEST_TRACED_RANK.get(network.algorithm, network.rank))
-    rank = TRACED_RANK if network.algorithm in RANKLESS else rank
-    conv_rank = network.conv_rank if network.adapts_convolutions else 0
+    largest = LARGEST_TRACED_RANK.get(network.algorithm, max(network.rank, network.conv_rank))
+    rank = TRACED_RANK if network.algorithm in RANKLESS else min(network.rank, largest)
+    conv_rank = min(network.conv_rank, largest) if network.adapts_convolutions else 0
     return Sizes(batch, area, rank, conv_rank, config.base_model.maximum_tokens + 2)
+
+
+def traced_as(course: Course) -> Course:
+    """The course whose trace stands for this one: itself, or with frozen weights held and trained ones kept as usual.
+
+    A layer made whole comes and goes within what plain weights need at the peak: of the courses traced both ways, fp8
+    and offloaded steps need up to a twentieth less and at most a hundredth more.
+    """
+    as_usual: dict[str, Any] = {"base_weights": "same", "offloaded": False}
+    others = (replace(course, full_half=False), replace(course, **as_usual))
+    known = _document(course.family)["cases"]
+    usual = replace(course, full_half=False, **as_usual)
+    return next((one for one in (course, *others) if one.name in known), usual)
 
 
 def is_traced(course: Course) -> bool:
     """Whether the family has a trace of this algorithm; the others' are put together from LoRA's."""
-    name = replace(course, text_encoder=False, half=True).name
-    return name in _document(course.family)["cases"]
+    return _on_the_unet(course, convolutions=False).name in _document(course.family)["cases"]
+
+
+def has_traced_convolutions(course: Course) -> bool:
+    """Whether the family has a trace of this algorithm on convolutions; else they are added as LoCon adds them."""
+    return course.convolutions and _on_the_unet(course).name in _document(course.family)["cases"]
+
+
+def _on_the_unet(course: Course, **changes: Any) -> Course:
+    """The same algorithm without text encoders, in half precision, with everything held as usual."""
+    plain = Course(course.family, course.algorithm, False, True, course.checkpointing, course.convolutions)
+    return replace(plain, **changes)
 
 
 def traced_networks(network: NetworkSettings, course: Course) -> tuple[list[NetworkSettings], list[NetworkSettings]]:
@@ -113,11 +153,11 @@ def traced_networks(network: NetworkSettings, course: Course) -> tuple[list[Netw
     usual: dict[str, Any] = {"convolutions": False, "lokr_factor": NetworkSettings().lokr_factor}
     usual |= {"train_text_encoder": False, "rank": rank, "lokr_full_matrix": False}
     plain = network.model_copy(update=usual | dict.fromkeys(blocks.LISTS, ""))
-    own: dict[str, Any] = {"algorithm": SAME_STEP.get(network.algorithm, network.algorithm)}
+    own: dict[str, Any] = {"algorithm": course.algorithm, "convolutions": has_traced_convolutions(course)}
     if network.algorithm in RANKLESS:
-        own = {"algorithm": network.algorithm if is_traced(course) else "lora", "rank": TRACED_RANK}
+        own |= {"algorithm": network.algorithm if is_traced(course) else "lora", "rank": TRACED_RANK}
     added = [plain.model_copy(update=own)]
-    if not network.convolutions:
+    if not course.convolutions or own["convolutions"]:
         return added, []
     return [*added, plain.model_copy(update={"algorithm": "locon"})], [plain.model_copy(update={"algorithm": "lora"})]
 
@@ -127,18 +167,13 @@ def activation_bytes(course: Course, sizes: Sizes, *, fused_backward: bool = Fal
 
     With `fused_backward` gradients do not gather.
     """
-    measure = _peak_without_gradients if fused_backward else _peak
-    peak = _combined(course, sizes, measure)
-    if course.checkpointing:
-        # At high ranks on small pictures the traces count casts of the network's weights twice; computing activations
-        # again never holds more than keeping all of them does.
-        peak = min(peak, _combined(replace(course, checkpointing=False), sizes, measure))
-    return peak
+    return _combined(course, sizes, _peak_without_gradients if fused_backward else _peak)
 
 
 def work(course: Course, sizes: Sizes) -> Work:
-    """What the forward and the backward pass of a step compute."""
-    return Work(*(_combined(course, sizes, measure) for measure in (_flops, _traffic, _launches)))
+    """What the forward and the backward pass of a step compute, all weights being at hand as they are computed with."""
+    at_hand = replace(course, base_weights="same", offloaded=False, full_half=False)
+    return Work(*(_combined(at_hand, sizes, measure) for measure in (_flops, _traffic, _launches)))
 
 
 def phase_bytes(family: Family, half: bool, phase: str, area: float) -> float:
@@ -159,7 +194,7 @@ def basis(course: Course) -> str:
     if course.name not in document["cases"]:
         return "put together from traces of the engine's own step"
     if course.name in document.get("outdated", ()):
-        return "from a trace of an earlier form of the engine's own step, which needed more"
+        return "from a trace of an earlier form of the engine's own step"
     return "from a trace of the engine's own step"
 
 
@@ -175,37 +210,39 @@ def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
     can leave them out what LoCon adds to LoRA. fp32 multiplies as it does there at the family's usual size: taken at
     each size anew, the share would fall faster than the step grows, and a larger step would seem to need less.
     """
+    course = traced_as(course)
     cases = _document(course.family)["cases"]
     found: dict[str, Any] | None = cases.get(course.name)
-    convolutions = sizes.conv_rank > 0 and course.algorithm not in CONV_ALGORITHMS
-    if found is not None and not convolutions and not (course.text_encoder and sizes.tokens > 77):
+    if found is not None and not (course.text_encoder and sizes.tokens > 77):
         return float(measure(found, sizes))
     words = replace(sizes, tokens=77, area=0.0)
+    lora = Course(course.family, "lora", False, True, course.checkpointing)
 
-    def figure(algorithm: Algorithm, text_encoder: bool = False, half: bool = True, sizes: Sizes = sizes) -> float:
-        name = Course(course.family, algorithm, text_encoder, half, course.checkpointing).name
-        if name not in cases:  # as much more than LoRA as on the pocket model
+    def figure(one: Course, sizes: Sizes = sizes) -> float:
+        if one.name not in cases:  # as much more than LoRA as on the pocket model
             small = _document(SMALL)["cases"]
-            plain = Course(course.family, "lora", False, True, course.checkpointing).name
-            if measure is _peak and algorithm in RANKLESS:  # what they rebuild is added up by its own size
-                return float(measure(cases[plain], sizes))
-            return float(measure(small[name], sizes) / measure(small[plain], sizes) * measure(cases[plain], sizes))
-        return float(measure(cases[name], sizes))
+            if measure is _peak and one.algorithm in RANKLESS:  # what they rebuild is added up by its own size
+                return float(measure(cases[lora.name], sizes))
+            return float(measure(small[one.name], sizes) / measure(small[lora.name], sizes)) * figure(lora, sizes)
+        return float(measure(cases[one.name], sizes))
 
-    value = figure(course.algorithm, sizes=replace(sizes, conv_rank=0) if convolutions else sizes)
-    if convolutions:
-        lora = figure("lora", sizes=replace(sizes, conv_rank=0))
+    convolutions_apart = course.convolutions and not has_traced_convolutions(course)
+    if convolutions_apart:
+        value = figure(_on_the_unet(course, convolutions=False), replace(sizes, conv_rank=0))
+        without, locon = figure(lora, replace(sizes, conv_rank=0)), figure(replace(lora, algorithm="locon"))
         # What is computed for them grows as it does for the other layers.
-        value = value + max(0.0, figure("locon") - lora) if measure is _peak else value * figure("locon") / lora
+        value = value + max(0.0, locon - without) if measure is _peak else value * locon / without
+    else:
+        value = figure(_on_the_unet(course))
     if course.text_encoder:
         pieces = -(-(sizes.tokens - 2) // 75)
-        added = max(0.0, figure("lora", True, sizes=words) - figure("lora", sizes=words))
+        added = max(0.0, figure(replace(lora, text_encoder=True), words) - figure(lora, words))
         value += pieces * added
         if found is not None:  # the first 75 tokens were traced; a longer caption never takes less than they do
             value = max(value, float(measure(found, replace(sizes, tokens=77))) + (pieces - 1) * added)
     if not course.half:
         usual = Sizes(1, USUAL_AREA[course.family], rank=16, conv_rank=0)
-        value *= figure("lora", half=False, sizes=usual) / figure("lora", sizes=usual)
+        value *= figure(replace(lora, half=False), usual) / figure(lora, usual)
     return value
 
 

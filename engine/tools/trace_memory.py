@@ -1,9 +1,10 @@
 """What one training step allocates and computes, traced on torch's meta device: made by hand, shipped as data.
 
-    python -m engine.tools.trace_memory [FAMILY …]
+    python -m engine.tools.trace_memory [FAMILY …] [--only PATTERN …]
 
 runs the engine's own step for a grid of configurations without a GPU and without weights, and writes
 knowledge/data/memory/FAMILY.json, from which the calculator forecasts memory and time with the standard library alone.
+With --only, courses whose names match a pattern ("lora/*/plain") are traced anew; all others stay as they are.
 
 On the meta device a tensor has a size and no content. Every storage that is allocated is logged; CUDA's autocast and
 its attention kernels are restated, since the meta device has neither. Each point of the log is affine in the sizes of
@@ -12,6 +13,7 @@ the step (`Point.features`), so a peak is the upper envelope of a few planes.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import json
@@ -19,7 +21,8 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,12 +38,12 @@ from torch.utils.flop_counter import flop_registry
 
 from calculator.step_cost import RANKLESS, TRACED_RANK, Course
 from engine.batch_loss import loss_of_draw
-from engine.held_weights import hold_weights
+from engine.held_weights import Held, hold_weights
 from engine.models.load import FAMILIES, TEXT_ENCODERS
 from engine.models.sd import Conditioning, StableDiffusion
 from engine.networks import Network, create_network
 from knowledge.architectures import Architecture, architecture
-from knowledge.config import Algorithm, BaseWeights, Family, TrainingConfig, with_values
+from knowledge.config import CONV_ALGORITHMS, Algorithm, Family, TrainingConfig, with_values
 
 DATA = Path(__file__).parents[2] / "knowledge" / "data" / "memory"
 META = torch.device("meta")
@@ -143,6 +146,10 @@ def attention(
     return efficient
 
 
+Description = tuple[torch.Size, tuple[int, ...], torch.dtype]
+"""Shape, steps and numbers of a tensor."""
+
+
 @dataclass
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Every allocation of a step in bytes, and what the step computes."""
@@ -153,6 +160,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     traffic: float = 0.0
     launches: int = 0
     known: set[int] = field(default_factory=set)
+    results: dict[Any, list[Description]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -162,7 +170,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = list(_tensors((args, kwargs)))
         held = {tensor.untyped_storage()._cdata for tensor in inputs}
-        result = func(*args, **(kwargs or {}))
+        result = self._computed(func, args, kwargs or {}, held)
         fresh = [tensor for tensor in _tensors(result) if self._allocated(tensor, held)]
         packet = func._overloadpacket
         if packet in flop_registry:
@@ -171,6 +179,20 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif fresh or func._schema.is_mutable:
             self.traffic += sum(tensor.nbytes for tensor in inputs) + sum(tensor.nbytes for tensor in fresh)
             self.launches += 1
+        return result
+
+    def _computed(self, func: Any, args: Any, kwargs: Any, held: set[int]) -> Any:
+        """What the operation gives. On the meta device most are Python that works out shapes, and a UNet asks for the
+        same ones over and over: so results that are new memory are remembered by the shapes that led to them."""
+        key = _key((func, args, kwargs))
+        described = self.results.get(key)
+        if described is not None:
+            made = [torch.empty_strided(shape, stride, dtype=dtype, device=META) for shape, stride, dtype in described]
+            return made[0] if len(made) == 1 else tuple(made)
+        result = func(*args, **kwargs)
+        made = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, tuple) else []
+        if made and not func._schema.is_mutable and all(_is_own(tensor, held) for tensor in made):
+            self.results[key] = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in made]
         return result
 
     def _allocated(self, tensor: Tensor, held: set[int]) -> bool:
@@ -189,6 +211,26 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _freed(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.live -= size
+
+
+def _key(thing: Any) -> Any:
+    """An operation and what it is given, with shapes in the place of tensors."""
+    if isinstance(thing, Tensor):
+        return (thing.shape, thing.stride(), thing.dtype, thing.device.type)
+    if isinstance(thing, list | tuple):
+        return tuple(_key(part) for part in thing)
+    if isinstance(thing, dict):
+        return tuple((name, _key(part)) for name, part in thing.items())
+    return (type(thing), thing)
+
+
+def _is_own(tensor: Any, held: set[int]) -> bool:
+    """Whether a result is a tensor with memory of its own, and of no more than it needs."""
+    if not isinstance(tensor, Tensor) or not tensor.is_meta:
+        return False
+    storage = tensor.untyped_storage()
+    span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return storage._cdata not in held and storage.nbytes() == span * tensor.itemsize and tensor.numel() > 0
 
 
 def _tensors(thing: Any) -> Iterator[Tensor]:
@@ -281,14 +323,14 @@ class CachedTexts:
         return Conditioning(torch.empty(count, self.tokens, self.width, dtype=self.dtype, device=META), pooled)
 
 
-def trace(
-    case: Course, points: Sequence[Point], base_weights: BaseWeights = "same", offload_blocks: bool = False
-) -> list[Trace]:
-    """The engine's step at each of these sizes, the base model held in a form of its own where one is given."""
+def trace(case: Course, points: Sequence[Point]) -> list[Trace]:
+    """The engine's step at each of these sizes."""
     dtype = torch.bfloat16 if case.half else torch.float32
     model = meta_model(case.family, dtype)
     with CudaOnMeta():
-        hold_weights(model, base_weights, offload_blocks, META)
+        hold_weights(model, case.base_weights, case.offloaded, META)
+    if case.offloaded:
+        keep_off_the_device(model)
     if case.checkpointing:
         model.enable_gradient_checkpointing()
     traces = []
@@ -299,14 +341,28 @@ def trace(
             "network.rank": point.rank,
             "network.conv_rank": point.conv_rank or 1,
             "network.train_text_encoder": case.text_encoder,
+            "network.convolutions": case.convolutions,
         }
         config = with_values(TrainingConfig(), network_settings)
         with CudaOnMeta():
             network = create_network(model, config.network, 0).to(META).train()
+            if case.full_half:
+                network.halve()
         network.attach()
         traces.append(_trace_step(model, network, config, case, point))
         network.detach()
     return traces
+
+
+def keep_off_the_device(model: StableDiffusion) -> None:
+    """Give offloaded weights a place in the computer's memory, from where their way to the device is a copy.
+
+    Nothing is ever written there, so the system lends addresses and no memory.
+    """
+    for module in model.unet.modules():
+        held = getattr(module, "held", None)
+        if isinstance(held, Held):
+            module.held = replace(held, tensors=tuple(torch.empty_like(t, device="cpu") for t in held.tensors))
 
 
 def _trace_step(model: StableDiffusion, network: Network, config: TrainingConfig, case: Course, point: Point) -> Trace:
@@ -360,7 +416,8 @@ def points(case: Course) -> list[Point]:
             for size in ((2, side, side), (2, side, wide), (4, side, side), (2, wide, wide))
         ]
     low, high = (1, 3) if case.algorithm == "lokr" and case.family == "pocket" else (4, 16)
-    ranks = [(low, 4), (high, 4), (low, 16)] if case.algorithm == "locon" else [(low, 0), (high, 0)]
+    on_convolutions = case.convolutions or case.algorithm in CONV_ALGORITHMS
+    ranks = [(low, low), (high, low), (low, high)] if on_convolutions else [(low, 0), (high, 0)]
     chosen = [Point(*rank, 2, *shape) for rank in ranks for shape in [(side, side), (side, wide)]]
     chosen += [Point(*rank, 4, side, side) for rank in ranks]
     chosen += [Point(*ranks[0], 2, wide, wide)]
@@ -404,9 +461,8 @@ def envelope(planes: np.ndarray, domain: np.ndarray) -> np.ndarray:
 def domain(case: Course) -> list[Point]:
     """Where the planes must hold: ranks 1 to 256, 1 to 16 pictures, a quarter to twice the usual area."""
     side = {"pocket": 16, "sd15": 64, "sd2": 64, "sdxl": 128}[case.family]
-    ranks = (
-        (r, c) for r in (1, 4, 8, 16, 32, 64, 128, 256) for c in ((1, 8, 64) if case.algorithm == "locon" else (0,))
-    )
+    on_convolutions = case.convolutions or case.algorithm in CONV_ALGORITHMS
+    ranks = ((r, c) for r in (1, 4, 8, 16, 32, 64, 128, 256) for c in ((1, 8, 64) if on_convolutions else (0,)))
     lengths = (77, 152, 227) if case.algorithm == "lora" and not case.text_encoder else (77,)
     sizes = itertools.product(ranks, (1, 2, 4, 8, 16), (0.25, 0.5, 1, 2), lengths)
     return [Point(r, c, b, side, round(side * share), tokens) for (r, c), b, share, tokens in sizes]
@@ -422,7 +478,8 @@ def measured(case: Course) -> dict[str, Any]:
     used = len(chosen) - 1 if case.algorithm == "lora" else len(chosen)
     logs = np.array([one.log for one in traces])
     features = [point.features() for point in chosen]
-    planes = envelope(fitted(features[:used], logs[:used]), np.array([point.features() for point in domain(case)]))
+    everywhere = np.array([point.features() for point in [*domain(case), *chosen]])
+    planes = envelope(fitted(features[:used], logs[:used]), everywhere)
     predicted = (planes.T @ np.array(features).T).max(axis=0)
     flops, traffic = (np.array([[getattr(one, name)] for one in traces]) for name in ("flops", "traffic"))
     return {
@@ -475,43 +532,66 @@ def phases(family: Family, half: bool) -> dict[str, Any]:
     return found
 
 
+ALGORITHMS: tuple[Algorithm, ...] = ("loha", "lokr", "dora", "locon", "glora", "oft", "boft", "ia3", "full")
+CONVOLUTIONS: tuple[Algorithm, ...] = ("loha", "lokr", "full")
+HELD: tuple[dict[str, Any], ...] = (
+    *({"base_weights": form} for form in ("fp8", "nf4", "8bit")),
+    {"offloaded": True},
+    {"offloaded": True, "base_weights": "fp8"},
+    {"full_half": True},
+)
+
+
 def cases(family: Family) -> Iterator[Course]:
-    """What is traced: every algorithm on the UNet; for LoRA also text encoders in training, and fp32.
+    """What is traced: every algorithm on the UNet; for LoRA also text encoders in training, fp32, and each way to hold
+    weights smaller or elsewhere.
 
-    The calculator adds and scales by what these two make of LoRA where another algorithm meets them.
+    The calculator adds and scales by what these make of LoRA where another algorithm meets them.
     """
-    others: tuple[Algorithm, ...] = ("loha", "lokr", "dora", "locon", "glora")
-    if family == "pocket":  # what those rebuild is known by its size; their work is scaled by what it is here
-        others += ("oft", "boft", "ia3", "full")
     for checkpointing in (True, False):
-        yield Course(family, "lora", False, True, checkpointing)
-    for checkpointing in (True, False):
-        yield Course(family, "lora", True, True, checkpointing)
-        yield Course(family, "lora", False, False, checkpointing)
-    for algorithm, checkpointing in itertools.product(others, (True, False)):
-        yield Course(family, algorithm, False, True, checkpointing)
+        yield (lora := Course(family, "lora", False, True, checkpointing))
+        yield replace(lora, text_encoder=True)
+        yield replace(lora, half=False)
+        yield from (replace(lora, algorithm=algorithm) for algorithm in ALGORITHMS)
+        yield from (replace(lora, algorithm=algorithm, convolutions=True) for algorithm in CONVOLUTIONS)
+        yield from (replace(lora, **changes) for changes in HELD)
 
 
-def main(families: Sequence[str]) -> None:
-    """Traces what is not there yet or is outdated; a file made with other versions is made anew."""
+def known_courses(path: Path) -> dict[str, Any]:
+    """What the file holds; courses traced with other versions of the libraries count as outdated."""
+    document: dict[str, Any] = {"versions": {}, "cases": {}, "outdated": []}
+    if path.exists():
+        document |= json.loads(path.read_text(encoding="utf-8"))
+    versions = {name: version(name) for name in LIBRARIES}
+    if document["versions"] != versions:
+        document |= {"versions": versions, "outdated": list(document["cases"])}
+    return document
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Traces what is not there yet or is outdated, or what is asked for; every course is written as it is done."""
+    parser = argparse.ArgumentParser(description="What one training step allocates and computes.")
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(FAMILIES)}; all without any")
+    parser.add_argument("--only", nargs="+", metavar="PATTERN", help="trace the courses of these names anew")
+    chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     DATA.mkdir(parents=True, exist_ok=True)
-    for family in families or list(FAMILIES):
-        path, versions = DATA / f"{family}.json", {name: version(name) for name in LIBRARIES}
-        document: dict[str, Any] = {"versions": versions, "cases": {}}
-        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["versions"] == versions:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        document["phases"] = {
-            name: phases(family, name == "half")  # type: ignore[arg-type]
-            for name in ("half", "fp32")
-        }
-        for case in cases(family):  # type: ignore[arg-type]
-            outdated = document.get("outdated", [])
-            if case.name in document["cases"] and case.name not in outdated:
+    for family in chosen.families or list(FAMILIES):
+        path = DATA / f"{family}.json"
+        document = known_courses(path)
+        if not chosen.only:
+            document["phases"] = {name: phases(family, name == "half") for name in ("half", "fp32")}
+        for case in cases(family):
+            if chosen.only:
+                wanted = any(fnmatchcase(case.name, pattern) for pattern in chosen.only)
+            else:
+                wanted = case.name not in document["cases"] or case.name in document["outdated"]
+            if not wanted:
                 continue
             begun = time.monotonic()
-            document["cases"][case.name] = found = measured(case)
-            document["outdated"] = [name for name in outdated if name != case.name]
+            found = measured(case)
+            document["cases"][case.name] = found
+            document["outdated"] = [name for name in document["outdated"] if name != case.name]
             text = json.dumps(document, separators=(",", ":")).replace('{"planes"', '\n{"planes"')
             path.write_text(text + "\n", encoding="utf-8")
             print(  # noqa: T201

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calculator import step_cost
-from calculator.memory import STATE_BYTES, estimate_memory, optimizer_bytes, untraced_bytes
+from calculator.memory import STATE_BYTES, estimate_memory, optimizer_bytes, step_bytes, untraced_bytes
 from calculator.network_size import network_layers
 from calculator.step_cost import DATA, RANKLESS, Course, Sizes, activation_bytes, course_of, sizes_of, work
 from knowledge.architectures import architecture, read_architecture
@@ -96,9 +96,16 @@ PUT_TOGETHER = {
     "full text encoders": ({"network.algorithm": "full", "network.train_text_encoder": True}, (0.9, 1.3)),
     "whole LoKr": ({"network.algorithm": "lokr", "network.lokr_full_matrix": True}, (0.95, 1.2)),
     **{
-        f"{algorithm} on convolutions": ({"network.algorithm": algorithm, "network.convolutions": True}, (0.85, 1.4))
+        f"{algorithm} on convolutions": (
+            {"network.algorithm": algorithm, "network.convolutions": True},
+            (0.99, 1.01) if algorithm in ("loha", "full") else (0.95, 1.2),
+        )
         for algorithm in sorted(CONVOLUTIONS_TOO)
     },
+    "LoHa on convolutions and text encoders": (
+        {"network.algorithm": "loha", "network.convolutions": True, "network.train_text_encoder": True},
+        (0.95, 1.3),
+    ),
 }
 
 
@@ -121,8 +128,7 @@ def test_what_is_put_together_from_traces_is_near_a_trace_of_its_own(name, check
     network.attach()
     case = Course("pocket", "lora", config.network.train_text_encoder, True, checkpointing)
     traced = tracer._trace_step(model, network, config, case, tracer.Point(config.network.rank, 0, 4, 16, 16))
-    told = activation_bytes(course_of(config), sizes_of(config, 4, 16 * 16))
-    told += untraced_bytes(config, architecture("pocket"))
+    told = step_bytes(config, architecture("pocket"), 4, 16 * 16)
     assert low <= told / traced.log.max() <= high
 
 

@@ -6,17 +6,16 @@ from safetensors.torch import load_file
 from short_runs import Configure, run_to_end
 from torch import nn
 
-from calculator.memory import HALVED_STATE, estimate_memory, held_bytes
-from calculator.step_cost import Course, Sizes, activation_bytes
+from calculator.held_weights import held_bytes
+from calculator.memory import HALVED_STATE
 from engine.events import StepFinished
 from engine.held_weights import HeldConvolution, HeldLinear, _HeldLayer, hold_weights
 from engine.models.load import load
 from engine.optimizers import create_optimizer
 from engine.run_folder import RunFolder
 from engine.train import train
-from knowledge.architectures import architecture, read_architecture
-from knowledge.config import BaseModelSettings, OptimizerSettings, ScheduleSettings, TrainingConfig, with_values
-from knowledge.facts import Hardware
+from knowledge.architectures import read_architecture
+from knowledge.config import BaseModelSettings, OptimizerSettings, ScheduleSettings
 
 FORMS = ["same", "fp8", "8bit", "nf4"]
 CPU = torch.device("cpu")
@@ -172,32 +171,3 @@ def test_an_optimizer_keeps_the_counted_share_of_its_state_for_weights_in_bf16(n
         return sum(t.nbytes for kept in optimizer.state.values() for t in kept.values() if torch.is_tensor(t))
 
     assert state(torch.bfloat16) / state(torch.float32) == pytest.approx(HALVED_STATE[name], abs=0.01)
-
-
-@pytest.mark.parametrize("memory", [{"base_weights": "fp8"}, {"offload_blocks": True}])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_on_held_weights_needs_no_more_than_the_trace_of_plain_ones_by_a_hundredth(memory, checkpointing):
-    import engine.tools.trace_memory as tracer
-
-    case, point = tracer.Course("pocket", "lora", False, True, checkpointing), tracer.Point(8, 0, 4, 16, 24)
-    (traced,) = tracer.trace(case, [point], **memory)
-    forecast = activation_bytes(Course("pocket", "lora", False, True, checkpointing), Sizes(4, 16 * 24, 8, 0))
-    assert 0.8 * forecast < traced.log.max() <= 1.01 * forecast
-
-
-def test_the_forecast_shrinks_by_what_is_held_smaller_or_elsewhere():
-    def base_model(name: str = "RTX 3060", **memory) -> int:
-        changes = {"base_model.family": "sdxl", "base_model.path": "m", "memory.precision": "bf16"}
-        changes |= {
-            "memory.cache_text_encoder_outputs": True,
-            **{f"memory.{key}": value for key, value in memory.items()},
-        }
-        config = with_values(TrainingConfig(), changes)
-        found = estimate_memory(config, architecture("sdxl"), {(512, 512): 4}, Hardware(name, 12 * 2**30, (8, 6)))
-        return found.phases["training"]["base model"]
-
-    plain = base_model()
-    assert base_model(base_weights="fp8") == pytest.approx(0.5 * plain, rel=0.02)
-    assert base_model(base_weights="nf4") == pytest.approx(0.28 * plain, rel=0.03)
-    assert base_model(offload_blocks=True) < 0.02 * plain
-    assert base_model("CPU", offload_blocks=True) == plain  # there is nowhere to put it
