@@ -145,11 +145,16 @@ WORKSPACE_SHARE = 0.15
 
 
 def estimate_memory(
-    config: TrainingConfig, architecture: Architecture, views: Mapping[Size, int], hardware: Hardware
+    config: TrainingConfig,
+    architecture: Architecture,
+    views: Mapping[Size, int],
+    hardware: Hardware,
+    in_main_memory: int = 0,
 ) -> MemoryEstimate:
     """The most memory that the run takes at any time: the card's, or the computer's where it has none.
 
-    `views` are the pictures of an epoch by bucket; a bucket with fewer than a batch never fills one.
+    `views` are the pictures of an epoch by bucket; a bucket with fewer than a batch never fills one. `in_main_memory`
+    bytes of them are kept there, encoded.
     """
     cuda = hardware.name != "CPU"
     if not cuda:  # what would leave the card is in the computer's memory anyway
@@ -160,6 +165,8 @@ def estimate_memory(
         "sampling": _sampling(config, architecture),
         "saving": _saving(config, architecture),
     }
+    if not cuda and in_main_memory:
+        phases = {name: parts | {"kept pictures": in_main_memory} for name, parts in phases.items() if parts}
     unused = {name: round(_fragmentation(parts, len(views) > 1)) for name, parts in phases.items()}
     if config.memory.gradient_checkpointing:
         # More lies unused between the pieces that come and go, but never more than keeping all of them would take.

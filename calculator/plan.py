@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from calculator.buckets import Size
+from calculator.caches import cached_in_memory, cached_on_disk
 from calculator.duration import DurationEstimate, estimate_duration
 from calculator.measurements import Measurement
 from calculator.memory import MemoryEstimate, average_bytes, estimate_memory, optimizer_bytes
@@ -50,7 +51,8 @@ class Plan:
     `file_bytes` is exact but for the file's metadata, a few thousand bytes that are only known at the end.
     `naive_total_steps` is what the usual sum without buckets gives; `partial_batches` of an epoch are not full.
     `saving_steps` are the updates after which a file is saved, `sampling_steps` those after which samples are drawn (0:
-    before the first); `processes` train side by side, each with batches of its own.
+    before the first); `processes` train side by side, each with batches of its own. `cached_in_memory_bytes` of encoded
+    pictures and captions are kept in main memory by each of them.
     """
 
     batches_per_epoch: int
@@ -70,6 +72,7 @@ class Plan:
     saved_files: int
     sample_pictures: int
     disk_bytes: int
+    cached_in_memory_bytes: int
     vram: MemoryEstimate
     duration: DurationEstimate
     learning_rate: float
@@ -150,6 +153,7 @@ def plan_of_views(
     encoded = dataset.images + dataset.regularisation_images + held_out
     trainable = trainable_parameters(known, config.network)
     size = file_bytes(known, config.network, config.saving.precision)
+    in_memory = cached_in_memory(config, known, encoded)
     files = _files_kept(len(saves), config.saving.keep_last) * (2 if _saves_both(config) else 1)
     return Plan(
         batches_per_epoch=run.batches_per_epoch,
@@ -171,7 +175,8 @@ def plan_of_views(
         saved_files=files,
         sample_pictures=pictures,
         disk_bytes=_disk_bytes(config, known, encoded, run, files, size, trainable, pictures),
-        vram=estimate_memory(config, known, views_by_bucket, hardware),
+        cached_in_memory_bytes=in_memory,
+        vram=estimate_memory(config, known, views_by_bucket, hardware, in_memory),
         duration=estimate_duration(
             config,
             known,
@@ -216,16 +221,4 @@ def _disk_bytes(
     state = 4 * trainable + optimizer_bytes(architecture, config) + average_bytes(architecture, config)
     width, height = (side or config.dataset.resolution for side in (config.sampling.width, config.sampling.height))
     samples = round(PNG_BYTES_PER_PIXEL * width * height * pictures)
-    return (files + 1) * size + states * state + samples + _cache_bytes(config, architecture, encoded)
-
-
-def _cache_bytes(config: TrainingConfig, architecture: Architecture, shown: int) -> int:
-    """Cached latents (mean and deviation in fp32) and text outputs of this many pictures."""
-    cached = 0
-    if config.memory.cache_latents:
-        area = (config.dataset.resolution / architecture.latent_factor) ** 2
-        cached += round(2 * 4 * architecture.latent_channels * area) * shown * (2 if config.dataset.flip else 1)
-    if config.memory.cache_text_encoder_outputs:
-        width = sum(architecture.configs[encoder]["hidden_size"] for encoder in architecture.text_encoders)
-        cached += 4 * 77 * width * shown
-    return cached
+    return (files + 1) * size + states * state + samples + cached_on_disk(config, architecture, encoded)

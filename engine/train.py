@@ -24,6 +24,7 @@ from engine.dataset.batches import Batch, epoch_batches, still_batches
 from engine.dataset.folders import scan
 from engine.dataset.latents import LatentCache
 from engine.dataset.masks import create_masks
+from engine.dataset.store import STORES
 from engine.dataset.text_outputs import TextCache
 from engine.events import (
     Event,
@@ -93,10 +94,11 @@ def train(
     # What it learns from: pictures as latents, captions as text or as what the encoders make of them.
     first_epoch = epoch_batches(dataset, config.dataset, schedule.batch_size, config.seed, epoch=1)
     apart = still_batches(held_out(everything, config), config.dataset, everything.pictures_shown)
+    store = STORES[config.memory.cache_location]
     caches = Caches(
-        LatentCache(run.cache, model.vae) if config.memory.cache_latents else None,
+        LatentCache(store(run.cache / "latents"), model.vae) if config.memory.cache_latents else None,
         TextCache(
-            run.cache,
+            store(run.cache / "text"),
             model.text_encoders.values(),
             config.base_model.clip_skip,
             config.base_model.maximum_tokens,

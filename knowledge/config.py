@@ -55,6 +55,7 @@ LossFunction = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 Precision = Literal["fp32", "fp16", "bf16"]
 BaseWeights = Literal["same", "fp8", "8bit", "nf4"]
+CacheLocation = Literal["disk", "memory"]
 TimestepSampling = Literal["uniform", "logit_normal"]
 TrackerName = Literal["none", "tensorboard", "wandb"]
 MetadataKept = Literal["full", "minimal", "none"]
@@ -295,6 +296,7 @@ class MemorySettings(Settings):
     fused_backward: bool = False
     cache_latents: bool = True
     cache_text_encoder_outputs: bool = False
+    cache_location: CacheLocation = "disk"
     make_room: bool = False
 
 

@@ -110,6 +110,9 @@ def _figures(case: Case, found: Plan, cost: Cost | None) -> Iterator[tuple[str, 
     )
     yield "Memory", text
     yield "", Text(" · ".join(f"{name} {views.memory(part)}" for name, part in memory.parts.items() if part), "quiet")
+    if found.cached_in_memory_bytes and hardware.vram_bytes:
+        kept = f"  of main memory for encoded pictures and captions{', in each process' if found.processes > 1 else ''}"
+        yield "", Text.assemble(views.memory(found.cached_in_memory_bytes), (kept, "quiet"))
     yield (
         "File",
         Text.assemble(

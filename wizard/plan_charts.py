@@ -19,6 +19,7 @@ COLOURS = {
     "gradients": "#e64980",
     "activations": "#12b886",
     "picture": "#15aabf",
+    "kept pictures": "#7950f2",
     "CUDA context": "#868e96",
     "fragmentation": "#ced4da",
     "program": "#868e96",

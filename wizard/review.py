@@ -285,6 +285,9 @@ def whole_plan(situation: Situation) -> RenderableType:
             f"{views.memory(plan.vram.low_bytes)} to {views.memory(plan.vram.high_bytes)}, most while {plan.vram.phase}"
         )
         parts += [views.heading("Memory", span), memory, Text(plan.vram.basis, "quiet")]
+        if plan.cached_in_memory_bytes and situation.hardware.vram_bytes:
+            kept = f"{views.memory(plan.cached_in_memory_bytes)} of main memory hold encoded pictures and captions."
+            parts.append(Text(kept, "quiet"))
         parts += [views.heading("Time"), time_words(situation), Text(plan.duration.basis, "quiet")]
         files = f"{words.count(plan.saved_files, 'file')} of {words.size(plan.file_bytes)}"
         parts += [views.heading("Disk"), Text(f"{files}, {words.size(plan.disk_bytes)} in all")]

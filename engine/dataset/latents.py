@@ -1,4 +1,4 @@
-"""Latents, encoded once and kept on disk under the content of picture, placement and VAE."""
+"""Latents, encoded once and kept under the content of picture, placement and VAE."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from engine.dataset.batches import Batch, Item
 from engine.dataset.images import Look, load_picture, to_tensor
-from engine.dataset.store import Store, digest, file_digest, weights_digest
+from engine.dataset.store import Store, digest, file_digest, gone, weights_digest
 from knowledge.answers import PlainError
 
 VERSION = 1
@@ -30,8 +29,8 @@ class LatentCache:
     without a cache, so that the cache changes the speed and nothing else.
     """
 
-    def __init__(self, folder: Path, vae: nn.Module) -> None:
-        self._store = Store(folder / "latents")
+    def __init__(self, store: Store, vae: nn.Module) -> None:
+        self._store = store
         self._vae = weights_digest(vae)
         self._pictures: dict[int, str] = {}
 
@@ -75,9 +74,7 @@ class LatentCache:
                 self._store.read(self._key(i, look.flip)) for i, look in zip(batch.items, batch.looks, strict=True)
             ]
         except KeyError:
-            raise PlainError(
-                f"Cached latents in {self._store.folder} are gone or damaged. Resume the run: they will be made again."
-            ) from None
+            raise gone("latents") from None
         return torch.stack([entry["mean"] for entry in found]), torch.stack([entry["std"] for entry in found])
 
     def _key(self, item: Item, flip: bool) -> str:

@@ -1,12 +1,12 @@
-"""Tensors on disk under keys that say what they were made from, so that a stale one is never found."""
+"""Tensors under keys that say what they were made from, so that a stale one is never found: on disk or in memory."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,9 +15,40 @@ from torch import Tensor, nn
 
 from engine.run_folder import whole_file
 from knowledge.answers import PlainError
+from knowledge.config import CacheLocation
 
 
-class Store:
+class Store(Protocol):
+    """Where a cache keeps its tensors; all that its users know of it."""
+
+    def __contains__(self, key: str) -> bool: ...
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        """The tensors under this key. Raises KeyError where there are none, or only the remains of some."""
+        ...
+
+    def write(self, key: str, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+class MemoryStore:
+    """Tensors in main memory, gone with the process; every process that trains begins with none."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """`folder` is where they would lie on disk; nothing is written there."""
+        self._kept: dict[str, dict[str, Tensor]] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._kept
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        return dict(self._kept[key])
+
+    def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        # A clone, because a tensor on the CPU may be a small part of something large.
+        self._kept[key] = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+class DiskStore:
     """A folder of small safetensors files, one to a key. A file that is damaged counts as absent."""
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +62,6 @@ class Store:
             return False
 
     def read(self, key: str) -> dict[str, Tensor]:
-        """The tensors under this key. Raises KeyError where there are none, or only the remains of some."""
         try:
             return load_file(self._path(key))
         except (OSError, SafetensorError):
@@ -48,6 +78,14 @@ class Store:
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
+
+
+STORES: Mapping[CacheLocation, Callable[[Path], Store]] = {"disk": DiskStore, "memory": MemoryStore}
+
+
+def gone(what: str) -> PlainError:
+    """What to say when something that was cached cannot be found any more."""
+    return PlainError(f"Cached {what} are gone or damaged. Resume the run: they will be made again.")
 
 
 def digest(*facts: Any) -> str:

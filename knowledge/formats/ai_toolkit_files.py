@@ -52,8 +52,8 @@ def _dataset_settings(job: Translation, prefix: str, own: Mapping[str, Any], fir
         "caption_dropout_rate": "dataset.caption_dropout_rate",
         "buckets": "dataset.buckets",
         "cache_latents": "memory.cache_latents",
-        "cache_latents_to_disk": "memory.cache_latents",
     }
+    _read_latents(job, prefix, own, first)
     for word, value in own.items():
         key = prefix + word
         if job.done(key) or word not in names:
@@ -95,3 +95,23 @@ def read_sample(job: Translation) -> None:
             job.mapped("sample.sampler", "sampling.sampler", SAMPLERS[str(sampler)])
         else:
             job.unsupported("sample.sampler", f'It draws samples with "{sampler}". DDIM is used here.')
+
+
+def _read_latents(job: Translation, prefix: str, own: Mapping[str, Any], first: bool) -> None:
+    """Its switch for a cache on disk counts before the one for a cache in memory, and each is enough by itself."""
+    on_disk, in_memory = (as_bool(own.get(word)) is True for word in ("cache_latents_to_disk", "cache_latents"))
+    key = f"{prefix}cache_latents_to_disk"
+    if first and in_memory and not on_disk:
+        job.implied["memory.cache_location"] = "memory"
+    if key not in job.source:
+        return
+    if not first:
+        job.no_effect(key, "What the first dataset says holds for all folders here.")
+    elif on_disk and not in_memory:
+        job.mapped(key, "memory.cache_latents", True)
+        if f"{prefix}cache_latents" in job.source:
+            job.no_effect(f"{prefix}cache_latents", "They are cached on disk.")
+    elif on_disk or in_memory:
+        job.mapped(key, "memory.cache_location", "disk" if on_disk else "memory")
+    else:
+        job.no_effect(key, "It is switched off there.")

@@ -255,14 +255,17 @@ def _memory_and_saving(job: Writing) -> None:
     if job.value("memory.fused_backward"):
         job.lose("memory.fused_backward", "Its LoRA training has the switch and does not read it.")
     job.options["mixed_precision"] = PRECISIONS[job.value("memory.precision")]
+    to_disk = job.value("memory.cache_location") == "disk"
     for name, key in (
         ("memory.cache_latents", "cache_latents"),
         ("memory.cache_text_encoder_outputs", "cache_text_encoder_outputs"),
     ):
         if job.value(name) and (key != "cache_text_encoder_outputs" or job.config.base_model.family == "sdxl"):
-            job.options[key] = True
+            job.options |= {key: True} | ({f"{key}_to_disk": True} if to_disk else {})
         elif job.value(name):
             job.lose(name, "Only its script for SDXL can keep them.")
+    if not to_disk and not any(key in job.options for key in ("cache_latents", "cache_text_encoder_outputs")):
+        job.lose("memory.cache_location", "Nothing is kept there that it could say so of.")
     if job.value("memory.full_half"):
         job.options["full_bf16"] = True
     if job.value("memory.base_weights") == "fp8":

@@ -98,5 +98,11 @@ def _arguments(job: Writing) -> dict[str, Any]:
         arguments["validation_prompt"] = prompts[0]
     if job.value("saving.every_steps"):
         arguments["checkpointing_steps"] = config.saving.every_steps
-    job.done |= {"memory.cache_latents", "dataset.buckets", "dataset.bucket_step", "saving.precision"}
+    job.done |= {
+        "memory.cache_latents",
+        "memory.cache_location",
+        "dataset.buckets",
+        "dataset.bucket_step",
+        "saving.precision",
+    }
     return arguments

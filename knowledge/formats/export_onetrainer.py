@@ -196,6 +196,8 @@ def _dataset(job: Writing) -> dict[str, Any]:
 def _output(job: Writing) -> dict[str, Any]:
     names = {ours: theirs for theirs, ours in PRECISIONS.items() if theirs != "TFLOAT_32"}
     checkpointing = job.value("memory.gradient_checkpointing")
+    if job.value("memory.cache_location") != "disk":
+        job.lose("memory.cache_location", "Its cache is always on disk.")
     document: dict[str, Any] = {
         "train_dtype": names[job.value("memory.precision")],
         "output_dtype": names[job.value("saving.precision")],

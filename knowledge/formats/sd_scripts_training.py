@@ -203,16 +203,35 @@ def read_memory(job: Translation, beside: Path | None) -> None:
             job.changed(key, "memory.base_weights", "fp8", why)
         elif key in job.source:
             job.no_effect(key, "It is switched off there.")
-    for on_disk, key, name in (
-        ("cache_latents_to_disk", "cache_latents", "memory.cache_latents"),
-        ("cache_text_encoder_outputs_to_disk", "cache_text_encoder_outputs", "memory.cache_text_encoder_outputs"),
-    ):
-        if key in job.source:
-            job.mapped(key, name, job.on(key) or job.on(on_disk))
-        if on_disk in job.source and not job.done(on_disk):
-            if key not in job.source and job.on(on_disk):
-                job.mapped(on_disk, name, True)
-            else:
-                job.no_effect(on_disk, "Caches are kept on disk." if job.on(on_disk) else "It is switched off there.")
+    _read_caches(job)
     if "max_token_length" in job.source and as_number(job.get("max_token_length")) in (None, 75):
         job.no_effect("max_token_length", "75 is the length that the text encoder has.")
+
+
+CACHES = (
+    ("cache_latents_to_disk", "cache_latents", "memory.cache_latents"),
+    ("cache_text_encoder_outputs_to_disk", "cache_text_encoder_outputs", "memory.cache_text_encoder_outputs"),
+)
+"""The switch to disk, which implies the other, the switch itself, and our name."""
+
+
+def _read_caches(job: Translation) -> None:
+    """It has a place for each of the two; here both are kept in one, on disk where either was."""
+    on = [(on_disk, key) for on_disk, key, _ in CACHES if job.on(key) or job.on(on_disk)]
+    if on:
+        job.implied["memory.cache_location"] = "disk" if any(job.on(on_disk) for on_disk, _ in on) else "memory"
+    location = job.implied.get("memory.cache_location")
+    for on_disk, key, name in CACHES:
+        apart = job.on(key) and not job.on(on_disk) and location == "disk"
+        if key in job.source and apart:
+            job.changed(key, name, True, "Both caches are kept in one place here: on disk, as the other was.")
+        elif key in job.source:
+            job.mapped(key, name, job.on(key) or job.on(on_disk))
+        if on_disk not in job.source or job.done(on_disk):
+            continue
+        if key not in job.source and job.on(on_disk):
+            job.mapped(on_disk, name, True)
+        elif job.on(on_disk) or (job.on(key) and not apart):
+            job.mapped(on_disk, "memory.cache_location", location)
+        else:
+            job.no_effect(on_disk, "It is switched off there.")

@@ -12,7 +12,7 @@ from engine.dataset.batches import Batch, dataset_items, epoch_batches
 from engine.dataset.folders import scan
 from engine.dataset.images import Look
 from engine.dataset.latents import LatentCache, pixels
-from engine.dataset.store import weights_digest
+from engine.dataset.store import STORES, DiskStore, MemoryStore, weights_digest
 from knowledge.answers import PlainError
 from knowledge.config import DatasetFolder, DatasetSettings
 
@@ -54,7 +54,7 @@ def fill(cache: LatentCache, vae: TinyVae, settings: DatasetSettings) -> list[tu
 
 def test_cached_latents_are_what_the_vae_gives(folder, tmp_path):
     vae, (settings, epoch) = TinyVae(), batches(folder)
-    cache = LatentCache(tmp_path / "cache", vae)
+    cache = LatentCache(DiskStore(tmp_path / "cache"), vae)
     assert fill(cache, vae, settings) == [(0, 3), (1, 3), (2, 3), (3, 3)]
     for batch in epoch:
         mean, std = cache.distribution(batch)
@@ -63,9 +63,34 @@ def test_cached_latents_are_what_the_vae_gives(folder, tmp_path):
         assert torch.equal(std, expected_std)
 
 
+def test_in_memory_are_the_same_latents_and_nothing_is_written(folder, tmp_path):
+    settings, epoch = batches(folder, flip=True)
+    kept = {}
+    for location, store in STORES.items():
+        vae = TinyVae()
+        cache = LatentCache(store(tmp_path / location), vae)
+        fill(cache, vae, settings)
+        fill(cache, vae, settings)
+        assert vae.encoded == 6  # each picture and its mirror once
+        kept[location] = [part for batch in epoch for part in cache.distribution(batch)]
+    assert all(map(torch.equal, *kept.values()))
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "disk"}
+
+
+def test_a_picture_that_was_changed_is_encoded_anew_in_memory_too(folder):
+    vae, (settings, epoch) = TinyVae(), batches(folder)
+    cache = LatentCache(MemoryStore(), vae)
+    fill(cache, vae, settings)
+    Image.new("RGB", (80, 64), "green").save(folder / "1.png")
+    fill(cache, vae, settings)
+    assert vae.encoded == 4
+    for batch in epoch:
+        assert torch.equal(cache.distribution(batch)[0], vae.encode(pixels(batch))[0].detach())
+
+
 def test_each_draw_is_new_and_follows_the_generator(folder, tmp_path):
     vae, (settings, (batch, *_)) = TinyVae(), batches(folder)
-    cache = LatentCache(tmp_path / "cache", vae)
+    cache = LatentCache(DiskStore(tmp_path / "cache"), vae)
     fill(cache, vae, settings)
     first, second = (cache.latents(batch, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     assert not torch.equal(first, second)
@@ -76,15 +101,15 @@ def test_each_draw_is_new_and_follows_the_generator(folder, tmp_path):
 
 def test_the_next_run_encodes_nothing(folder, tmp_path):
     vae, (settings, _) = TinyVae(), batches(folder)
-    fill(LatentCache(tmp_path / "cache", vae), vae, settings)
+    fill(LatentCache(DiskStore(tmp_path / "cache"), vae), vae, settings)
     assert vae.encoded == 3
-    assert fill(LatentCache(tmp_path / "cache", TinyVae()), vae, settings) == [(3, 3)]
+    assert fill(LatentCache(DiskStore(tmp_path / "cache"), TinyVae()), vae, settings) == [(3, 3)]
     assert vae.encoded == 3
 
 
 def test_a_mirrored_picture_has_latents_of_its_own(folder, tmp_path):
     vae, (settings, epoch) = TinyVae(), batches(folder, flip=True)
-    cache = LatentCache(tmp_path / "cache", vae)
+    cache = LatentCache(DiskStore(tmp_path / "cache"), vae)
     fill(cache, vae, settings)
     assert vae.encoded == 6
     item = epoch[0].items[0]
@@ -98,7 +123,7 @@ def test_a_mirrored_picture_has_latents_of_its_own(folder, tmp_path):
 @pytest.mark.parametrize("change", ["picture", "vae", "precision", "resolution"])
 def test_a_stale_cache_is_never_used(folder, tmp_path, change):
     vae, (settings, _) = TinyVae(), batches(folder)
-    fill(LatentCache(tmp_path / "cache", vae), vae, settings)
+    fill(LatentCache(DiskStore(tmp_path / "cache"), vae), vae, settings)
     if change == "picture":  # same name, same size, same time
         path = folder / "1.png"
         stamp = path.stat()
@@ -109,16 +134,16 @@ def test_a_stale_cache_is_never_used(folder, tmp_path, change):
         other = other.double()
     if change == "resolution":
         settings, _ = batches(folder, resolution=128)
-    fill(LatentCache(tmp_path / "cache", other), vae, settings)
+    fill(LatentCache(DiskStore(tmp_path / "cache"), other), vae, settings)
     assert vae.encoded == 3 + (1 if change == "picture" else 3)
 
 
 def test_a_damaged_cache_file_is_made_again(folder, tmp_path):
     vae, (settings, _) = TinyVae(), batches(folder)
-    fill(LatentCache(tmp_path / "cache", vae), vae, settings)
+    fill(LatentCache(DiskStore(tmp_path / "cache"), vae), vae, settings)
     damaged = sorted((tmp_path / "cache").rglob("*.safetensors"))[0]
     damaged.write_bytes(damaged.read_bytes()[:20])
-    cache = LatentCache(tmp_path / "cache", vae)
+    cache = LatentCache(DiskStore(tmp_path / "cache"), vae)
     fill(cache, vae, settings)
     for batch in batches(folder)[1]:
         cache.distribution(batch)
@@ -131,7 +156,7 @@ def test_every_picture_that_cannot_be_read_is_named_at_once(folder, tmp_path):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) - 40])
     with pytest.raises(PlainError) as error:
-        fill(LatentCache(tmp_path / "cache", vae), vae, settings)
+        fill(LatentCache(DiskStore(tmp_path / "cache"), vae), vae, settings)
     assert "0.png" in str(error.value)
     assert "2.png" in str(error.value)
     assert "1.png" not in str(error.value)
@@ -140,7 +165,7 @@ def test_every_picture_that_cannot_be_read_is_named_at_once(folder, tmp_path):
 def test_values_that_are_not_numbers_are_not_cached(folder, tmp_path):
     vae, (settings, _) = TinyVae(float("nan")), batches(folder)
     with pytest.raises(PlainError, match="not numbers"):
-        fill(LatentCache(tmp_path / "cache", vae), vae, settings)
+        fill(LatentCache(DiskStore(tmp_path / "cache"), vae), vae, settings)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from engine.dataset.store import STORES, DiskStore, MemoryStore
 from engine.dataset.text_outputs import TextCache
 from engine.models.sd import Conditioning
+from knowledge.answers import PlainError
 
 
 class Encoder:
@@ -26,7 +28,7 @@ class Encoder:
 @pytest.mark.parametrize("pooled", [False, True])
 def test_conditioning_is_what_the_encoder_gives(tmp_path, pooled):
     encoder = Encoder(pooled)
-    cache = TextCache(tmp_path, [encoder.module])
+    cache = TextCache(DiskStore(tmp_path), [encoder.module])
     assert list(cache.fill(["a", "bb", "a", ""], encoder.encode_prompt)) == [(1, 3), (2, 3), (3, 3)]
     batch = cache.conditioning(["bb", "a", "bb"])
     expected = encoder.encode_prompt(["bb", "a", "bb"])
@@ -36,8 +38,8 @@ def test_conditioning_is_what_the_encoder_gives(tmp_path, pooled):
 
 def test_the_next_run_encodes_only_what_is_new(tmp_path):
     encoder = Encoder(pooled=True)
-    list(TextCache(tmp_path, [encoder.module]).fill(["a", "b"], encoder.encode_prompt))
-    again = TextCache(tmp_path, [encoder.module])
+    list(TextCache(DiskStore(tmp_path), [encoder.module]).fill(["a", "b"], encoder.encode_prompt))
+    again = TextCache(DiskStore(tmp_path), [encoder.module])
     list(again.fill(["b", "c"], encoder.encode_prompt))
     assert encoder.asked == ["a", "b", "c"]
     assert again.conditioning(["b"]).pooled.item() == 1
@@ -46,8 +48,31 @@ def test_the_next_run_encodes_only_what_is_new(tmp_path):
 @pytest.mark.parametrize("change", ["weights", "settings"])
 def test_a_stale_cache_is_never_used(tmp_path, change):
     encoder = Encoder(pooled=False)
-    list(TextCache(tmp_path, [encoder.module], 1).fill(["a"], encoder.encode_prompt))
+    list(TextCache(DiskStore(tmp_path), [encoder.module], 1).fill(["a"], encoder.encode_prompt))
     if change == "weights":
         encoder.module.weight.data += 1
-    list(TextCache(tmp_path, [encoder.module], 2 if change == "settings" else 1).fill(["a"], encoder.encode_prompt))
+    list(
+        TextCache(DiskStore(tmp_path), [encoder.module], 2 if change == "settings" else 1).fill(
+            ["a"], encoder.encode_prompt
+        )
+    )
     assert encoder.asked == ["a", "a"]
+
+
+def test_in_memory_is_what_the_encoder_gives_and_only_that_is_kept():
+    encoder, store = Encoder(pooled=True), MemoryStore()
+    cache = TextCache(store, [encoder.module])
+    list(cache.fill(["bb", "a", "bb"], encoder.encode_prompt))
+    assert encoder.asked == ["bb", "a"]
+    assert torch.equal(cache.conditioning(["a"]).hidden_states, encoder.encode_prompt(["a"]).hidden_states)
+    whole = torch.zeros(1000, 3)
+    store.write("a part", {"x": whole[:1]})
+    assert store.read("a part")["x"].untyped_storage().nbytes() == 12
+
+
+@pytest.mark.parametrize("store", ["disk", "memory"])
+def test_captions_that_are_gone_are_told(tmp_path, store):
+    encoder = Encoder(pooled=False)
+    cache = TextCache(STORES[store](tmp_path), [encoder.module])
+    with pytest.raises(PlainError, match="Resume the run"):
+        cache.conditioning(["a"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.dataset.store import Store
+from engine.dataset.store import DiskStore
 from engine.events import RunFinished, RunStarted
 from engine.run_folder import RunFolder
 from engine.tools.clean import removable, remove
@@ -56,7 +56,7 @@ def test_states_go_where_nothing_goes_on_from_them(tmp_path):
 def test_cleaning_takes_the_cache_and_leaves_everything_that_was_made(tmp_path):
     runs = tmp_path / "runs"
     run = make_run(runs, "fox", finished=True)
-    store = Store(runs / ".cache" / "latents")
+    store = DiskStore(runs / ".cache" / "latents")
     store.write("ab" * 32, {"x": torch.zeros(1000)})
     mine = runs / ".cache" / "holiday.png"
     mine.write_bytes(b"a picture somebody put here")
@@ -86,7 +86,7 @@ def test_cleaning_takes_the_cache_and_leaves_everything_that_was_made(tmp_path):
 
 def test_a_run_in_training_and_the_cache_it_uses_are_left_alone(tmp_path):
     fox, _ = make_run(tmp_path, "fox", finished=False), make_run(tmp_path, "owl", finished=True)
-    Store(tmp_path / ".cache" / "text").write("cd" * 32, {"x": torch.zeros(1)})
+    DiskStore(tmp_path / ".cache" / "text").write("cd" * 32, {"x": torch.zeros(1)})
     with fox.claimed():
         found = removable(tmp_path)
     assert found.busy == ("fox",)
@@ -95,7 +95,7 @@ def test_a_run_in_training_and_the_cache_it_uses_are_left_alone(tmp_path):
 
 def test_what_a_link_points_to_is_not_touched(tmp_path):
     elsewhere = tmp_path / "elsewhere"
-    Store(elsewhere).write("ab" * 32, {"x": torch.zeros(1)})
+    DiskStore(elsewhere).write("ab" * 32, {"x": torch.zeros(1)})
     runs = tmp_path / "runs"
     make_run(runs, "fox", finished=False)
     (runs / ".cache").symlink_to(elsewhere)

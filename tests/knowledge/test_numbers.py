@@ -133,11 +133,14 @@ def test_a_large_rank_takes_as_much_more_memory_as_the_guide_says():
     assert large.vram_bytes - small.vram_bytes == pytest.approx(numbers["sdxl_more"], rel=0.05)
 
 
-def test_a_kept_latent_is_as_large_as_the_calculator_says():
-    from calculator.plan import _cache_bytes
+def test_a_kept_picture_is_as_large_as_the_calculator_says():
+    from calculator.caches import cached_bytes
     from knowledge.architectures import architecture
     from knowledge.config import TrainingConfig, with_values
 
     settings = {"base_model.family": "sdxl", "dataset.resolution": 1024, "dataset.bucket_maximum_side": 1024}
-    kept = _cache_bytes(with_values(TrainingConfig(), settings), architecture("sdxl"), 1)
+    kept = cached_bytes(with_values(TrainingConfig(), settings), architecture("sdxl"), 1)
     assert kept == module._numbers("memory.cache_latents")["bytes_per_pixel"] * 1024 * 1024
+    settings |= {"memory.cache_text_encoder_outputs": True, "memory.precision": "bf16"}
+    kept = cached_bytes(with_values(TrainingConfig(), settings), architecture("sdxl"), 1)
+    assert kept == module._numbers("memory.cache_location")["sdxl_picture"]

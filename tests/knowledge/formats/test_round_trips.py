@@ -86,6 +86,7 @@ SHARED = {
     "memory.precision": st.sampled_from(["fp32", "fp16", "bf16"]),
     "memory.gradient_checkpointing": st.booleans(),
     "memory.cache_latents": st.booleans(),
+    "memory.cache_location": st.sampled_from(["disk", "memory"]),
     "saving.precision": st.sampled_from(["fp32", "fp16", "bf16"]),
     "dataset.resolution": st.integers(32, 128).map(lambda n: n * 8),
     "dataset.buckets": st.booleans(),
