@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.tools.adapters import Adapter, in_memory
 from engine.tools.applications import readings
-from engine.tools.families import input_width, output_width
+from engine.tools.fit import size_of_change
 from knowledge.answers import PlainError
 
 ACTS_THROUGH: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -72,7 +72,8 @@ def _fits(adapter: Adapter, shape: tuple[int, ...]) -> bool:
     inputs = 1
     for size in shape[1:]:
         inputs *= size
-    return input_width(adapter) in (inputs, None) and output_width(adapter) in (shape[0], None)
+    rows, columns = size_of_change(adapter)
+    return columns in (inputs, None) and rows in (shape[0], None)
 
 
 def _words(verdict: str, remarks: tuple[str, ...]) -> str:

@@ -47,6 +47,16 @@ def quoted(word: Path | str) -> str:
     return shlex.quote(text) if re.search(special, text) else f'"{text}"'
 
 
+def printable(text: str, most: int = 10_000) -> str:
+    """Text from a foreign file as it may stand on a terminal, which obeys control characters, and no longer than that.
+
+    Line breaks stay, unless `most` is so few letters that the text is to stand inside a sentence.
+    """
+    kept = "\n\t" if most > 200 else ""
+    plain = "".join(one if one.isprintable() or one in kept else "\N{REPLACEMENT CHARACTER}" for one in text)
+    return plain if len(plain) <= most else plain[: most - 1] + "…"
+
+
 def read_answers(path: Path | str) -> TrainingConfig:
     """The config that a file of answers describes. Raises PlainError naming all problems of the file together."""
     path = Path(path)

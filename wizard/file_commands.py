@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,8 +43,15 @@ def watched(what: str, quiet: bool, in_bytes: bool = False) -> Iterator[Progress
 
 def may_write(path: Path, overwrite: bool) -> None:
     """Raises PlainError for a file that is there and was not said to be replaced."""
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise PlainError(f"{path} exists already. Add --overwrite to replace it, or choose another --output.", 2)
+
+
+def may_write_network(path: Path, overwrite: bool) -> None:
+    """As `may_write`; what is written is a safetensors file, and programs that read it go by its name."""
+    if path.suffix.lower() != ".safetensors":
+        raise PlainError(f"{path} must end in .safetensors: that is what is written.", 2)
+    may_write(path, overwrite)
 
 
 def print_json(document: Any) -> None:

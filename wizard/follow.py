@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ class Follower:
 def find_run(name: str, folder: str = "runs") -> RunFolder:
     """The run of this name in the folder of runs, or at this path. Raises PlainError naming the runs there are."""
     for path in (Path(name).expanduser(), Path(folder).expanduser() / name):
-        if (path / "config.toml").is_file():
+        if os.path.isfile(path / "config.toml"):  # noqa: PTH113  (false for a name that cannot be)
             return RunFolder.open(path)
     names = [run.name for run in all_runs(folder)]
     if not names:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from knowledge.answers import printable
 from wizard import words
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ def show_report(report: Report, every_layer: bool) -> None:
     kinds = ", ".join(report.algorithms)
     families = " or ".join(BIG_FAMILIES.get(name, name) for name in report.families) or "unknown base"
     out.print(
-        views.heading(path.name, f"{words.size(report.bytes)} · {kinds} · {families} · {', '.join(report.precisions)}")
+        views.heading(
+            printable(path.name), f"{words.size(report.bytes)} · {kinds} · {families} · {', '.join(report.precisions)}"
+        )
     )
     out.print(f"{words.count(report.parameters, 'weight')} in {words.count(len(report.layers), 'layer')}\n")
     strongest = max((block.mean_norm or 0.0 for block in report.blocks), default=0.0) or 1.0
@@ -43,7 +46,8 @@ def show_report(report: Report, every_layer: bool) -> None:
     )
     if every_layer:
         rows = [
-            (layer.module, _span((layer.rank,)), _span((layer.alpha,)), _strength(layer)) for layer in report.layers
+            (printable(layer.module), _span((layer.rank,)), _span((layer.alpha,)), _strength(layer))
+            for layer in report.layers
         ]
         out.print()
         out.print(views.table(("layer", "rank", "alpha", "‖ΔW‖"), rows, right=("rank", "alpha", "‖ΔW‖")))
@@ -63,11 +67,11 @@ def _facts(report: Report) -> list[tuple[str, Any]]:
 
     marks = {"yes": ("✓", "good"), "partly": ("▲", "warning"), "no": ("✗", "error")}
     facts: list[tuple[str, Any]] = []
-    facts += [(label, Text(text)) for label, text in recipe(report.metadata)]
+    facts += [(label, Text(printable(text))) for label, text in recipe(report.metadata)]
     if report.triggers:
-        facts.append(("trigger", Text(" · ".join(report.triggers), style="strong")))
+        facts.append(("trigger", Text(printable(" · ".join(report.triggers)), style="strong")))
     if report.tags:
-        facts.append(("tags", Text(" · ".join(f"{tag} {count}" for tag, count in report.tags[:12]))))
+        facts.append(("tags", Text(printable(" · ".join(f"{tag} {count}" for tag, count in report.tags[:12])))))
     for reading in report.readings:
         mark, style = marks[reading.verdict]
         line = Text.assemble((mark, style), f" {reading.read} of {reading.layers} layers")
@@ -115,10 +119,11 @@ def _troubles(report: Report) -> Iterator[str]:
     if report.broken:
         yield (
             f"{words.count(len(report.broken), 'layer')} with numbers that are not finite: training went "
-            f"off the rails, and this file draws noise or black pictures. First: {report.broken[0]}"
+            f"off the rails, and this file draws noise or black pictures. First: {printable(report.broken[0], 120)}"
         )
     if report.dead:
-        yield f"{words.count(len(report.dead), 'layer')} that change nothing at all. First: {report.dead[0]}"
+        first = printable(report.dead[0], 120)
+        yield f"{words.count(len(report.dead), 'layer')} that change nothing at all. First: {first}"
     if report.hash_as_stated is False:
         yield (
             "Its own sshs_model_hash does not fit its weights: another program changed them and kept the old hash, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from knowledge.answers import PlainError
+from knowledge.answers import PlainError, printable
 from wizard import words
-from wizard.file_commands import FILE, as_json, may_write, overwrite, print_json, say, shown, watched
+from wizard.file_commands import FILE, as_json, may_write, may_write_network, overwrite, print_json, say, shown, watched
 
 if TYPE_CHECKING:
     from engine.tools.decompose import Keep
     from engine.tools.resize import Resized, Weights
 
+EXACT = 1e-6
+"""Relative errors below this are float32's own."""
 PRECISION = click.Choice(["fp32", "fp16", "bf16"])
 
 output = click.option("-o", "--output", type=FILE, required=True, help="Where the result goes.")
@@ -83,7 +86,7 @@ def resize(
 
     Example: lora-wizard tools resize big.safetensors --norm 0.99 --rank 32 -o small.safetensors
     """
-    may_write(output, overwrite)
+    may_write_network(output, overwrite)
     from engine.tools.adapters import adapters
     from engine.tools.files import PRECISIONS, open_tensors, save_tensors
     from engine.tools.inspect import family_of
@@ -102,7 +105,7 @@ def resize(
             weights=base_weights(base),
             progress=progress,
         )
-    save_tensors(output, result.tensors, _network_metadata(dict(tensors.metadata), result, alpha))
+    save_tensors(output, result.tensors, _network_metadata(dict(tensors.metadata), result))
     _show_resized(result, file, output, as_json)
 
 
@@ -130,69 +133,67 @@ def convert(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Give a LoRA other names or another precision, or turn LoHa, LoKr, DoRA … and pickles into plain LoRA safetensors.
+    """Give a LoRA other names or another precision, make LoHa, LoKr, DoRA … plain LoRA, and pickles safetensors.
 
-    --names sd-scripts is what every program reads. With --rank, --norm or --values, algorithms that are not plain LoRA
-    are decomposed, and the error is told.
+    --names sd-scripts is what every program reads. With --rank, --norm or --values every layer becomes plain LoRA, and
+    the error is told. Without any of these, a file of any kind (a whole checkpoint as well) is copied as safetensors.
 
     Example: lora-wizard tools convert old.pt --names sd-scripts --precision fp16 -o new.safetensors
     """
-    may_write(output, overwrite)
-    from engine.tools.adapters import adapters
+    may_write_network(output, overwrite)
+    from engine.tools.adapters import adapters, is_network
     from engine.tools.convert import convert as converted
+    from engine.tools.convert import copied
     from engine.tools.files import PRECISIONS, LoadedTensors, open_tensors, save_tensors
     from engine.tools.inspect import family_of
     from engine.tools.merge import Weighted, combine
 
     tensors = open_tensors(file)
-    found = adapters(tensors)
-    family = family_of(tensors, found)
     dtype = PRECISIONS.get(precision or "")
-    metadata = dict(tensors.metadata)
-    result = None
-    if any(limit is not None for limit in (rank, values, norm)) or ranks:
-        keep = keep_from(rank, values, norm, ranks)
-        first = next(iter(found.values()))
+    limited = _limited(rank, values, norm, ranks)
+    document: dict[str, Any] = {"output": str(output), "names": names or "as they were", "error": 0.0}
+    if names is None and not limited:
+        with watched(f"Converting {file.name}", as_json) as progress:
+            rounding = copied(tensors, output, dtype, hashes=is_network(tensors), progress=progress)
+        _show_converted(document | {"rounding": rounding}, output, None, as_json)
+        return
+    found, metadata, result = adapters(tensors), dict(tensors.metadata), None
+    family = family_of(tensors, found)
+    if limited:
         with watched(f"Decomposing {file.name}", as_json) as progress:
             result = combine(
                 [Weighted(found)],
-                keep=keep,
+                keep=keep_from(rank, values, norm, ranks),
                 family=family,
-                dtype=dtype or first.dtype,
+                dtype=dtype or next(iter(found.values())).dtype,
                 weights=base_weights(base),
                 progress=progress,
             )
-        metadata = _network_metadata(metadata, result, None)
-        found = adapters(LoadedTensors(result.tensors, metadata))
-    naming: Any = names or ("sd-scripts" if result else None)
-    if naming is None:
-        outcome = {name: tensors[name] if dtype is None else _cast(tensors[name], dtype) for name in tensors}
-        unknown: tuple[str, ...] = ()
-    else:
-        with_names = converted(found, metadata, naming, family, dtype)
-        outcome, metadata, unknown = with_names.tensors, with_names.metadata, with_names.unknown
-    save_tensors(output, outcome, metadata)
-    document = {
-        "output": str(output),
-        "bytes": output.stat().st_size,
-        "family": family,
-        "names": naming or "as they were",
-        "error": result.error if result else 0.0,
-        "kept_unknown_names": list(unknown),
-    }
+        metadata = _network_metadata(metadata, result)
+        found = adapters(LoadedTensors(result.tensors, metadata, str(file)))
+        document["error"] = result.error
+    naming: Any = names or "sd-scripts"
+    renamed = converted(found, metadata, naming, family, dtype)
+    save_tensors(output, renamed.tensors, renamed.metadata)
+    document |= {"family": family, "names": naming, "rounding": renamed.rounding}
+    _show_converted(document | {"kept_unknown_names": list(renamed.unknown)}, output, result, as_json)
+
+
+def _show_converted(document: dict[str, Any], output: Path, result: Resized | None, as_json: bool) -> None:
     if as_json:
-        print_json(document)
+        print_json(document | {"bytes": output.stat().st_size})
         return
     say(f"[good]✓[/] {shown(output)}   [quiet]{words.size(output.stat().st_size)}[/]")
     if result is not None:
         low, high = result.ranks
-        say(f"  plain LoRA, rank {low if low == high else f'{low} to {high}'}; error {result.error:.2%} of ‖ΔW‖")
+        say(f"  plain LoRA, rank {low if low == high else f'{low} to {high}'}; {_lost(result)}")
+    if document["rounding"] > EXACT:
+        say(f"  rounded by {document['rounding']:.2g} of what the weights are (‖written − before‖ / ‖before‖)")
+    elif result is None:
+        say("  every weight kept its value")
+    unknown = document.get("kept_unknown_names", ())
     if unknown:
         say(f"  [warning]![/] {words.count(len(unknown), 'layer')} of no Stable Diffusion model kept their names.")
-
-
-def _cast(tensor: Any, dtype: Any) -> Any:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 @click.command()
@@ -229,7 +230,15 @@ def merge(
     Examples: lora-wizard tools merge a.safetensors b.safetensors -w 0.8 -w 0.5 -o both.safetensors
               lora-wizard tools merge a.safetensors --into sdxl.safetensors -o sdxl-a.safetensors
     """
-    may_write(output, overwrite)
+    limited = _limited(rank, values, norm, ranks)
+    if into is None:
+        may_write_network(output, overwrite)
+    elif limited or precision or base:
+        raise PlainError(
+            "--into changes the base model's own weights, so ranks, --precision and --base do not go with it.", 2
+        )
+    else:
+        (may_write if os.path.isdir(into) else may_write_network)(output, overwrite)  # noqa: PTH112
     for name, given in (("--weight", weights), ("--text-weight", text_weights)):
         if given and len(given) != len(files):
             raise PlainError(
@@ -247,10 +256,11 @@ def merge(
     texts: tuple[float | None, ...] = text_weights or (None,) * len(files)
     networks = [Weighted(*one) for one in zip(found, strengths, texts, strict=True)]
     if into is not None:
-        if output.resolve() == into.resolve():
+        checkpoint = Checkpoint(into)
+        if output.exists() and output.samefile(into):
             raise PlainError("The result would replace the base model itself; choose another --output.", 2)
         with watched(f"Merging into {into.name}", as_json) as progress:
-            merged = merge_into(Checkpoint(into), networks, output, progress)
+            merged = merge_into(checkpoint, networks, output, progress)
         if as_json:
             print_json({"output": str(output), "layers": merged.layers, "layers_without_place": list(merged.homeless)})
             return
@@ -258,10 +268,9 @@ def merge(
         if merged.homeless:
             say(
                 f"  [warning]![/] {words.count(len(merged.homeless), 'layer')} found no place in it, first "
-                f"{merged.homeless[0]}"
+                f"{printable(merged.homeless[0], 120)}"
             )
         return
-    limited = any(limit is not None for limit in (rank, values, norm)) or bool(ranks)
     family = family_of(opened[0], found[0])
     dtype = PRECISIONS[precision] if precision else next(iter(found[0].values())).dtype
     with watched(f"Merging {len(files)} files", as_json) as progress:
@@ -274,7 +283,7 @@ def merge(
             progress=progress,
         )
     recipe = "; ".join(f"{file.name} × {strength:g}" for file, strength in zip(files, strengths, strict=True))
-    metadata = _network_metadata(_loading_only(dict(opened[0].metadata)), result, None)
+    metadata = _network_metadata(_loading_only(dict(opened[0].metadata)), result)
     save_tensors(output, result.tensors, metadata | {"modelspec.merged_from": recipe, "modelspec.title": output.stem})
     _show_resized(result, None, output, as_json)
 
@@ -305,7 +314,7 @@ def extract(
 
     Example: lora-wizard tools extract sdxl.safetensors my-finetune.safetensors --rank 64 -o finetune-lora.safetensors
     """
-    may_write(output, overwrite)
+    may_write_network(output, overwrite)
     from engine.tools.checkpoints import Checkpoint
     from engine.tools.files import PRECISIONS, save_tensors
     from engine.tools.merge import extract as extracted
@@ -316,7 +325,7 @@ def extract(
         result = extracted(first, second, keep, conv_rank=conv_rank, dtype=PRECISIONS[precision], progress=progress)
     versions = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
     metadata = {"ss_base_model_version": versions[first.family], "ss_v2": str(first.family == "sd2")}
-    save_tensors(output, result.network.tensors, _network_metadata(metadata, result.network, None))
+    save_tensors(output, result.network.tensors, _network_metadata(metadata, result.network))
     if as_json:
         document = _resized_document(result.network, output) | {"reach": result.reach, "kept_of_all": result.kept}
         print_json(document)
@@ -341,14 +350,24 @@ def _loading_only(metadata: dict[str, str]) -> dict[str, str]:
     return stripped(metadata)
 
 
-def _network_metadata(metadata: dict[str, str], result: Resized, alpha: float | None) -> dict[str, str]:
-    """The metadata with rank, alpha and module of what was written; a mixture is called Dynamic, as sd-scripts does."""
+def _limited(*limits: Any) -> bool:
+    return any(limit not in (None, ()) for limit in limits)
+
+
+def _network_metadata(metadata: dict[str, str], result: Resized) -> dict[str, str]:
+    """The metadata with rank, alpha and module of what was written; a mixture is called Dynamic, as sd-scripts does.
+
+    What was said of alphas in other places is of the weights before.
+    """
+    from engine.tools.convert import ALPHAS
+
+    stale = ("ss_network_args", "lora_adapter_metadata", ALPHAS)
     low, high = result.ranks
     rank = str(low) if low == high else "Dynamic"
     alphas = {float(tensor) for name, tensor in result.tensors.items() if name.endswith(".alpha")}
     written = f"{alphas.pop():g}" if len(alphas) == 1 else "Dynamic"
     stated = {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": written}
-    return {name: value for name, value in metadata.items() if name != "ss_network_args"} | stated
+    return {name: value for name, value in metadata.items() if name not in stale} | stated
 
 
 def _resized_document(result: Resized, output: Path) -> dict[str, Any]:
@@ -370,9 +389,16 @@ def _show_resized(result: Resized, before: Path | None, output: Path, as_json: b
     sizes = f"{words.size(before.stat().st_size)} → " if before else ""
     say(f"[good]✓[/] {shown(output)}   [quiet]{sizes}{words.size(output.stat().st_size)}[/]")
     rank = low if low == high else f"{low} to {high}"
-    exact = result.error < 1e-6
-    said = "nothing lost" if exact else f"keeps {result.kept:.2%} of ‖ΔW‖, error {result.error:.2%}"
-    say(f"  {words.count(len(result.layers), 'layer')}, rank {rank}; {said}")
-    if not exact:
+    say(f"  {words.count(len(result.layers), 'layer')}, rank {rank}; {_lost(result)}")
+    if result.kept < 1 - EXACT:
         worst = min(result.layers, key=lambda layer: layer.kept)
-        say(f"  [quiet]weakest: {worst.module} keeps {worst.kept:.1%}[/]")
+        say(f"  [quiet]weakest: {printable(worst.module, 120)} keeps {worst.kept:.1%}[/]")
+
+
+def _lost(result: Resized) -> str:
+    """How near the result is to what it was made of, rounding to its precision counted."""
+    if result.error < EXACT:
+        return "nothing lost"
+    if result.kept > 1 - EXACT:
+        return f"nothing lost but by rounding, {result.error:.2g} of ‖ΔW‖"
+    return f"keeps {result.kept:.2%} of ‖ΔW‖, error {result.error:.2%}"

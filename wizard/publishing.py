@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -182,11 +183,13 @@ def _prepared(
 def _source(run_or_file: str, folder: str, all_files: bool) -> tuple[RunFolder | None, list[Path], TrainingConfig]:
     """The run, where one is named, the network files with the newest first, and the config they were made with."""
     path = Path(run_or_file).expanduser()
-    if path.suffix == ".safetensors" or path.is_file():
+    if path.suffix == ".safetensors" or os.path.isfile(path):  # noqa: PTH113  (false for a name that cannot be)
+        from engine.tools.files import read_header
         from knowledge.formats.reader import read_foreign
 
         if path.suffix != ".safetensors":
             raise PlainError(f"{path} is not a .safetensors file. Convert it first: lora-wizard tools convert", 2)
+        read_header(path)  # the sentences on a broken file are better than those on a config that is none
         config = read_foreign(path).config
         if config is None:
             raise PlainError(f"{path} does not say enough of how it was made to write a card; publish its run instead.")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from knowledge.answers import PlainError
+from knowledge.answers import PlainError, printable
 from wizard import words
-from wizard.file_commands import FILE, as_json, may_write, overwrite, print_json, say, shown, watched
+from wizard.file_commands import FILE, as_json, may_write, may_write_network, overwrite, print_json, say, shown, watched
 from wizard.housekeeping import backup, clean
 from wizard.inspection import report_document, show_report, strength_chart
 from wizard.network_files import base_option, base_weights, convert, extract, merge, resize
@@ -106,7 +106,7 @@ def metadata(
     if after != before or output is not None:
         target = output or file
         if output is not None:
-            may_write(output, overwrite)
+            may_write_network(output, overwrite)
         labels.write_metadata(file, target, after)
         if not as_json:
             say(
@@ -129,5 +129,5 @@ def _show_metadata(metadata: dict[str, str]) -> None:
     if not metadata:
         say("[quiet]The file says nothing of itself.[/]")
         return
-    shown = [(key, value if len(value) <= 300 else value[:300] + " …") for key, value in sorted(metadata.items())]
-    views.console().print(views.rows([(key, views.escape(value)) for key, value in shown]))
+    lines = [(printable(key, 120), printable(value, 300)) for key, value in sorted(metadata.items())]
+    views.console().print(views.rows([(views.escape(key), views.escape(value)) for key, value in lines]))

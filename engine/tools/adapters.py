@@ -5,16 +5,19 @@ Files carry the same tensors whichever program wrote them. What an adapter does 
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from engine.tools.files import LoadedTensors, Tensors
+from engine.tools.files import LoadedTensors, Tensors, shown
+from engine.tools.fit import refuse_misfit, said
+from engine.tools.metadata import document
 from engine.tools.names import canonical
+from engine.tools.strangers import not_a_lora
 from knowledge.answers import PlainError
 
 SUFFIXES = {
@@ -61,6 +64,16 @@ MADE_OF = {
     "ia3": ("scale_vector", "on_input"),
     "full": ("diff",),
 }
+RANKED = {
+    "lora": ("down",),
+    "locon": ("down",),
+    "loha": ("hada_w1_b",),
+    "lokr": ("lokr_w2_b", "lokr_w1_b"),
+    "glora": ("a2",),
+}
+"""Parts by algorithm whose first side is the rank."""
+COMMON_PARTS = {"alpha", "scale_vector"}
+"""Names that tensors of other models end in as well, so that one of these alone is no half of an adapter."""
 NAMES = {
     "lora": "LoRA",
     "locon": "LoCon",
@@ -89,6 +102,10 @@ class Adapter:
     default_alpha: float | None = None
     precision: torch.dtype = torch.float32
 
+    def __str__(self) -> str:
+        """The layer as a sentence begins with it."""
+        return f'The layer "{shown(self.module)}" of {self.tensors.called}'
+
     @property
     def canonical(self) -> str | None:
         return canonical(self.module)
@@ -100,29 +117,41 @@ class Adapter:
     def __contains__(self, part: str) -> bool:
         return part in self.parts
 
+    def layout(self, part: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Number format and shape of a part."""
+        return self.tensors.layout(self.parts[part])
+
     def shape(self, part: str) -> tuple[int, ...]:
-        return self.tensors.layout(self.parts[part])[1]
+        return self.layout(part)[1]
+
+    def count(self, part: str) -> int:
+        """How many numbers a part holds."""
+        return math.prod(self.shape(part))
 
     @property
     def dtype(self) -> torch.dtype:
         """The number format of the largest part."""
-        return max((self.tensors.layout(name) for name in self.parts.values()), key=lambda x: count(x[1]))[0]
+        return self.layout(max(self.parts, key=self.count))[0]
 
     @property
     def parameters(self) -> int:
-        return sum(count(self.shape(part)) for part in self.parts if part not in ("alpha", "on_input"))
+        return sum(self.count(part) for part in self.parts if part not in ("alpha", "on_input"))
 
     @property
     def rank(self) -> int | None:
         """Inner dimension; None for algorithms without one."""
-        dimension = {"down": 0, "hada_w1_b": 0, "lokr_w2_b": 0, "lokr_w1_b": 0, "a2": 0}
-        return next((self.shape(part)[axis] for part, axis in dimension.items() if part in self.parts), None)
+        return next((self.shape(part)[0] for part in RANKED.get(self.algorithm, ()) if part in self.parts), None)
 
     @property
     def alpha(self) -> float | None:
         if "alpha" in self.parts:
             return float(self.tensors[self.parts["alpha"]].double().item())
         return self.default_alpha
+
+    @property
+    def keeps_alpha(self) -> bool:
+        """False under diffusers' own names, which have none: there the scale is in the weights or the metadata."""
+        return "up" not in self.parts or self.parts["up"].endswith("lora_up.weight")
 
     @property
     def scale(self) -> float:
@@ -163,10 +192,6 @@ class Adapter:
         return self.algorithm != "bias"
 
 
-def count(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
-
-
 def adapters(tensors: Tensors) -> dict[str, Adapter]:
     """The adapters of a file by the name of their module, in the file's order. Raises PlainError when there is none."""
     grouped: dict[str, dict[str, str]] = {}
@@ -177,13 +202,25 @@ def adapters(tensors: Tensors) -> dict[str, Adapter]:
     alphas = _peft_alphas(tensors.metadata)
     found = {}
     for module, parts in grouped.items():
-        algorithm = _algorithm(parts, tensors, module)
+        algorithm = _algorithm(parts, tensors)
         if algorithm:
-            found[module] = Adapter(module, algorithm, parts, tensors, alphas(module))
+            adapter = Adapter(module, algorithm, parts, tensors)
+            refuse_misfit(adapter)
+            found[module] = replace(adapter, default_alpha=alphas(module, adapter.rank))
+        elif parts.keys() - COMMON_PARTS:
+            raise PlainError(
+                f'{tensors.called} is damaged: of the layer "{shown(module)}" there is only '
+                f"{' and '.join(map(said, parts))}, which changes nothing without the rest."
+            )
     if not found:
-        sample = ", ".join(f'"{name}"' for name in list(tensors)[:2])
-        raise PlainError(f"This is not a LoRA file: none of its {len(tensors)} tensors belongs to one ({sample} …).")
+        layouts = {name: tensors.layout(name)[1] for name in tensors}
+        raise PlainError(not_a_lora(tensors.called, layouts))
     return found
+
+
+def is_network(names: Iterable[str]) -> bool:
+    """Does any tensor of these names belong to an adapter?"""
+    return any(split and split[1] not in COMMON_PARTS for split in map(split_name, names))
 
 
 def refuse_broken(found: Iterable[Adapter]) -> None:
@@ -191,7 +228,7 @@ def refuse_broken(found: Iterable[Adapter]) -> None:
     for adapter in found:
         if not all(bool(torch.isfinite(adapter[part]).all()) for part in adapter.parts):
             raise PlainError(
-                f'"{adapter.module}" holds numbers that are not finite (NaN or infinity): its training went off the '
+                f"{adapter} holds numbers that are not finite (NaN or infinity): its training went off the "
                 "rails. See which layers are sound: lora-wizard tools inspect FILE --layers"
             )
 
@@ -206,7 +243,7 @@ def split_name(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _algorithm(parts: Mapping[str, str], tensors: Tensors, module: str) -> str | None:
+def _algorithm(parts: Mapping[str, str], tensors: Tensors) -> str | None:
     if "oft_blocks" in parts:
         return "boft" if len(tensors.layout(parts["oft_blocks"])[1]) == 4 else "diag-oft"
     if any(part.startswith("lokr_w1") for part in parts):
@@ -217,27 +254,28 @@ def _algorithm(parts: Mapping[str, str], tensors: Tensors, module: str) -> str |
                 kernels = [tensors.layout(parts[part])[1][-1] for part in ("down", "mid") if part in parts]
                 return "locon" if max(kernels) > 1 else "lora"
             return "norm" if algorithm == "full" and parts["diff"].endswith("w_norm") else algorithm
-    if "up" in parts or "down" in parts:
-        other = "lora_down" if "up" in parts else "lora_up"
-        raise PlainError(f'The layer "{module}" is incomplete: its {other} is missing, so the file is damaged.')
-    return "bias" if "bias" in parts else None
+    return "bias" if parts.keys() == {"bias"} else None
 
 
-def _peft_alphas(metadata: Mapping[str, str]) -> Callable[[str], float | None]:
-    """The alpha that diffusers keeps in the metadata of PEFT files, by module."""
-    try:
-        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        config = {}
+def _peft_alphas(metadata: Mapping[str, str]) -> Callable[[str, int | None], float | None]:
+    """The alpha that diffusers keeps in the metadata of PEFT files, by module and its rank.
 
-    def alpha(module: str) -> float | None:
+    With rank-stabilised scaling (alpha / √rank) the alpha that does the same when it is divided by the rank.
+    """
+    config = document(metadata, "lora_adapter_metadata")
+
+    def alpha(module: str, rank: int | None) -> float | None:
         component, _, path = module.partition(".")
-        default = config.get(f"{component}.lora_alpha")
-        patterns = config.get(f"{component}.alpha_pattern") or {}
-        for pattern, value in patterns.items():
+        patterns = config.get(f"{component}.alpha_pattern")
+        found = config.get(f"{component}.lora_alpha")
+        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
             if path == pattern or path.endswith("." + pattern):
-                return float(value)
-        return float(default) if default is not None else None
+                found = value
+                break
+        if not isinstance(found, int | float):
+            return None
+        stabilised = config.get(f"{component}.use_rslora") is True
+        return float(found) * (rank**0.5 if stabilised and rank else 1.0)
 
     return alpha
 

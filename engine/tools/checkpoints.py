@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import shutil
 import tempfile
@@ -38,7 +40,8 @@ class Checkpoint:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if self.path.is_dir():
+        self.is_folder = os.path.isdir(path)  # noqa: PTH112  (false for a name that cannot be)
+        if self.is_folder:
             self.files = {str(f.relative_to(self.path)): f for f in _weight_files(self.path)}
         else:
             self.files = {"": self.path}
@@ -51,21 +54,15 @@ class Checkpoint:
                 f"{self.path} is not a Stable Diffusion checkpoint: no layer of a UNet or text encoder is in it."
             )
 
-    @property
-    def is_folder(self) -> bool:
-        return self.path.is_dir()
-
     def places(self) -> Iterator[Place]:
         """Every tensor of every file, in the order of the files."""
         for key, tensors in self.opened.items():
             for name in tensors:
                 dtype, shape = tensors.layout(name)
-                rows = shape[0] if shape else 0
-                targets: tuple[Target, ...]
-                if self.is_folder:
-                    targets = (folder_target(Path(key).parts[0], name),)
-                else:
-                    targets = tuple(checkpoint_targets(name, rows))
+                targets: tuple[Target, ...] = ()  # a lone number or an empty tensor is no weight of a layer
+                if math.prod(shape) > 0 and shape:
+                    own = folder_target(Path(key).parts[0], name) if self.is_folder else None
+                    targets = (own,) if own else tuple(checkpoint_targets(name, shape[0]))
                 yield Place(key, name, targets, name.endswith("bias"), dtype, shape)
 
     def read(self, place: Place) -> Tensor:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.tools.adapters import NAMES, Adapter, adapters
-from engine.tools.files import DTYPE_NAMES, DTYPES, LoadedTensors
+from engine.tools.files import DTYPE_NAMES, DTYPES, LoadedTensors, Tensors, write_stream
+from engine.tools.metadata import document
 from engine.tools.names import Naming, spelled
+from engine.tools.precision import Rounding, cast_exactly
+from engine.tools.progress import Progress, no_progress
 from knowledge.answers import PlainError
 
 ALPHAS = "lora_wizard.alphas"
@@ -35,11 +39,15 @@ PEFT_PARTS = {
 
 @dataclass(frozen=True)
 class Converted:
-    """Tensors and metadata under the new names; `unknown` are modules of no SD model, left under their old names."""
+    """Tensors and metadata under the new names; `unknown` are modules of no SD model, left under their old names.
+
+    `rounding`: ‖written − exact‖ / ‖exact‖ over all weights; 0 when every number kept its value.
+    """
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
     unknown: tuple[str, ...]
+    rounding: float
 
 
 def convert(
@@ -51,8 +59,8 @@ def convert(
 ) -> Converted:
     """The network as `naming` writes it for this family. Raises PlainError when PEFT cannot hold its algorithm."""
     tensors: dict[str, Tensor] = {}
-    unknown, alphas = [], {}
-    folded = json.loads(metadata.get(ALPHAS, "{}"))
+    unknown, alphas, rounding = [], {}, Rounding()
+    folded = document(metadata, ALPHAS)
     for module, adapter in found.items():
         name = adapter.canonical
         if name is None:
@@ -60,75 +68,102 @@ def convert(
             name = module
         spelling = spelled(name, naming, family) if adapter.canonical else module
         if naming == "peft":
-            tensors |= _peft(spelling, adapter, dtype)
+            tensors |= _peft(spelling, adapter, dtype, rounding)
             if adapter.alpha is not None:
-                alphas[spelling] = [adapter.alpha, DTYPE_NAMES[adapter.tensors.layout(adapter.parts["up"])[0]]]
+                alphas[spelling] = [adapter.alpha, DTYPE_NAMES[adapter.layout("up")[0]]]
         else:
-            tensors |= _kohya(spelling, adapter, dtype, folded.get(module))
+            tensors |= _kohya(spelling, adapter, dtype, _folded(folded.get(module)), rounding)
     kept = {key: value for key, value in metadata.items() if key not in (ALPHAS, "lora_adapter_metadata")}
-    return Converted(tensors, kept | ({ALPHAS: json.dumps(alphas)} if alphas else {}), tuple(unknown))
+    kept |= {ALPHAS: json.dumps(alphas)} if alphas else {}
+    return Converted(tensors, kept, tuple(unknown), rounding.error)
 
 
-def _kohya(module: str, adapter: Adapter, dtype: torch.dtype | None, folded: list[Any] | None) -> dict[str, Tensor]:
-    """kohya's tensors. `folded`: alpha and precision of lora_up before it was multiplied in, where a PEFT file says."""
+Folded = tuple[float, torch.dtype]
+
+
+def _folded(told: Any) -> Folded | None:
+    """Alpha and precision of lora_up before alpha / rank was multiplied in, where the metadata tell of it."""
+    match told:
+        case [float() | int() as alpha, str() as dtype] if alpha > 0 and dtype in DTYPES:
+            return float(alpha), DTYPES[dtype]
+    return None
+
+
+def _kohya(
+    module: str, adapter: Adapter, dtype: torch.dtype | None, folded: Folded | None, rounding: Rounding
+) -> dict[str, Tensor]:
+    """kohya's tensors."""
     tensors = {}
-    alpha = folded[0] if folded else adapter.alpha
     for part, name in adapter.parts.items():
-        tensor = adapter.tensors[name]
+        tensor, own = adapter.tensors[name], dtype
         if part == "up" and folded and adapter.rank:
-            tensor = (tensor.float() / (folded[0] / adapter.rank)).to(DTYPES[folded[1]])
+            tensor, own = tensor.double() / (folded[0] / adapter.rank), dtype or folded[1]
+        if part == "bias" and not adapter.keeps_alpha:
+            tensor = tensor * adapter.scale
         if part == "dora_scale" and adapter.peft_magnitude:
             tensor = tensor.reshape(-1, *[1] * (len(adapter.shape("down")) - 1))
         suffix = KOHYA_PARTS.get(part, part)
         suffix = {"diff": "w_norm", "bias": "b_norm"}.get(part, suffix) if adapter.algorithm == "norm" else suffix
-        tensors[f"{module}.{suffix}"] = _cast(tensor, dtype)
+        tensors[f"{module}.{suffix}"] = cast_exactly(tensor, own) if part == "alpha" else rounding.cast(tensor, own)
     if "alpha" not in adapter.parts and adapter.rank is not None:
-        value = float(alpha) if alpha is not None else float(adapter.rank)
-        tensors[f"{module}.alpha"] = torch.tensor(value, dtype=dtype or adapter.dtype)
+        alpha = folded[0] if folded else adapter.rank if adapter.alpha is None else adapter.alpha
+        tensors[f"{module}.alpha"] = cast_exactly(torch.tensor(alpha, dtype=torch.float64), dtype or adapter.dtype)
     return tensors
 
 
-def _scaled(tensor: Tensor, scale: float) -> Tensor:
-    """tensor × scale; in float32 where its own precision would lose bits of the smallest numbers."""
-    exact = tensor.float() * scale
-    narrow = exact.to(tensor.dtype)
-    return narrow if torch.equal((narrow.float() / scale).to(tensor.dtype), tensor) else exact
+def _room(exact: Tensor, scale: float, dtype: torch.dtype) -> torch.dtype:
+    """The precision for a matrix multiplied by `scale`: its own where dividing gives its bits back, else float32."""
+    narrow, original = exact.to(dtype), (exact / scale).to(dtype)
+    whole = torch.equal((narrow.double() / scale).to(dtype), original)
+    return dtype if whole or dtype == torch.float64 else torch.float32
 
 
-def _peft(module: str, adapter: Adapter, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _peft(module: str, adapter: Adapter, dtype: torch.dtype | None, rounding: Rounding) -> dict[str, Tensor]:
     """diffusers' own tensors; alpha / rank is multiplied into lora_B, because these carry no alpha."""
     if adapter.algorithm not in ("lora", "locon") or "mid" in adapter:
         raise PlainError(
-            f'"{adapter.module}" is {NAMES[adapter.algorithm]}, which diffusers cannot load. '
+            f"{adapter} is {NAMES[adapter.algorithm]}, which diffusers cannot load. "
             "Make it plain LoRA in the same step: add --rank 16."
         )
     if adapter.decomposed and not adapter.by_output:
         raise PlainError(
-            f'"{adapter.module}" is DoRA over the inputs; diffusers knows only DoRA over the outputs and would render '
+            f"{adapter} is DoRA over the inputs; diffusers knows only DoRA over the outputs and would render "
             "something else. Make it plain LoRA in the same step: add --rank 16 and --base."
         )
     tensors = {}
     for part, name in adapter.parts.items():
         if part == "alpha":
             continue
-        tensor = adapter.tensors[name]
+        tensor, own = adapter.tensors[name], dtype
         if part == "up" and adapter.scale != 1.0:
-            tensor = _scaled(tensor, adapter.scale)
+            exact = tensor.double() * adapter.scale
+            tensor, own = exact, dtype or _room(exact, adapter.scale, tensor.dtype)
         if part == "dora_scale":
             kernel = len(adapter.shape("down")) - 2
             tensor = tensor.reshape(1, -1, *[1] * kernel) if kernel else tensor.reshape(-1)
-        tensors[f"{module}.{PEFT_PARTS[part]}"] = _cast(tensor, dtype)
+        tensors[f"{module}.{PEFT_PARTS[part]}"] = rounding.cast(tensor, own)
     return tensors
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    if dtype is None or not tensor.is_floating_point():
-        return tensor
-    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-    if largest > torch.finfo(dtype).max:
-        name = str(dtype).removeprefix("torch.")
-        raise PlainError(f"A weight of {largest:.3g} does not fit into {name}. Use bf16 or fp32.")
-    return tensor.to(dtype)
+def copied(
+    tensors: Tensors, path: Path, dtype: torch.dtype | None, *, hashes: bool, progress: Progress = no_progress
+) -> float:
+    """Write the tensors under their own names as .safetensors, one in memory at a time; ‖written − exact‖ / ‖exact‖.
+
+    hashes: of a network file, as sd-scripts writes them.
+    """
+    rounding, layout = Rounding(), {}
+    alphas = {name: cast_exactly(tensors[name], dtype) for name in tensors if name.endswith(".alpha")}
+    for name in tensors:
+        own, shape = tensors.layout(name)
+        layout[name] = (own if dtype is None or not own.is_floating_point else dtype, shape)
+    layout |= {name: (alpha.dtype, tuple(alpha.shape)) for name, alpha in alphas.items()}
+    stream = (
+        (name, alphas[name] if name in alphas else rounding.cast(tensors[name], to)) for name, (to, _) in layout.items()
+    )
+    metadata = {key: text for key, text in tensors.metadata.items() if key != "modelspec.hash_sha256"}
+    write_stream(path, layout, stream, metadata, hashes=hashes, progress=progress)
+    return rounding.error
 
 
 def converted(

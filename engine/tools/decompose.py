@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from engine.tools.adapters import Adapter
 from engine.tools.effect import change
 from engine.tools.names import is_convolution, kernel_of
+from engine.tools.precision import cast, cast_exactly
 from knowledge.answers import PlainError
 
 
@@ -79,8 +81,16 @@ def _first_reaching(running: Tensor, share: float) -> int:
 
 
 def singular(matrix: Tensor) -> Singular:
-    """The singular values of a dense matrix, computed in float32."""
-    return Singular(*torch.linalg.svd(matrix.float(), full_matrices=False))
+    """The singular values of a dense matrix, in float32 unless it comes in float64, or only that can hold them.
+
+    Raises PlainError for numbers so large or so uneven that they have none.
+    """
+    for precision in dict.fromkeys((matrix.dtype if matrix.dtype == torch.float64 else torch.float32, torch.float64)):
+        try:
+            return Singular(*torch.linalg.svd(matrix.to(precision), full_matrices=False))
+        except LinAlgError:
+            continue
+    raise PlainError("The weights of a layer are too large to be decomposed; the file is damaged.")
 
 
 OVERSAMPLING = 16
@@ -108,10 +118,11 @@ def leading(matrix: Tensor, rank: int | None) -> Singular:
 
 def singular_of_product(up: Tensor, down: Tensor) -> Singular:
     """The singular values of up @ down, without multiplying it out: two QR decompositions and an SVD of rank size."""
+    up, down = up.double(), down.double()
     if min(up.shape[0], down.shape[1]) <= up.shape[1]:
         return singular(up @ down)
-    left, upper = torch.linalg.qr(up.float())
-    right, lower = torch.linalg.qr(down.float().T)
+    left, upper = torch.linalg.qr(up)
+    right, lower = torch.linalg.qr(down.T)
     inner = singular(upper @ lower.T)
     return Singular(left @ inner.left, inner.values, inner.right @ right.T)
 
@@ -148,14 +159,39 @@ def lora_matrices(
 
     Shared, so that neither leaves the range of half precision. alpha None means alpha = rank.
     """
-    alpha = float(rank) if alpha is None else alpha
+    stored = cast_exactly(torch.tensor(float(rank) if alpha is None else alpha), dtype)
+    if kernel and found.right.shape[1] % math.prod(kernel):
+        raise PlainError(
+            f"A layer with {found.right.shape[1]} inputs is no convolution of {' × '.join(map(str, kernel))}: the file "
+            "is damaged, or for a model that is not known here."
+        )
+    alpha = float(stored)
     root = (found.values[:rank] * (rank / alpha)).sqrt()
     up = found.left[:, :rank] * root
     down = root[:, None] * found.right[:rank]
     if kernel:
         up = up.reshape(*up.shape, *(1 for _ in kernel))
         down = down.reshape(rank, -1, *kernel)
-    return up.to(dtype).contiguous(), down.to(dtype).contiguous(), torch.tensor(alpha, dtype=dtype)
+    return cast(up, dtype).contiguous(), cast(down, dtype).contiguous(), stored
+
+
+def error_of(found: Singular, up: Tensor, down: Tensor, scale: float) -> float:
+    """‖ΔW − scale · up · down‖ / ‖ΔW‖ of a LoRA made of the first values, its rounding counted.
+
+    What the rank leaves out is orthogonal to what it keeps and to all of the rounding that is not of second order.
+    """
+    rank = down.shape[0]
+    rounding = distance(
+        found.left[:, :rank] * found.values[:rank], found.right[:rank], up.flatten(1).double() * scale, down.flatten(1)
+    )
+    left_out = max(0.0, found.energy - found.kept_energy(rank))
+    return math.sqrt((left_out + rounding**2) / found.energy) if found.energy > 0 else 0.0
+
+
+def distance(left: Tensor, right: Tensor, up: Tensor, down: Tensor) -> float:
+    """‖left · right − up · down‖ in float64, from matrices as small as the ranks."""
+    columns, rows = torch.cat([left.double(), -up.double()], 1), torch.cat([right.double(), down.double()])
+    return float(((columns.T @ columns) * (rows @ rows.T)).sum().clamp(min=0).sqrt())
 
 
 def share(kept: float, whole: float) -> float:

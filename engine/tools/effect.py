@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.tools.adapters import NAMES, Adapter
+from engine.tools.fit import size_of_change
 from knowledge.answers import PlainError
 
 
@@ -31,14 +32,20 @@ def change(
             "trained on. Name it with --base."
         )
     if adapter.algorithm not in _CHANGES | _ROTATIONS:
-        raise PlainError(f'"{adapter.module}" is {NAMES[adapter.algorithm]}, whose effect cannot be computed here.')
+        raise PlainError(f"{adapter} is {NAMES[adapter.algorithm]}, whose effect cannot be computed here.")
+    misfit = PlainError(
+        f"{adapter} has parts that do not fit together, or not the base model; the file is damaged or was trained "
+        "on another family."
+    )
     try:
-        return _changed(adapter, weight, strength)
-    except RuntimeError:
-        raise PlainError(
-            f'The parts of the layer "{adapter.module}" do not fit together, or not the base model; the '
-            "file is damaged or was trained on another family."
-        ) from None
+        changed = _changed(adapter, weight, strength)
+    except (RuntimeError, IndexError):  # of tensors whose shapes do not fit
+        raise misfit from None
+    rows, columns = size_of_change(adapter)
+    count = weight.numel() if weight is not None else rows * columns if rows and columns else changed.numel()
+    if changed.dim() > 2 or changed.numel() != count:  # torch stretched one of them over the other
+        raise misfit
+    return changed
 
 
 def _changed(adapter: Adapter, weight: Tensor | None, strength: float) -> Tensor:
@@ -53,22 +60,15 @@ def _changed(adapter: Adapter, weight: Tensor | None, strength: float) -> Tensor
 
 
 def bias_change(adapter: Adapter, strength: float = 1.0) -> Tensor | None:
-    """The change of the layer's bias, where the adapter has one."""
-    return adapter["bias"] * strength if "bias" in adapter else None
+    """The change of the layer's bias, where the adapter has one; PEFT scales it like the product that it belongs to."""
+    if "bias" not in adapter:
+        return None
+    return adapter["bias"] * (strength if adapter.keeps_alpha else strength * adapter.scale)
 
 
 def _lora(adapter: Adapter, _: Tensor | None) -> Tensor:
-    up, down = adapter["up"].flatten(1), adapter["down"]
-    if "mid" in adapter:
-        product = _tucker(adapter["mid"], up, down.flatten(1))
-    elif up.shape[1] != down.shape[0]:
-        raise PlainError(
-            f'The layer "{adapter.module}" cannot be multiplied out: lora_up has {up.shape[1]} columns and lora_down '
-            f"{down.shape[0]} rows. Files of the DyLoRA algorithm look like this and are not supported."
-        )
-    else:
-        product = up @ down.flatten(1)
-    return product * adapter.scale
+    up, down = adapter["up"].flatten(1), adapter["down"].flatten(1)
+    return (_tucker(adapter["mid"], up, down) if "mid" in adapter else up @ down) * adapter.scale
 
 
 def _tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:

@@ -5,38 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from engine.tools.adapters import Adapter, count
-
-
-def input_width(adapter: Adapter) -> int | None:
-    """Columns of ΔW as a matrix: in × kernel; None where the file alone does not say."""
-    if "down" in adapter:
-        return count(adapter.shape("down")[1:])
-    if "hada_w1_b" in adapter:
-        kernel = count(adapter.shape("hada_t1")[2:]) if "hada_t1" in adapter else 1
-        return count(adapter.shape("hada_w1_b")[1:]) * kernel
-    if adapter.algorithm == "lokr":
-        left = adapter.shape("lokr_w1" if "lokr_w1" in adapter else "lokr_w1_b")[1]
-        right = count(adapter.shape("lokr_w2" if "lokr_w2" in adapter else "lokr_w2_b")[1:])
-        return left * right
-    if "diff" in adapter and len(adapter.shape("diff")) > 1:
-        return count(adapter.shape("diff")[1:])
-    if "b2" in adapter:
-        return count(adapter.shape("b2")[1:])
-    return None
-
-
-def output_width(adapter: Adapter) -> int | None:
-    """Rows of ΔW as a matrix; None where the file alone does not say."""
-    first = next((part for part in ("up", "hada_w1_a", "diff", "b1") if part in adapter), None)
-    if first is not None:
-        return adapter.shape(first)[0]
-    if adapter.algorithm == "lokr":
-        left = adapter.shape("lokr_w1" if "lokr_w1" in adapter else "lokr_w1_a")[0]
-        return left * adapter.shape("lokr_w2" if "lokr_w2" in adapter else "lokr_w2_a")[0]
-    if "oft_blocks" in adapter:
-        return count(adapter.shape("oft_blocks")[-3:-1])
-    return None
+from engine.tools.adapters import Adapter
+from engine.tools.fit import size_of_change
 
 
 def families(found: Mapping[str, Adapter]) -> Iterator[str]:
@@ -48,7 +18,7 @@ def families(found: Mapping[str, Adapter]) -> Iterator[str]:
             yield family
             return
     widths = {
-        input_width(adapter)
+        size_of_change(adapter)[1]
         for module, adapter in found.items()
         if (name := adapter.canonical) and re.search(r"attn2\.to_[kv]$", name)
     }
@@ -61,7 +31,9 @@ def families(found: Mapping[str, Adapter]) -> Iterator[str]:
     if any(name.startswith("text_encoder_2.") for name in names) or "lora_te1_" in joined:
         yield "sdxl"
     encoder = {
-        input_width(a) for a in found.values() if (n := a.canonical) and n.startswith("text_encoder.") and "q_proj" in n
+        size_of_change(a)[1]
+        for a in found.values()
+        if (n := a.canonical) and n.startswith("text_encoder.") and "q_proj" in n
     }
     yield from (
         by_width[width]

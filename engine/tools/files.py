@@ -9,8 +9,10 @@ import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 
 from engine.tools.progress import Progress, no_progress
-from knowledge.answers import PlainError
+from knowledge.answers import PlainError, printable
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -42,6 +44,8 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 PICKLES = {".pt", ".ckpt", ".bin", ".pth"}
 LARGEST_HEADER_BYTES = 100_000_000
 """What the safetensors library itself accepts."""
+LARGEST_COUNT = 2**60
+"""Numbers in one tensor, beyond which sizes in bytes overflow."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Header:
 def read_header(path: Path | str) -> Header:
     """The checked header of a safetensors file. Raises PlainError with one sentence for anything wrong with it."""
     path = Path(path)
-    with _opened(path) as file:
+    with opened(path) as file:
         size = path.stat().st_size
         if size < 8:
             raise _broken(path, f"it has only {size} bytes; even an empty file of this kind has more than 8")
@@ -80,7 +84,9 @@ def read_header(path: Path | str) -> Header:
         file.seek(8)
         text = file.read(length)
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=_each_once)
+    except _TwiceError as twice:
+        raise _broken(path, f'its header names "{shown(str(twice))}" twice') from None
     except (ValueError, RecursionError):
         raise _broken(path, "its header is not readable text") from None
     if not isinstance(document, dict):
@@ -93,21 +99,32 @@ def read_header(path: Path | str) -> Header:
     return Header(entries, metadata, 8 + length)
 
 
+class _TwiceError(ValueError):
+    """A name that a JSON object holds two times."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise _TwiceError(next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1))
+    return names
+
+
 def _entry(path: Path, name: str, value: Any) -> Entry:
     try:
-        dtype, shape, (start, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+        dtype, shape, (start, end) = str(value["dtype"]), tuple(value["shape"]), value["data_offsets"]
         numbers = (*shape, start, end)
         whole = all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
     except (TypeError, KeyError, ValueError):
         whole = False
-    if not whole:
-        raise _broken(path, f'the tensor "{name[:80]}" is described in a way that makes no sense')
+    if not whole or math.prod(side for side in shape if side) > LARGEST_COUNT:
+        raise _broken(path, f'the tensor "{shown(name)}" is described in a way that makes no sense')
     if dtype not in DTYPES:
         raise PlainError(
-            f'{path}: the tensor "{name[:80]}" has the number format {dtype!r}, which this program cannot read.'
+            f'{path}: the tensor "{shown(name)}" has the number format "{shown(dtype)}", which cannot be read here.'
         )
     if math.prod(shape) * DTYPES[dtype].itemsize != end - start:
-        raise _broken(path, f'the tensor "{name[:80]}" has another size than its shape {list(shape)} says')
+        raise _broken(path, f'the tensor "{shown(name)}" has another size than its shape {list(shape)} says')
     return Entry(dtype, shape, start, end)
 
 
@@ -116,7 +133,7 @@ def _check_body(path: Path, entries: Mapping[str, Entry], body_bytes: int) -> No
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != position:
             what = "overlaps another one" if entry.start < position else "leaves a gap before it"
-            raise _broken(path, f'the tensor "{name[:80]}" {what}')
+            raise _broken(path, f'the tensor "{shown(name)}" {what}')
         position = entry.end
     if position > body_bytes:
         raise _broken(
@@ -126,19 +143,28 @@ def _check_body(path: Path, entries: Mapping[str, Entry], body_bytes: int) -> No
         raise _broken(path, f"it has {body_bytes - position:,} bytes that belong to no tensor")
 
 
+def shown(name: str) -> str:
+    """A name from a file as it may stand in a sentence."""
+    return printable(name, most=120)
+
+
 def _broken(path: Path, why: str) -> PlainError:
     return PlainError(f"{path} is not a sound safetensors file: {why}.")
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file open for reading. Raises PlainError for what is none, such as a folder, or a pipe that never ends."""
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise PlainError(f"{path} is a folder; name a file.", 2)
+        if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
+            raise PlainError(f"{path} is not a file but a device or a pipe.", 2)
         with path.open("rb") as file:
             yield file
     except FileNotFoundError:
         raise PlainError(f"There is no file {path}.", 2) from None
-    except IsADirectoryError:
-        raise PlainError(f"{path} is a folder; name a file.", 2) from None
     except OSError as error:
         raise PlainError(f"{path} cannot be read: {error.strerror or error}.") from None
 
@@ -148,6 +174,7 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.called = str(path)
         self.header = read_header(self.path)
 
     @property
@@ -163,7 +190,7 @@ class TensorFile(Mapping[str, Tensor]):
         entry = self.header.entries[name]
         if entry.start == entry.end:
             return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             file.seek(self.header.body_start + entry.start)
             data = bytearray(entry.end - entry.start)
             if file.readinto(data) != len(data):  # type: ignore[attr-defined]
@@ -183,7 +210,10 @@ class TensorFile(Mapping[str, Tensor]):
 class LoadedTensors(Mapping[str, Tensor]):
     """Tensors that are already in memory: those of a pickle file, or of a test."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, called: str = "the network"
+    ) -> None:
+        self.called = called
         self.tensors = dict(tensors)
         self.metadata = dict(metadata or {})
 
@@ -211,7 +241,7 @@ def open_tensors(path: Path | str) -> Tensors:
 
 
 def _read_pickle(path: Path) -> LoadedTensors:
-    with _opened(path):
+    with opened(path):
         pass
     try:
         with warnings.catch_warnings():
@@ -224,13 +254,18 @@ def _read_pickle(path: Path) -> LoadedTensors:
                 "Look for the same model as .safetensors."
             ) from None
         raise PlainError(f"{path} cannot be read as a PyTorch file; it may be damaged or of another kind.") from None
+    if isinstance(document, dict) and "string_to_param" in document:
+        raise PlainError(f"{path} is not a LoRA but an embedding (textual inversion).")
     for inner in ("state_dict", "model", "module"):
         if isinstance(document, dict) and isinstance(document.get(inner), dict):
             document = document[inner]
     tensors = {str(k): v for k, v in document.items() if isinstance(v, Tensor)} if isinstance(document, dict) else {}
     if not tensors:
         raise PlainError(f"{path} holds no named tensors, so it is neither a LoRA nor a model.")
-    return LoadedTensors(tensors)
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPE_NAMES:
+            raise PlainError(f'{path}: the tensor "{shown(name)}" is kept in a way that cannot be read here.')
+    return LoadedTensors(tensors, called=str(path))
 
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from engine.tools.applications import Reading, readings
 from engine.tools.effect import change
 from engine.tools.families import families
 from engine.tools.files import DTYPE_NAMES, Tensors, body_hash, file_hash, open_tensors
-from engine.tools.metadata import folders, tag_frequency, trigger_words
+from engine.tools.metadata import document, folders, tag_frequency, trigger_words
 from engine.tools.names import block_of, block_order
 from engine.tools.progress import Progress, no_progress
 from engine.tools.resize import Weights, no_base
@@ -144,6 +144,8 @@ def _layer(adapter: Adapter, weights: Weights) -> Layer:
         norm = float(adapter["bias"].norm())
     elif finite and adapter.algorithm != "tlora" and (weight is not None or not adapter.needs_weight):
         norm = float(change(adapter, weight).double().norm())
+    if norm is not None and not math.isfinite(norm):  # numbers so large that what they multiply to is none
+        finite, norm = False, None
     return Layer(
         adapter.module,
         block_of(name),
@@ -158,12 +160,9 @@ def _layer(adapter: Adapter, weights: Weights) -> Layer:
 
 def _stated_family(metadata: Mapping[str, str]) -> list[str]:
     """The family that the metadata states: our own config first, then sd-scripts' word."""
-    try:
-        own = json.loads(metadata.get("lora_wizard.config", "{}")).get("base_model", {}).get("family")
-    except (ValueError, AttributeError):
-        own = None
-    if own:
-        return [str(own)]
+    own = document(metadata, "lora_wizard.config").get("base_model")
+    if isinstance(own, dict) and isinstance(own.get("family"), str):
+        return [own["family"]]
     version = metadata.get("ss_base_model_version", "")
     return [family for start, family in BASE_VERSIONS.items() if version.startswith(start)]
 

@@ -15,6 +15,8 @@ from engine.tools.checkpoints import Checkpoint, Place
 from engine.tools.decompose import (
     Keep,
     Singular,
+    distance,
+    error_of,
     kernel_shape,
     leading,
     lora_matrices,
@@ -22,7 +24,9 @@ from engine.tools.decompose import (
     singular_of_product,
 )
 from engine.tools.effect import bias_change, change
+from engine.tools.fit import size_of_change
 from engine.tools.names import Naming, block_of, spelled
+from engine.tools.precision import cast, cast_exactly
 from engine.tools.progress import Progress, no_progress
 from engine.tools.resize import Resized, ResizedLayer, Weights, no_base
 from knowledge.answers import PlainError
@@ -69,16 +73,20 @@ def combine(
         shifts = _shifts(module, present, dtype)
         tensors |= shifts
         main = [(a, s) for a, s in present if a.algorithm not in ("norm", "bias") and not _is_vector(a)]
+        _refuse_other_sizes([adapter for adapter, _ in present])
         if not main:
             untouched += 1
             continue
         if all(_is_product(adapter) for adapter, _ in main) and not any(a.decomposed for a, _ in main):
-            up = torch.cat([adapter["up"].flatten(1) * (adapter.scale * strength) for adapter, strength in main], dim=1)
+            up = torch.cat([a["up"].flatten(1).double() * (a.scale * strength) for a, strength in main], dim=1)
             down = torch.cat([adapter["down"].flatten(1) for adapter, _ in main])
             kernel = kernel_shape(main[0][0], family)
             if keep is None:
-                tensors |= _side_by_side(module, up, down, kernel, dtype)
-                report.append(ResizedLayer(module, block_of(name), None, up.shape[1], 1.0, float((up @ down).norm())))
+                written = _side_by_side(module, up, down, kernel, dtype)
+                tensors |= written
+                halves = (written[f"{module}.{half}.weight"].flatten(1) for half in ("lora_up", "lora_down"))
+                norm, off = distance(up, down, up[:, :0], down[:0]), distance(up, down, *halves)
+                report.append(ResizedLayer(module, block_of(name), None, up.shape[1], 1.0, off / (norm or 1.0), norm))
                 progress(done, len(names))
                 continue
             values = singular_of_product(up, down)
@@ -86,7 +94,7 @@ def combine(
             if keep is None:
                 adapter = next(a for a, _ in main if not _is_product(a) or a.decomposed)
                 raise PlainError(
-                    f'"{adapter.module}" is not plain LoRA, so ranks cannot be laid side by side. '
+                    f"{adapter} is not plain LoRA, so ranks cannot be laid side by side. "
                     "Say how much to keep: --rank 32 or --norm 0.99."
                 )
             weight = weights(name)
@@ -96,6 +104,16 @@ def combine(
         report.append(_written(tensors, module, name, values, keep, kernel, dtype))
         progress(done, len(names))
     return Resized(tensors, report, untouched)
+
+
+def _refuse_other_sizes(found: Sequence[Adapter]) -> None:
+    """Raises PlainError where adapters of one layer change matrices of different sizes."""
+    for side, what in enumerate(("outputs", "inputs")):
+        known = [(adapter, size) for adapter in found if (size := size_of_change(adapter)[side]) is not None]
+        for adapter, size in known[1:]:
+            if size != known[0][1]:
+                other = f"{known[0][1]} in {known[0][0].tensors.called}"
+                raise PlainError(f"{adapter} has {size} {what}, but {other}: they are for different models.")
 
 
 def _is_product(adapter: Adapter) -> bool:
@@ -116,7 +134,7 @@ def _shifts(module: str, present: Sequence[tuple[Adapter, float]], dtype: torch.
                 suffix = {"bias": "b_norm" if norm else "diff_b", "diff": "w_norm" if norm else "diff"}[part]
                 name = f"{module}.{suffix}"
                 old = tensors[name].float() if name in tensors else 0.0
-                tensors[name] = (old + adapter[part] * strength).to(dtype)
+                tensors[name] = cast(old + adapter[part] * strength, dtype)
     return tensors
 
 
@@ -127,9 +145,9 @@ def _side_by_side(
     if kernel:
         up, down = up.reshape(*up.shape, *(1 for _ in kernel)), down.reshape(rank, -1, *kernel)
     return {
-        f"{module}.lora_up.weight": up.to(dtype),
-        f"{module}.lora_down.weight": down.to(dtype),
-        f"{module}.alpha": torch.tensor(float(rank), dtype=dtype),
+        f"{module}.lora_up.weight": cast(up, dtype),
+        f"{module}.lora_down.weight": cast(down, dtype),
+        f"{module}.alpha": cast_exactly(torch.tensor(float(rank)), dtype),
     }
 
 
@@ -146,8 +164,8 @@ def _written(
     rank = keep.rank_of(values.values, name, module, block_of(name))
     up, down, alpha = lora_matrices(values, rank, kernel, None, dtype)
     tensors |= {f"{module}.lora_up.weight": up, f"{module}.lora_down.weight": down, f"{module}.alpha": alpha}
-    kept = share(values.kept_energy(rank), values.energy)
-    return ResizedLayer(module, block_of(name), None, rank, kept, math.sqrt(values.energy))
+    kept, error = share(values.kept_energy(rank), values.energy), error_of(values, up, down, float(alpha) / rank)
+    return ResizedLayer(module, block_of(name), None, rank, kept, error, math.sqrt(values.energy))
 
 
 @dataclass(frozen=True)
@@ -206,12 +224,14 @@ def merge_into(
 def _check_shapes(name: str, found: Sequence[Adapter], checkpoint: Checkpoint) -> None:
     place, target = checkpoint.where[name]
     rows = (target.end or place.shape[0]) - target.start
+    there = (rows, math.prod(place.shape[1:]))
     for adapter in found:
-        if adapter.algorithm in ("lora", "locon") and adapter.shape("up")[0] != rows:
-            raise PlainError(
-                f'"{adapter.module}" changes {adapter.shape("up")[0]} rows, but the layer in {checkpoint.path} has '
-                f"{rows}. The LoRA is for another model."
-            )
+        for own, other, what in zip(size_of_change(adapter), there, ("outputs", "inputs"), strict=True):
+            if own is not None and own != other and adapter.changes_weight:
+                raise PlainError(
+                    f"{adapter} has {own} {what}, but that of {checkpoint.path} has {other}. The LoRA is for another "
+                    "model."
+                )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.tools.files import PICKLES, read_header, replace_metadata
+from engine.tools.files import PICKLES, opened, read_header, replace_metadata
 from knowledge.answers import PlainError
 
 WHAT_LOADING_NEEDS = (
@@ -68,14 +68,12 @@ def thumbnail(picture: Path | str) -> str:
     """A picture as the data URL that modelspec.thumbnail holds: JPEG, at most 512 pixels a side."""
     import io
 
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(picture) as opened:
-            small = opened.convert("RGB")
-    except FileNotFoundError:
-        raise PlainError(f"There is no picture {picture}.", 2) from None
-    except (UnidentifiedImageError, OSError):
+        with opened(Path(picture)) as file, Image.open(file) as large:
+            small = large.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises for broken pictures
         raise PlainError(f"{picture} cannot be read as a picture.", 2) from None
     small.thumbnail((LARGEST_THUMBNAIL, LARGEST_THUMBNAIL))
     buffer = io.BytesIO()
@@ -91,7 +89,7 @@ def write_metadata(source: Path | str, target: Path | str, metadata: Mapping[str
 def tag_frequency(metadata: Mapping[str, str]) -> list[tuple[str, int]]:
     """The tags of the training captions, the most frequent first, counted over all folders."""
     counts: dict[str, int] = {}
-    for folder in _document(metadata, "ss_tag_frequency").values():
+    for folder in document(metadata, "ss_tag_frequency").values():
         for tag, count in folder.items() if isinstance(folder, dict) else ():
             if isinstance(count, int):
                 counts[tag.strip()] = counts.get(tag.strip(), 0) + count
@@ -101,9 +99,11 @@ def tag_frequency(metadata: Mapping[str, str]) -> list[tuple[str, int]]:
 def folders(metadata: Mapping[str, str]) -> list[tuple[str, int, int]]:
     """The dataset folders a kohya file tells of: name, repeats, pictures."""
     found = []
-    for name, facts in _document(metadata, "ss_dataset_dirs").items():
-        if isinstance(facts, dict):
-            found.append((name, int(facts.get("n_repeats", 1)), int(facts.get("img_count", 0))))
+    for name, facts in document(metadata, "ss_dataset_dirs").items():
+        told = facts if isinstance(facts, dict) else {"n_repeats": None}
+        repeats, pictures = told.get("n_repeats", 1), told.get("img_count", 0)
+        if isinstance(repeats, int) and isinstance(pictures, int):
+            found.append((name, repeats, pictures))
     return found
 
 
@@ -116,9 +116,10 @@ def trigger_words(metadata: Mapping[str, str]) -> list[str]:
     return [tag for tag, count in tags if pictures and count >= pictures][:5]
 
 
-def _document(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+def document(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """The JSON object that an entry holds; an empty one where it is missing or holds anything else."""
     try:
-        document = json.loads(metadata.get(key, "{}"))
-    except ValueError:
+        found = json.loads(metadata.get(key, "{}"))
+    except (ValueError, RecursionError):
         return {}
-    return document if isinstance(document, dict) else {}
+    return found if isinstance(found, dict) else {}

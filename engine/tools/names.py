@@ -133,12 +133,12 @@ def _from_ldm(path: str) -> str:
         level, index = divmod(number - 1, per_block)
         if index == RESNETS_PER_BLOCK:
             return f"down_blocks.{level}.downsamplers.0.conv"
-        kind = ("resnets", "attentions")[position]
+        kind = "attentions" if position else "resnets"
         return _inner(f"down_blocks.{level}.{kind}.{index}", rest)
     level, index = divmod(number, per_block)
     if rest == "conv":
         return f"up_blocks.{level}.upsamplers.0.conv"
-    kind = ("resnets", "attentions")[position]
+    kind = "attentions" if position else "resnets"
     return _inner(f"up_blocks.{level}.{kind}.{index}", rest)
 
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from engine.tools.adapters import Adapter, refuse_broken
-from engine.tools.decompose import Keep, kernel_shape, lora_matrices, share, singular_of
+from engine.tools.decompose import Keep, error_of, kernel_shape, lora_matrices, share, singular_of
 from engine.tools.names import block_of
+from engine.tools.precision import cast
 from engine.tools.progress import Progress, no_progress
+from knowledge.answers import PlainError
 
 Weights = Callable[[str], Tensor | None]
 """The base model's weight of a layer by canonical name; None where there is none."""
@@ -19,13 +21,17 @@ Weights = Callable[[str], Tensor | None]
 
 @dataclass(frozen=True)
 class ResizedLayer:
-    """What became of one layer; `kept` is the share of ‖ΔW‖ left, measured against the tensors as written."""
+    """What became of one layer: `kept` is the share of ‖ΔW‖ that its new rank holds.
+
+    `error` is ‖ΔW − ΔW'‖ / ‖ΔW‖ of the tensors as they are written, their rounding counted.
+    """
 
     module: str
     block: str
     old_rank: int | None
     new_rank: int
     kept: float
+    error: float
     norm: float
 
 
@@ -45,12 +51,14 @@ class Resized:
     @property
     def error(self) -> float:
         """‖ΔW − ΔW'‖ / ‖ΔW‖ over all layers."""
-        return float((1 - self.kept**2) ** 0.5)
+        whole = sum(layer.norm**2 for layer in self.layers)
+        return float((sum((layer.error * layer.norm) ** 2 for layer in self.layers) / whole) ** 0.5) if whole else 0.0
 
     @property
     def ranks(self) -> tuple[int, int]:
         """Smallest and largest new rank."""
-        return min(layer.new_rank for layer in self.layers), max(layer.new_rank for layer in self.layers)
+        ranks = [layer.new_rank for layer in self.layers] or [0]
+        return min(ranks), max(ranks)
 
 
 def no_base(_: str) -> Tensor | None:
@@ -85,25 +93,28 @@ def resize(
         block = block_of(name)
         values = singular_of(adapter, weights(name), keep.most(name, module, block))
         rank = keep.rank_of(values.values, name, module, block)
-        ratio = adapter.scale if adapter.algorithm in ("lora", "locon") else 1.0
         out = dtype or adapter.dtype
+        if not adapter.keeps_alpha and alpha is not None:
+            raise PlainError(f"{adapter} has diffusers' names, which know no alpha: convert it to sd-scripts first.", 2)
+        ratio = adapter.scale if adapter.keeps_alpha and adapter.algorithm in ("lora", "locon") else 1.0
         new_alpha = ratio * rank if alpha is None else alpha
         up, down, stored = lora_matrices(values, rank, kernel_shape(adapter, family), new_alpha, out)
-        tensors |= named(module, adapter, up, down, stored, out)
-        norm = values.energy**0.5
-        layers.append(
-            ResizedLayer(module, block, adapter.rank, rank, share(values.kept_energy(rank), values.energy), norm)
-        )
+        tensors |= named(adapter, up, down, stored, out)
+        kept = share(values.kept_energy(rank), values.energy)
+        error = error_of(values, up, down, float(stored) / rank)
+        layers.append(ResizedLayer(module, block, adapter.rank, rank, kept, error, values.energy**0.5))
         progress(done, len(found))
+    if not layers:
+        raise PlainError("None of its layers has a rank: it changes norms and biases alone, which cannot be resized.")
     return Resized(tensors, layers, untouched)
 
 
-def named(module: str, like: Adapter, up: Tensor, down: Tensor, alpha: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a LoRA layer under the names of its file; its bias and magnitude come along."""
-    rest = {
-        like.parts[part]: like.tensors[like.parts[part]].to(dtype) for part in ("dora_scale", "bias") if part in like
-    }
-    if any(name.endswith("lora_A.weight") for name in like.parts.values()):
-        scale = float(alpha) / down.shape[0]  # PEFT files carry no alpha of their own: it goes into the weights
-        return {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up * scale, **rest}
-    return {f"{module}.lora_up.weight": up, f"{module}.lora_down.weight": down, f"{module}.alpha": alpha, **rest}
+def named(adapter: Adapter, up: Tensor, down: Tensor, alpha: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a LoRA layer under names like those of its file; its bias and magnitude come along."""
+    own = {part: adapter.parts[part] for part in ("dora_scale", "bias") if part in adapter}
+    rest = {name: cast(adapter.tensors[name], dtype) for name in own.values()}
+    if adapter.keeps_alpha:
+        matrices = {"lora_up.weight": up, "lora_down.weight": down, "alpha": alpha}
+    else:
+        matrices = {"lora_B.weight": up, "lora_A.weight": down}
+    return {f"{adapter.module}.{name}": tensor for name, tensor in matrices.items()} | rest

@@ -43,7 +43,7 @@ def read_header(path: Path) -> tuple[dict[str, str], list[str]]:
         document = json.loads(text)
         metadata = document.get("__metadata__") or {}
         return {str(key): str(value) for key, value in metadata.items()}, list(document)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise PlainError(f"{path} is not a sound safetensors file: its header cannot be read.") from None
 
 

@@ -171,25 +171,64 @@ def test_what_depends_on_the_base_model_says_so():
 
 
 def test_a_layer_with_one_half_missing_is_damage():
-    with pytest.raises(PlainError, match="incomplete"):
+    with pytest.raises(PlainError, match="there is only lora_up"):
         in_memory({"lora_unet_mid_block_x.lora_up.weight": torch.zeros(4, 2)})
 
 
 def test_matrices_that_do_not_fit_are_damage():
-    found = in_memory({f"lora_unet_x.lora_{half}.weight": torch.zeros(4, 3) for half in ("up", "down")})
-    with pytest.raises(PlainError, match="cannot be multiplied out"):
-        change(found["lora_unet_x"])
-    loha = {f"lora_unet_x.hada_{part}": torch.zeros(4, 3) for part in ("w1_a", "w1_b", "w2_a", "w2_b")}
-    with pytest.raises(PlainError, match="do not fit together"):
-        change(in_memory(loha)["lora_unet_x"])
+    with pytest.raises(PlainError, match=r"lora_up \[4, 3\] and lora_down \[4, 3\] do not fit together"):
+        in_memory({f"lora_unet_x.lora_{half}.weight": torch.zeros(4, 3) for half in ("up", "down")})
+    with pytest.raises(PlainError, match=r"hada_w1_b .* do not fit together"):
+        in_memory({f"lora_unet_x.hada_{part}": torch.zeros(4, 3) for part in ("w1_a", "w1_b", "w2_a", "w2_b")})
     turned = in_memory({"lora_unet_x.oft_blocks": torch.zeros(4, 3, 3)})
     with pytest.raises(PlainError, match="another family"):
         change(turned["lora_unet_x"], torch.zeros(16, 8))
 
 
-def test_a_model_is_not_a_lora():
-    with pytest.raises(PlainError, match="not a LoRA file"):
-        adapters(LoadedTensors({"model.diffusion_model.out.2.weight": torch.zeros(4, 4)}))
+@pytest.mark.parametrize(
+    ("name", "shape", "what"),
+    [
+        ("model.diffusion_model.out.2.weight", (4, 4), "a whole Stable Diffusion checkpoint"),
+        ("double_blocks.0.img_attn.qkv.weight", (4, 4), "a Flux model"),
+        ("joint_blocks.0.x_block.attn.qkv.weight", (4, 4), "a Stable Diffusion 3 model"),
+        ("down_blocks.0.resnets.0.conv1.weight", (4, 4, 3, 3), "the UNet of a diffusers folder"),
+        ("first_stage_model.decoder.conv_in.weight", (4, 4, 3, 3), "a VAE"),
+        ("text_model.encoder.layers.0.mlp.fc1.weight", (4, 4), "a text encoder"),
+        ("control_model.zero_convs.0.0.weight", (4, 4, 1, 1), "a ControlNet"),
+        ("emb_params", (3, 768), "an embedding"),
+        ("clip_g", (3, 1280), "an embedding"),
+        ("something.bias", (768,), "none of its 1 tensors belongs to one"),
+    ],
+)
+def test_what_is_no_lora_is_called_by_its_name(name, shape, what):
+    with pytest.raises(PlainError, match=f"x.safetensors is not a LoRA.*{what}"):
+        adapters(LoadedTensors({name: torch.zeros(shape)}, called="x.safetensors"))
+
+
+def test_a_file_of_two_algorithms_in_one_layer_is_damage():
+    """Whatever would be left out of it would be left out in silence."""
+    tensors = {f"lora_unet_x.lora_{half}.weight": torch.zeros(4, 4) for half in ("up", "down")}
+    with pytest.raises(PlainError, match="its diff belongs to another algorithm"):
+        in_memory(tensors | {"lora_unet_x.diff": torch.zeros(4, 4)})
+
+
+def test_peft_scales_a_bias_like_the_product_it_belongs_to():
+    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+
+    torch.manual_seed(0)
+    layers = Layers()
+    inject_adapter_in_model(LoraConfig(r=2, lora_alpha=6, lora_bias=True, target_modules=["linear"]), layers)
+    for name, parameter in layers.named_parameters():
+        if "lora_" in name:
+            parameter.data += torch.rand_like(parameter)
+    place, before = PLACES["linear"], layers.linear.get_base_layer().bias.detach().clone()
+    saved = {f"{place}.{name.partition('.')[2]}": t.clone() for name, t in get_peft_model_state_dict(layers).items()}
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 6})}
+    layers.linear.merge()
+    added = layers.linear.get_base_layer().bias.detach() - before
+    for tensors, told in ((saved, metadata), (converted(saved, metadata, "sd-scripts", "sd15").tensors, {})):
+        (adapter,) = in_memory(tensors, told).values()
+        torch.testing.assert_close(bias_change(adapter), added)
 
 
 @pytest.mark.parametrize(
