@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 
+from engine.models.convolutions import input_gradient, order
 from engine.models.family import BaseModel
 from knowledge.answers import PlainError
 from knowledge.architectures import HELD_BLOCK as BLOCK
@@ -174,14 +174,14 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, held: Held, bias: Tensor | None, *settings: Any) -> Tensor:
-        ctx.held, ctx.settings, ctx.shape = held, settings, x.shape
+        ctx.held, ctx.settings, ctx.shape, ctx.order = held, settings, x.shape, order(x)
         return F.conv2d(x, held.whole(x.device, x.dtype), None if bias is None else bias.to(x.dtype), *settings)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         weight = ctx.held.whole(gradient.device, gradient.dtype)
-        back = conv2d_input(ctx.shape, weight, gradient, *ctx.settings)  # type: ignore[no-untyped-call]
+        back = input_gradient(ctx.shape, ctx.order, weight, gradient, ctx.settings)
         return back, *(None,) * (2 + len(ctx.settings))
 
 

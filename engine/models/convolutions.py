@@ -1,4 +1,5 @@
-"""Convolutions with few pixels and many weights, as one matrix product: how a UNet's lowest levels run on a CPU."""
+"""Frozen convolutions: nothing is kept for the gradient of a weight that has none, and on a CPU few pixels with many
+weights, as a UNet's lowest levels have them, are one matrix product."""
 
 from __future__ import annotations
 
@@ -15,22 +16,78 @@ FEW_PIXELS = {torch.float32: 256, torch.bfloat16: 64}
 1280 channels at 8x8 take 24 ms instead of 50 in float32, and 10 instead of 13 in bfloat16."""
 
 
-class FewPixelsConvolution(nn.Conv2d):
-    """A frozen convolution that computes what nn.Conv2d does, by the faster way for its input."""
+class FrozenConvolution(nn.Conv2d):
+    """What nn.Conv2d computes, by the faster way for its input; torch's own keeps the input even of a frozen one."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-        assert not isinstance(self.padding, str)  # such layers keep their class
-        sides = zip(input.shape[2:], self.padding, self.kernel_size, self.stride, strict=True)
-        outputs = [(side + 2 * padding - kernel) // stride + 1 for side, padding, kernel, stride in sides]
-        pixels = len(input) * outputs[0] * outputs[1]
-        if input.device.type != "cpu" or weight.dtype != dtype or pixels > FEW_PIXELS.get(dtype, 0):
+        # LyCORIS makes its own small layers of the class of the layer that it adapts; those learn.
+        if weight.requires_grad or (bias is not None and bias.requires_grad):
             plain: Tensor = super()._conv_forward(input, weight, bias)
             return plain
-        product: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
-            input.to(dtype), weight, bias, self.stride, self.padding, outputs
-        )
-        return product
+        outputs = self._outputs(input)
+        device = input.device.type
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+        if device == "cpu" and outputs is not None and weight.dtype == dtype:
+            pixels = len(input) * outputs[0] * outputs[1]
+            if weight.numel() > MANY_WEIGHTS and pixels <= FEW_PIXELS.get(dtype, 0):
+                product: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+                    input.to(dtype), weight, bias, self.stride, self.padding, outputs
+                )
+                return product
+        settings = (self.stride, self.padding, self.dilation, self.groups)
+        kept_nothing: Tensor = _Convolution.apply(input, weight, bias, *settings)  # type: ignore[no-untyped-call]
+        return kept_nothing
+
+    def _outputs(self, input: Tensor) -> list[int] | None:  # noqa: A002
+        """Height and width of what comes out; None of a convolution that is no simple product of neighbourhoods."""
+        if (self.dilation, self.groups) != ((1, 1), 1) or self.kernel_size == (1, 1):
+            return None
+        assert not isinstance(self.padding, str)  # such layers keep their class
+        sides = zip(input.shape[2:], self.padding, self.kernel_size, self.stride, strict=True)
+        return [(side + 2 * padding - kernel) // stride + 1 for side, padding, kernel, stride in sides]
+
+
+def input_gradient(
+    shape: torch.Size, order: torch.memory_format, weight: Tensor, gradient: Tensor, settings: Any
+) -> Tensor:
+    """The gradient of a convolution's input, by the very kernel that torch's own backward pass takes.
+
+    The kernel looks at the input's shape and order, not at its content: it gets an empty one. `settings`: stride,
+    padding, dilation and groups.
+    """
+    stride, padding, dilation, groups = settings
+    if gradient.device.type == "cpu" or order == torch.channels_last:  # a CPU's kernels would write out an expanded one
+        stand_in = torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=order)
+    else:
+        stand_in = gradient.new_empty(1).expand(shape)
+    back: Tensor = torch.ops.aten.convolution_backward(
+        gradient, stand_in, weight, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
+    )[0]
+    return back
+
+
+def order(x: Tensor) -> torch.memory_format:
+    """In which order torch's kernels take this tensor's numbers."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution that keeps nothing but a hold of its weight; gradients reach the input only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+        # Not as a saved tensor: a checkpoint would compute the convolution a second time to come by it.
+        ctx.weight, ctx.settings = weight, settings
+        ctx.shape, ctx.order = x.shape, order(x)
+        return F.conv2d(x, weight, bias, *settings)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        weight = ctx.weight.to(gradient.dtype)  # as autocast had it
+        back = input_gradient(ctx.shape, ctx.order, weight, gradient, ctx.settings)
+        return back, *(None,) * (2 + len(ctx.settings))
 
 
 class _Product(torch.autograd.Function):
@@ -40,8 +97,7 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, out: Any
     ) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.shape, ctx.stride, ctx.padding = x.shape, stride, padding
+        ctx.weight, ctx.shape, ctx.stride, ctx.padding = weight, x.shape, stride, padding
         columns = F.unfold(x, weight.shape[2:], padding=padding, stride=stride)
         product = weight.flatten(1) @ columns.transpose(0, 1).flatten(1)
         if bias is not None:
@@ -50,21 +106,15 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), (weight,) = gradients, ctx.saved_tensors
+        (gradient,), weight = gradients, ctx.weight
         columns = weight.flatten(1).t() @ gradient.flatten(2).transpose(0, 1).flatten(1)
         columns = columns.view(len(columns), len(gradient), -1).transpose(0, 1)
         back = F.fold(columns, ctx.shape[2:], weight.shape[2:], padding=ctx.padding, stride=ctx.stride)
         return back, None, None, None, None, None
 
 
-def speed_up_convolutions(module: nn.Module) -> None:
-    """Let the convolutions of a frozen module that have many weights choose the faster way on a CPU."""
+def freeze_convolutions(module: nn.Module) -> None:
+    """Let the convolutions of a frozen module keep no input, and choose the faster way on a CPU."""
     for layer in module.modules():
-        if (
-            type(layer) is nn.Conv2d
-            and layer.kernel_size != (1, 1)
-            and (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
-            and isinstance(layer.padding, tuple)
-            and layer.weight.numel() > MANY_WEIGHTS
-        ):
-            layer.__class__ = FewPixelsConvolution
+        if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
+            layer.__class__ = FrozenConvolution

@@ -240,7 +240,11 @@ class StableDiffusion:
         """
         module = self.parts()[part]
         blocks = self.attention_blocks + self.text_blocks + (self.convolution_blocks if convolutions else ())
-        inside = [name for name, block in module.named_modules() if type(block).__name__ in blocks]
+        inside = [
+            name
+            for name, block in module.named_modules()
+            if any(kind.__name__ in blocks for kind in type(block).__mro__)
+        ]
         seen: set[str] = set()
         for block in inside:
             for name, layer in module.get_submodule(block).named_modules(prefix=block):

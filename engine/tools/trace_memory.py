@@ -285,6 +285,8 @@ def meta_model(family: Family, dtype: torch.dtype) -> StableDiffusion:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    from engine.models.frozen import keep_less
+
     configs = architecture(family).configs
     with META:
         unet: Any = UNet2DConditionModel.from_config(dict(configs["unet"]))
@@ -297,6 +299,7 @@ def meta_model(family: Family, dtype: torch.dtype) -> StableDiffusion:
             encoders[name] = kind(CLIPTextConfig(**configs[name])).to(dtype)
         for part in (unet, vae, *encoders.values()):
             part.requires_grad_(False).eval()
+        keep_less(unet)
         return FAMILIES[family](unet, vae, encoders, [Tokenizer()] * len(encoders))
 
 

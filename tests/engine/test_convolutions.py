@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from engine.low_rank import LowRank
 from engine.models import convolutions
-from engine.models.convolutions import FewPixelsConvolution, speed_up_convolutions
+from engine.models.convolutions import freeze_convolutions
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_the_product_is_the_convolution_and_so_is_its_gradient(
     expected = layer(plain)
     weights = torch.randn(expected.shape, generator=generator)
     (expected * weights).sum().backward()
-    speed_up_convolutions(layer)
+    freeze_convolutions(layer)
     found = layer(quick)
     (found * weights).sum().backward()
     assert counted == [(batch, 8, 6, 10)]
@@ -49,7 +50,7 @@ def test_under_autocast_it_computes_in_the_precision_of_autocast(counted: list[t
     x = torch.randn((1, 8, 4, 4), generator=torch.Generator().manual_seed(0), requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         expected = layer(x)
-        speed_up_convolutions(layer)
+        freeze_convolutions(layer)
         found = layer(x)
     found.float().square().mean().backward()
     assert len(counted) == 1
@@ -61,16 +62,27 @@ def test_under_autocast_it_computes_in_the_precision_of_autocast(counted: list[t
 
 def test_many_pixels_go_the_usual_way(counted: list[tuple[int, ...]]):
     layer = nn.Conv2d(8, 6, 3, padding=1).requires_grad_(False)
-    speed_up_convolutions(layer)
+    freeze_convolutions(layer)
     layer(torch.zeros(1, 8, 16, 17))
     assert counted == []
     layer(torch.zeros(1, 8, 16, 16))
     assert len(counted) == 1
 
 
-def test_layers_with_few_weights_stay_what_they_were():
-    model = nn.Sequential(
-        nn.Conv2d(8, 8, 3), nn.Conv2d(700, 700, 3, device="meta"), nn.Conv2d(3000, 3000, 1, device="meta")
-    )
-    speed_up_convolutions(model)
-    assert [type(layer) for layer in model] == [nn.Conv2d, FewPixelsConvolution, nn.Conv2d]
+def test_layers_with_few_weights_go_the_usual_way(counted: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(convolutions, "MANY_WEIGHTS", 1000)
+    for layer in (nn.Conv2d(8, 6, 3), nn.Conv2d(64, 64, 1)):
+        freeze_convolutions(layer.requires_grad_(False))
+        layer(torch.zeros(1, layer.in_channels, 4, 4))
+    assert counted == []
+
+
+def test_an_adapter_of_such_a_layer_learns(counted: list[tuple[int, ...]]):
+    layer = nn.Conv2d(8, 6, 3, padding=1).requires_grad_(False)
+    freeze_convolutions(layer)
+    adapter = LowRank("x", layer, 1.0, 4, 4.0, dropout=0.5, bypass_mode=True).train()
+    nn.init.ones_(adapter.lora_up.weight)
+    adapter.apply_to()
+    layer(torch.ones(1, 8, 4, 4)).sum().backward()
+    assert counted == [(1, 8, 4, 4)]
+    assert adapter.lora_down.weight.grad.abs().sum() > 0
