@@ -122,13 +122,14 @@ def _no_text_encoder(config: TrainingConfig, hardware: Hardware) -> Changes:
 def _smaller_rank(config: TrainingConfig, hardware: Hardware) -> Changes:
     """Half the rank and half of alpha, so that the network pulls as strongly as before."""
     network = config.network
-    if network.rank < 8:
+    if network.rank < 8 or network.rank_from_start:
         return {}
     return {"network.rank": network.rank // 2, "network.alpha": network.alpha * (network.rank // 2) / network.rank}
 
 
 def _plain_lora(config: TrainingConfig, hardware: Hardware) -> Changes:
-    return {} if config.network.algorithm == "lora" else {"network.algorithm": "lora"}
+    own = config.network.algorithm == "lora" or config.network.rank_from_start
+    return {} if own else {"network.algorithm": "lora"}
 
 
 def _smaller_pictures(config: TrainingConfig, hardware: Hardware) -> Changes:
@@ -348,6 +349,7 @@ def table(
 
 
 MOST_BATCH = 64
+ONE_PICTURE: Changes = {"schedule.batch_size": 1, "network.rank_from_start": False}
 RANKS = tuple(2**power for power in range(9))
 
 
@@ -377,7 +379,7 @@ def allowed(case: Case, vram_bytes: int, resolutions: Sequence[int] = (512, 768,
             return replace(case, config=config).plan.vram.likely_bytes <= vram_bytes
 
         batch_size = _most(lambda count: fits({"schedule.batch_size": count}), MOST_BATCH)
-        fitting = _most(lambda count: fits({"schedule.batch_size": 1, "network.rank": RANKS[count - 1]}), len(RANKS))
+        fitting = _most(lambda count: fits({**ONE_PICTURE, "network.rank": RANKS[count - 1]}), len(RANKS))
         yield Allowance(resolution, checkpointing, batch_size, RANKS[fitting - 1] if fitting else 0)
 
 

@@ -10,8 +10,8 @@ from json.encoder import encode_basestring
 from math import isqrt, prod
 
 from knowledge.architectures import Architecture, Layer
-from knowledge.blocks import layer_settings
 from knowledge.config import Algorithm, NetworkSettings, Precision
+from knowledge.starting_network import adapted_with
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -105,7 +105,7 @@ def _network_layers(architecture: Architecture, network: NetworkSettings) -> Ite
         for layer in architecture.layers[part]:
             if layer.group in groups and layer.kind in ("linear", "conv"):
                 name = architecture.saved_name(part, layer)
-                own = layer_settings(name, layer.kernel > 1, network)
+                own = adapted_with(name, layer.kernel > 1, network)
                 if own is not None:
                     shape = (layer.kind, layer.inputs, layer.outputs, layer.kernel, layer.bias, own.rank)
                     if shape not in made:

@@ -14,6 +14,7 @@ from typing import Any
 
 from knowledge import blocks
 from knowledge.config import CONV_ALGORITHMS, Algorithm, BaseWeights, Family, NetworkSettings, TrainingConfig
+from knowledge.starting_network import with_ranks_of_start
 
 DATA = Path(__file__).parent.parent / "knowledge" / "data" / "memory"
 SMALL: Family = "pocket"
@@ -108,7 +109,7 @@ def course_of(config: TrainingConfig) -> Course:
 
 def sizes_of(config: TrainingConfig, batch: int, area: float) -> Sizes:
     """The sizes of a config's step on pictures of this many latent pixels."""
-    network = config.network
+    network = with_ranks_of_start(config.network)
     largest = LARGEST_TRACED_RANK.get(network.algorithm, max(network.rank, network.conv_rank))
     rank = TRACED_RANK if network.algorithm in RANKLESS else min(network.rank, largest)
     conv_rank = min(network.conv_rank, largest) if network.adapts_convolutions else 0
@@ -149,6 +150,7 @@ def traced_networks(network: NetworkSettings, course: Course) -> tuple[list[Netw
 
     What it trains more or less than these do comes on top.
     """
+    network = with_ranks_of_start(network)
     rank = LARGEST_TRACED_RANK.get(network.algorithm, network.rank) if network.lokr_full_matrix else network.rank
     usual: dict[str, Any] = {"convolutions": False, "lokr_factor": NetworkSettings().lokr_factor}
     usual |= {"train_text_encoder": False, "rank": rank, "lokr_full_matrix": False}

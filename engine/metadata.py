@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +27,7 @@ from knowledge.config import Algorithm, Family, OptimizerSettings, TrainingConfi
 from knowledge.facts import DatasetFacts
 from knowledge.formats.kohya_network import arguments_of_blocks
 from knowledge.optimizer_arguments import all_arguments
+from knowledge.starting_network import layers_in_file
 
 BASE_MODEL_VERSIONS: dict[Family, str] = {
     "pocket": "lora-wizard-pocket",
@@ -235,6 +236,7 @@ def _network(config: TrainingConfig) -> dict[str, Any]:
         arguments |= arguments_of_blocks(network, config.base_model.family)
     if network.algorithm == "dylora":
         arguments |= {"unit": str(network.dylora_block_size)}
+    there = layers_in_file(network).values() if network.rank_from_start else ()
     changed = {
         "rank_dropout": network.rank_dropout,
         "module_dropout": network.module_dropout,
@@ -243,10 +245,16 @@ def _network(config: TrainingConfig) -> dict[str, Any]:
     arguments = arguments | {name: f"{value:g}" for name, value in changed.items() if value}
     return {
         "network_module": module,
-        "network_dim": network.rank,
-        "network_alpha": network.alpha,
+        "network_dim": _common([own.rank for own in there], network.rank),
+        "network_alpha": _common([own.alpha for own in there], network.alpha),
         "network_dropout": network.dropout or None,
     } | ({"network_args": json.dumps(arguments)} if arguments else {})
+
+
+def _common(values: Collection[float], given: float) -> float | str:
+    """The one value that all layers have; "Dynamic" where they differ, as sd-scripts' resizing writes it."""
+    different = set(values) or {given}
+    return different.pop() if len(different) == 1 else "Dynamic"
 
 
 def _base_model(config: TrainingConfig) -> dict[str, Any]:

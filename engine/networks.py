@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from engine.models.family import BaseModel
 from engine.models.sd import AdaptedLayer
-from knowledge.blocks import layer_settings
+from knowledge.answers import PlainError
 from knowledge.config import Algorithm, NetworkSettings
+from knowledge.starting_network import adapted_with
 
 # LyCORIS' fused GPU kernels choose themselves by timing, so two runs would not give the same weights.
 os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")
@@ -90,7 +91,7 @@ class Network(nn.Module):
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
             torch.manual_seed(seed)
             for layer in layers:
-                own = layer_settings(layer.name, _is_spatial(layer.module), settings)
+                own = adapted_with(layer.name, _is_spatial(layer.module), settings)
                 if own is None:
                     continue
                 self.adapters[layer.name] = kind(
@@ -190,11 +191,21 @@ class Network(nn.Module):
 
 
 def create_network(model: BaseModel, settings: NetworkSettings, seed: int) -> Network:
-    """A new network on the parts that the settings name, not yet attached; its first weights come from the seed."""
+    """A new network on the parts that the settings name, not yet attached; its first weights come from the seed.
+
+    Raises PlainError where its ranks come from a file that lacks a part.
+    """
     parts = [part for part in model.parts() if (settings.train_unet if part == "unet" else settings.train_text_encoder)]
     # Text encoders first, as sd-scripts creates and saves them.
     layers = [layer for part in sorted(parts) for layer in model.adapted_layers(part, settings.adapts_convolutions)]
-    return Network(layers, settings, seed)
+    network = Network(layers, settings, seed)
+    lacking = sorted(set(parts) - set(network.part_of.values())) if settings.rank_from_start else []
+    if lacking:
+        raise PlainError(
+            f"network.rank_from_start is on, but {settings.start_from} has no layers of {' and '.join(lacking)}, which "
+            "is to be trained too. Turn network.rank_from_start off, or train only what the file holds."
+        )
+    return network
 
 
 @torch.no_grad()

@@ -104,7 +104,9 @@ SUSPECTS = (
         ),
     ),
     Suspect(
-        lambda config, _: config.network.alpha > STRONG_PULL * config.network.rank,
+        lambda config, _: (
+            not config.network.rank_from_start and config.network.alpha > STRONG_PULL * config.network.rank
+        ),
         lambda config: (
             f"network.alpha ({config.network.alpha:g}) is {config.network.alpha / config.network.rank:,.0f} times "
             f"network.rank ({config.network.rank}) and multiplies all that is learnt by that: the likely cause. "

@@ -117,6 +117,14 @@ LACKING_DROPOUT: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Dropouts of network by the algorithms that do not have them, with the reason."""
+RANK_IN_FILE: Mapping[str, tuple[str, int]] = {
+    "lora": ("lora_down.weight", 0),
+    "locon": ("lora_down.weight", 0),
+    "dora": ("lora_down.weight", 0),
+    "loha": ("hada_w1_b", 0),
+    "glora": ("b2.weight", 0),
+}
+"""Algorithms whose files tell each layer's rank: the tensor, and which of its sides it is."""
 SMALLEST_BOFT_RANK: Mapping[str, int] = {"pocket": 6}
 """BOFT cuts each layer's outputs into a power of two of even blocks: 320 into 32 of ten; other families need 10."""
 
@@ -225,6 +233,7 @@ class NetworkSettings(Settings):
     train_text_encoder: bool = False
     text_encoder_share: float = Field(1.0, gt=0.0, le=1.0)
     start_from: str = ""
+    rank_from_start: bool = False
 
     @property
     def adapts_convolutions(self) -> bool:
@@ -497,6 +506,8 @@ def _network_contradictions(network: NetworkSettings, family: Family) -> Iterato
             f"network.convolutions is true, but {algorithm} adapts no 3x3 convolutions here; {instead}, "
             "or network.convolutions to false."
         )
+    if network.rank_from_start:
+        yield from _start_contradictions(network)
     wrong = list(blocks.problems(network, family))
     yield from wrong
     if wrong:
@@ -519,6 +530,26 @@ def _network_contradictions(network: NetworkSettings, family: Family) -> Iterato
                 f"{name} is {rank}; BOFT cannot cut the layers of this model into blocks that small. "
                 f"Set it to {smallest} or more."
             )
+
+
+def _start_contradictions(network: NetworkSettings) -> Iterator[str]:
+    """Why ranks cannot come from the file that a run starts from."""
+    if not network.start_from:
+        yield (
+            "network.rank_from_start is on, but network.start_from names no file to take ranks from. Name one, or turn "
+            "network.rank_from_start off."
+        )
+    if network.algorithm not in RANK_IN_FILE:
+        yield (
+            f"network.rank_from_start is on, but a file of {network.algorithm} does not tell its ranks here. Turn it "
+            f"off and give network.rank; the files of {', '.join(RANK_IN_FILE)} tell them."
+        )
+    given = [f"network.{name}" for name in blocks.LISTS if name != "block_rates" and getattr(network, name)]
+    if given:
+        yield (
+            f"network.rank_from_start takes every rank and alpha from a file, and {' and '.join(given)} would set them "
+            "too. Leave one of the two out."
+        )
 
 
 def sections() -> dict[str, type[Settings]]:

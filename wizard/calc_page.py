@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from calculator.plan import Plan
 from knowledge.assessment import Assessment
 from knowledge.config import value_of
+from knowledge.starting_network import rank_in_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -250,7 +251,7 @@ def allowances(case: Case, room: int, found: Sequence[fit.Allowance]) -> Rendera
     ]
     title = views.heading(
         f"What {views.memory(room)} would allow",
-        f"batch at rank {case.config.network.rank}, rank at batch 1; – is nothing",
+        f"batch at {rank_in_words(case.config.network)}, rank at batch 1; – is nothing",
     )
     return views.page(title, views.table(columns, lines, right=columns[2:]))
 

@@ -24,6 +24,7 @@ from engine.run_folder import RunFolder, whole_file
 from knowledge.answers import answers_text
 from knowledge.config import TrainingConfig
 from knowledge.parameters import parameters
+from knowledge.starting_network import rank_in_words
 from wizard import views
 from wizard.charts import Charts, steps_of
 from wizard.follow import PLAN
@@ -67,7 +68,7 @@ def _head(run: RunFolder, events: Sequence[Event], config: TrainingConfig) -> st
     if started:
         facts.append(time.strftime("%d %B %Y, %H:%M", time.localtime(started.at)))
         facts.append(f"{count(started.images, 'picture')}")
-        facts.append(f"{_algorithm(config)} rank {config.network.rank}")
+        facts.append(f"{escape(_algorithm(config))}, {escape(rank_in_words(config.network))}")
         facts.append(started.device)
     return (
         f'<header><p class="kicker">LoRA training report</p><h1>{escape(run.name)}</h1>'
@@ -239,7 +240,7 @@ def _asked(config: TrainingConfig) -> str:
     called = f"called up by “{trigger}”" if trigger else "without a trigger word"
     asked = (
         f"<p>{escape(known['dataset.goal'].choices[config.dataset.goal].title)}, {escape(called)}, "
-        f"at {config.dataset.resolution} pixels. {_algorithm(config)} of rank {config.network.rank}, "
+        f"at {config.dataset.resolution} pixels. {_algorithm(config)} of {escape(rank_in_words(config.network))}, "
         f"{known['optimizer.name'].choices[config.optimizer.name].title} at rate "
         f"{number(config.optimizer.learning_rate)}, {count(config.schedule.batch_size, 'picture')} a step.</p>"
     )

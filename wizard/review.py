@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knowledge.assessment import assess
-from knowledge.config import POCKET_MODEL, TrainingConfig, value_of
+from knowledge.config import POCKET_MODEL, NetworkSettings, TrainingConfig, value_of
 from knowledge.parameters import parameters
 from knowledge.rules import Finding
+from knowledge.starting_network import rank_in_words
 from wizard import estimate, pictures, questions, settings, solvers, views, words
 from wizard.prompts import Move, Option, Page, show
 from wizard.situation import Situation
@@ -168,6 +169,12 @@ def told(findings: Sequence[Finding], limit: int | None = SHOWN) -> Iterator[Ren
         yield f"[quiet]{more} in the whole plan.[/]"
 
 
+def rank_and_alpha(network: NetworkSettings) -> str:
+    """As one says it: "rank 16 and alpha 8", or "the ranks of first.safetensors", whose alphas come along."""
+    words = rank_in_words(network)
+    return words if network.rank_from_start else f"{words} and alpha {network.alpha:g}"
+
+
 def summary(situation: Situation) -> RenderableType:
     """The answers and what they cost, as labelled lines."""
     return views.rows(list(_summary(situation)), 9)
@@ -196,7 +203,7 @@ def _summary(situation: Situation) -> Iterator[tuple[str, RenderableType]]:
     )
     rate = views.value(config.optimizer.learning_rate)
     network = (
-        f"{chosen('network.algorithm')} of rank {config.network.rank} and alpha {config.network.alpha:g}, "
+        f"{chosen('network.algorithm')} of {rank_and_alpha(config.network)}, "
         f"learned by {chosen('optimizer.name')} at {rate}"
     )
     yield "Network", Text(network)

@@ -28,6 +28,7 @@ from knowledge.config import (
 from knowledge.facts import DatasetFacts, Hardware, facts
 from knowledge.parameters import Recommendation, recommended, recommended_values
 from knowledge.rules import Finding, check
+from knowledge.starting_network import start_problem
 from wizard import suggestions
 from wizard.drafts import user_folder
 
@@ -36,8 +37,8 @@ from wizard.drafts import user_folder
 class Situation:
     """All that is known for one set of answers.
 
-    `problem` says why the pictures cannot be read, when they cannot. `settled` are the parameters whose recommendation
-    comes from a finding that was settled before anybody had to see it.
+    `problem` says why the pictures, or the file that ranks come from, cannot be read, when they cannot. `settled` are
+    the parameters whose recommendation comes from a finding that was settled before anybody had to see it.
     """
 
     config: TrainingConfig
@@ -48,8 +49,8 @@ class Situation:
 
     @cached_property
     def plan(self) -> Plan | None:
-        """What the run would do; None while the pictures are unknown."""
-        if self.dataset is None:
+        """What the run would do; None while the pictures are unknown, or something else that it hangs on."""
+        if self.dataset is None or self.problem:
             return None
         return plan(self.config, self.dataset, self.hardware, self.architecture, measurements_here())
 
@@ -100,7 +101,8 @@ class Workbench:
 
     def _plain(self, chosen: Mapping[str, Any]) -> Situation:
         dataset, problem = self.pictures(self._dataset_settings(chosen))
-        return Situation(self._agreed({}, chosen), dataset, self.hardware, problem)
+        config = self._agreed({}, chosen)
+        return Situation(config, dataset, self.hardware, problem or start_problem(config.network))
 
     def _advised(self, chosen: Mapping[str, Any]) -> Situation:
         """The situation in which everything that nobody chose is recommended.
@@ -109,7 +111,7 @@ class Workbench:
         recommended: recommendations know the facts, and only the rules know the plan that follows from them.
         """
         settings = self._dataset_settings(chosen)
-        dataset, problem = self.pictures(settings)
+        dataset, trouble = self.pictures(settings)
         known = {**facts(self.base, dataset, self.hardware), **chosen}
         proposed = suggestions.proposed(known, settings, dataset)
         settled: dict[str, Finding] = {}
@@ -118,6 +120,7 @@ class Workbench:
         while True:
             advised = recommended_values({**known, **fixes}, chosen={*chosen, *fixes})
             config = self._agreed({**proposed, **advised, **fixes}, chosen)
+            problem = trouble or start_problem(config.network)
             situation = Situation(config, dataset, self.hardware, problem, settled)
             finding = next((f for f in situation.findings if _settles(f, chosen) and f.rule not in tried), None)
             if finding is None:

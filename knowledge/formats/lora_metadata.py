@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import json
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from knowledge.formats.sd_scripts import translate
 from knowledge.formats.translation import Imported, Note
 from knowledge.formats.values import as_number
 from knowledge.formats.vocabulary import facts_of
+from knowledge.tensor_file import read_document
 
 OWN = "lora_wizard.config"
 KIND = "LoRA metadata"
@@ -30,17 +30,13 @@ RENAMED = {
     "ss_output_name": "output_name",
     "ss_num_epochs": "max_train_epochs",
 }
-LARGEST_HEADER_BYTES = 100_000_000
 
 
 def read_header(path: Path) -> tuple[dict[str, str], list[str]]:
     """Metadata and names of the tensors of a safetensors file, from its first bytes alone. May raise PlainError."""
-    with path.open("rb") as file:
-        size = file.read(8)
-        length = struct.unpack("<Q", size)[0] if len(size) == 8 else 0
-        text = file.read(length) if 2 <= length <= LARGEST_HEADER_BYTES else b""
     try:
-        document = json.loads(text)
+        with path.open("rb") as file:
+            document, _ = read_document(file)
         metadata = document.get("__metadata__") or {}
         return {str(key): str(value) for key, value in metadata.items()}, list(document)
     except (ValueError, AttributeError, RecursionError):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from knowledge.config import LACKING_DROPOUT, UP_ALGORITHMS
+from knowledge.blocks import LISTS
+from knowledge.config import LACKING_DROPOUT, RANK_IN_FILE, UP_ALGORITHMS
 
 NO_MODEL = "base-model"
 """Stands where a base model is still to be chosen."""
@@ -21,6 +22,9 @@ class Repair:
     why: str
 
 
+RANKS_BY_BLOCK = tuple(f"network.{name}" for name in LISTS if name != "block_rates")
+
+
 def _caption_changes(values: Mapping[str, Any]) -> bool:
     switches = ("dataset.shuffle_tags", "dataset.wildcards")
     rates = ("dataset.caption_dropout_rate", "dataset.tag_dropout_rate", "dataset.caption_dropout_every_epochs")
@@ -32,6 +36,23 @@ def _lacking(name: str, algorithm: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 REPAIRS = (
+    Repair(
+        lambda values: bool(values.get("network.rank_from_start")) and not values.get("network.start_from"),
+        {"network.rank_from_start": False},
+        "It names no file to take ranks from; sd-scripts stops at this. The rank is the one given.",
+    ),
+    Repair(
+        lambda values: (
+            bool(values.get("network.rank_from_start")) and values.get("network.algorithm", "lora") not in RANK_IN_FILE
+        ),
+        {"network.rank_from_start": False},
+        "A file of this type of network does not tell its ranks here. The rank is the one given.",
+    ),
+    Repair(
+        lambda values: bool(values.get("network.rank_from_start")) and any(map(values.get, RANKS_BY_BLOCK)),
+        dict.fromkeys(RANKS_BY_BLOCK, ""),
+        "Ranks and alphas come from a file, which says what each block has.",
+    ),
     Repair(
         lambda values: bool(values.get("memory.full_half")) and values.get("memory.precision", "fp32") != "bf16",
         {"memory.full_half": False},
