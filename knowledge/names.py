@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 
 from knowledge import library
-from knowledge.answers import PlainError, did_you_mean
+from knowledge.answers import PlainError
 from knowledge.parameters import TERM_FILES, UNSECTIONED, Choice, Parameter, Term, address_of, parameters, terms
+
+BETWEEN = re.compile(r"[^a-z0-9+]+")
 
 
 def normal(name: str) -> str:
     """A name without case, dashes, brackets and the like, so that spellings of one name meet."""
-    return " ".join(re.sub(r"[^a-z0-9+]+", " ", name.lower().replace("\u00b3", "3")).split())
+    return BETWEEN.sub(" ", name.lower().replace("\u00b3", "3")).strip()
 
 
 @cache
@@ -23,7 +28,8 @@ def _index() -> Mapping[str, str]:
     for address, _, names in headings():
         claimed[normal(address)] = address
         for name in names:
-            claimed.setdefault(normal(name), address)
+            if not name.endswith("*"):
+                claimed.setdefault(normal(name), address)
     return {word: owners[0] for word, owners in _bare_names().items() if len(owners) == 1} | claimed
 
 
@@ -37,31 +43,38 @@ def _bare_names() -> Mapping[str, tuple[str, ...]]:
     return {word: tuple(owners) for word, owners in bare.items()}
 
 
-TABLE = re.compile(r'^\[(.+)\]$|^title = "(.*)"$|^names = \{(.*)\}$', re.MULTILINE)
 QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
-def headings() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+@cache
+def headings() -> tuple[tuple[str, str, tuple[str, ...]], ...]:
     """Address, title and foreign names of every entry, parameters first.
 
     Read off the lines of the files, which is ten times faster than to parse them whole; a test holds that it finds
     what parsing finds.
     """
+    return tuple(_headings())
+
+
+def _headings() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     sections = dict.fromkeys(address_of(name)[0] for name in parameters())
-    for path, prefix in [*((f"parameters/{section}.toml", section) for section in sections), *TERM_FILES]:
+    for path, prefix in [
+        *((f"parameters/{section}.toml", section) for section in sections),
+        *((file, "") for file in TERM_FILES),
+    ]:
         address, title = "", ""
         names: tuple[str, ...] = ()
-        for match in TABLE.finditer((library.DATA / path).read_text(encoding="utf-8")):
-            if match[1]:
+        for line in (library.DATA / path).read_text(encoding="utf-8").split("\n"):
+            if line.startswith("[") and line.endswith("]"):
                 if address:
                     yield address, title, names
-                table = match[1].replace('"', "").replace(".choices.", ".")
+                table = line[1:-1].replace('"', "").replace(".choices.", ".")
                 address = table if prefix in ("", UNSECTIONED) else f"{prefix}.{table}"
                 title, names = "", ()
-            elif match[2] is not None:
-                title = match[2]
-            else:
-                names = tuple(QUOTED.findall(match[3]))
+            elif line.startswith('title = "'):
+                title = line[9:-1]
+            elif line.startswith("names = {"):
+                names = tuple(QUOTED.findall(line))
         if address:
             yield address, title, names
 
@@ -84,18 +97,86 @@ def find(name: str) -> Parameter | Choice | Term:
     index = _index()
     address = next((index[spelling] for spelling in _spellings(name) if spelling in index), None)
     if address is None:
+        address = next((_families()[start] for start in _beginnings(name) if start in _families()), None)
+    if address is None:
         several = _bare_names().get(normal(name), ())
         if len(several) > 1:
             raise PlainError(f'"{name}" is the name of several: {", ".join(several)}. Say which.', 2)
-        near = did_you_mean(normal(name), index)
-        word = near.partition('"')[2].rpartition('"')[0]
-        meant = f' Did you mean "{word}" ({index[word]})?' if word else ""
-        raise PlainError(f'Nothing here is called "{name}".{meant} See the whole index with: lora-wizard explain', 2)
+        raise PlainError(
+            f'Nothing here is called "{name}".{_near(normal(name))} See the whole index with: lora-wizard explain', 2
+        )
     return entry(address)
 
 
-AROUND = {"enable", "enabled", "use", "is", "custom", "optional"}
-"""Words that programs put before or after the name of a setting without meaning another one."""
+@cache
+def _families() -> Mapping[str, str]:
+    """The address of the entry by the normalised beginning of names, for those that end in an asterisk."""
+    return {normal(name): address for address, _, names in headings() for name in names if name.endswith("*")}
+
+
+def _beginnings(name: str) -> Iterator[str]:
+    """What the name begins with, by whole words, the longest first."""
+    words = normal(name).split()
+    for end in range(len(words) - 1, 0, -1):
+        yield " ".join(words[:end])
+
+
+# -- what may have been meant -----------------------------------------------------------------------------------------
+
+MISTYPED = 0.25
+"""The share of a name's letters that may be wrong, missing or exchanged."""
+TELLING = 0.5
+"""The share of what a name's words tell that another name must have too, to stand near it."""
+
+
+def _near(word: str) -> str:
+    """' Did you mean …?' for a mistyped name, else what stands near because it shares the words that tell most."""
+    index = _index()
+    candidates = difflib.get_close_matches(word, list(index), n=12, cutoff=0.7)
+    mistakes, near = min(((_mistakes(word, other), other) for other in candidates), default=(len(word), ""))
+    if near and mistakes <= max(1, MISTYPED * len(word)):
+        return f' Did you mean "{near}" ({index[near]})?'
+    addresses = dict.fromkeys(index[other] for other in _related(word))
+    return f" Near to it: {', '.join(list(addresses)[:3])}." if addresses else ""
+
+
+def _mistakes(one: str, other: str) -> int:
+    """Letters to leave out, add, change, or exchange with their neighbour to make one word of the other (optimal
+    string alignment)."""
+    before: list[int] = []
+    last = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        row = [i]
+        for j, wanted in enumerate(other, 1):
+            row.append(min(last[j] + 1, row[-1] + 1, last[j - 1] + (letter != wanted)))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
+                row[-1] = min(row[-1], before[j - 2] + 1)
+        before, last = last, row
+    return last[-1]
+
+
+def _related(word: str) -> list[str]:
+    """Names that share words with this one, best first. A word tells the more the fewer names have it."""
+    index = _index()
+    counts = Counter(each for name in index for each in set(name.split()))
+    whole, telling = 0.0, dict[str, float]()
+    for each in set(word.split()):
+        spelt = each if each in counts else next(iter(difflib.get_close_matches(each, list(counts), 1, 0.8)), "")
+        tells = math.log(len(index) / counts.get(spelt, 1))
+        whole += tells
+        if spelt:
+            telling[spelt] = tells
+
+    scored = [
+        (sum(telling.get(each, 0.0) for each in words), -len(words - telling.keys()), name)
+        for name in index
+        for words in [set(name.split())]
+    ]
+    return [name for score, _, name in sorted(scored, reverse=True)[:12] if score > TELLING * whole]
+
+
+AROUND = {"enable", "enabled", "use", "is", "custom", "optional", "what", "how", "many", "much", "the", "best", "which"}
+"""Words that programs and questions put before or after the name of a setting without meaning another one."""
 SECTIONS_ELSEWHERE = {"config", "process", "train", "model", "sample", "save", "datasets", "general", "subsets"}
 """Sections of foreign files that settings are named below, as in train.lr."""
 REMARK = re.compile(r"\s*\([^)]*\)")
@@ -104,14 +185,14 @@ VALUE = re.compile(r"\s*[=:]\s*(?=\S)")
 
 def _spellings(name: str) -> Iterator[str]:
     """The name as it stands, then as it would stand here if it came with its value behind it (network_dim=32) or a
-    remark in brackets, from the
-    metadata of a LoRA file (ss_network_dim), from a section of a foreign file (train.lr), with a switch's words around
-    it (min_snr_gamma_enabled), or in the other number (sample_prompt)."""
+    remark in brackets, from the metadata of a LoRA file (ss_network_dim), from a section of a foreign file (train.lr),
+    with words around it (min_snr_gamma_enabled, what is rank), in two words (U-Net), or in the other number
+    (sample_prompt)."""
     yield normal(name)
     bare = VALUE.split(REMARK.sub("", name) or name, maxsplit=1)[0]
     section, _, last = bare.rpartition(".")
     for written in (name, bare, last if section.partition(".")[0] in SECTIONS_ELSEWHERE else bare):
-        whole = normal(written).removeprefix("ss ")
+        whole = normal(written).removeprefix("ss ").replace("u net", "unet")
         words = whole.split()
         while words and words[0] in AROUND:
             del words[0]

@@ -321,23 +321,45 @@ def as_field_type(name: str, value: Any) -> Any:
     return float(value) if float in wanted else value
 
 
-@cache
+class _Terms(Mapping[str, Term]):
+    """All terms by name; one is read when it is asked for."""
+
+    def __getitem__(self, name: str) -> Term:
+        return _term(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_tables_of_terms())
+
+    def __len__(self) -> int:
+        return len(_tables_of_terms())
+
+
 def terms() -> Mapping[str, Term]:
     """The words of the field, and the settings that other trainers have, by name."""
-    return {name: _term(name, table, kind) for kind, name, table in _term_tables()}
+    return _Terms()
 
 
-TERM_FILES = (("glossary.toml", ""), ("elsewhere.toml", ""))
+TERM_FILES: Mapping[str, Literal["term", "elsewhere"]] = {
+    "glossary.toml": "term",
+    "elsewhere.toml": "elsewhere",
+    "rarer.toml": "elsewhere",
+}
 
 
 def _term_tables() -> Iterator[tuple[Literal["term", "elsewhere"], str, dict[str, Any]]]:
-    for name, table in library.document("glossary.toml").items():
-        yield "term", name, table
-    for name, table in library.document("elsewhere.toml").items():
-        yield "elsewhere", name, table
+    for file, kind in TERM_FILES.items():
+        for name, table in library.document(file).items():
+            yield kind, name, table
 
 
-def _term(name: str, table: dict[str, Any], kind: Literal["term", "elsewhere"]) -> Term:
+@cache
+def _tables_of_terms() -> dict[str, tuple[Literal["term", "elsewhere"], dict[str, Any]]]:
+    return {name: (kind, table) for kind, name, table in _term_tables()}
+
+
+@cache
+def _term(name: str) -> Term:
+    kind, table = _tables_of_terms()[name]
     known = {key: value for key, value in table.items() if key != "numbers"}
     return Term(**_common(name, known, lookup_for(None, own=table.get("numbers", {}))), kind=kind)
 

@@ -66,6 +66,8 @@ DIALECTS = {
     "onetrainer": "OneTrainer",
     "ai_toolkit": "ai-toolkit",
     "diffusers": "diffusers scripts",
+    "simpletuner": "SimpleTuner",
+    "everydream": "EveryDream",
     "also": "elsewhere",
 }
 

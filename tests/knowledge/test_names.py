@@ -48,6 +48,11 @@ def test_every_name_of_guides_windows_and_configs_leads_where_it_should(source):
         ("sample_prompt", "sampling.prompts"),
         ("Flip Augmentation (doubles the set)", "dataset.flip"),
         ("LoRA Learning Target 1: U-Net", "unet_part"),
+        ("U-Net LR", "optimizer.learning_rate"),
+        ("what is rank", "network.rank"),
+        ("How many epochs?", "schedule.epochs"),
+        ("--crepa_similarity_threshold", "feature_alignment"),
+        ("ramtorch_vae", "group_offload"),
     ],
 )
 def test_a_name_is_known_in_whatever_way_it_is_written(written, address):
@@ -57,8 +62,33 @@ def test_a_name_is_known_in_whatever_way_it_is_written(written, address):
 def test_a_name_that_several_settings_share_is_answered_with_all_of_them():
     with pytest.raises(PlainError, match=r"sampling\.every_epochs, validation\.every_epochs, saving\.every_epochs"):
         find("every_epochs")
-    with pytest.raises(PlainError, match="Did you mean"):
+    with pytest.raises(PlainError, match="Near to it"):
         find("sampling.name")
+
+
+TYPED = [
+    ("netwrok_dim", "network.rank"), ("network_dmi", "network.rank"), ("rnak", "network.rank"),
+    ("aplha", "network.alpha"), ("learnig rate", "optimizer.learning_rate"), ("unt_lr", "optimizer.learning_rate"),
+    ("max_train_epcohs", "schedule.epochs"), ("num_repeates", "dataset.folders.repeats"),
+    ("bacth_size", "schedule.batch_size"), ("min_snr_gama", "loss.minimum_snr_gamma"),
+    ("gradient_checkpoint", "memory.gradient_checkpointing"), ("shufle_caption", "dataset.shuffle_tags"),
+    ("keep_toekns", "dataset.keep_tokens"), ("noise_ofset", "noise.offset"), ("cosnie", "schedule.scheduler.cosine"),
+    ("prodgiy", "optimizer.name.prodigy"), ("adamw8bt", "optimizer.name.adamw8bit"), ("overftting", "overfitting"),
+]  # fmt: skip
+
+
+def test_the_name_that_was_meant_is_named_where_one_is_mistyped():
+    for typed, meant in TYPED:
+        with pytest.raises(PlainError) as raised:
+            find(typed)
+        assert f"({meant})?" in str(raised.value), typed
+
+
+def test_what_shares_the_telling_words_is_named_where_nothing_is_spelt_alike():
+    with pytest.raises(PlainError, match=r"Near to it: .*dataset\.caption_prefix"):
+        find("prefix of the caption")
+    with pytest.raises(PlainError, match=r'Nothing here is called "asdfgh"\. See'):
+        find("asdfgh")
 
 
 @pytest.mark.parametrize("nothing", ["", "--", "use", "=", "."])
@@ -116,7 +146,8 @@ def test_no_name_is_claimed_by_two_entries():
     def claim(address, table):
         for words in table.get("names", {}).values():
             for word in words:
-                claims.setdefault(normal(word), set()).add(address)
+                if not word.endswith("*"):
+                    claims.setdefault(normal(word), set()).add(address)
 
     for name in module._fields():
         table = module._table(name)

@@ -121,13 +121,28 @@ def _values(name):
 GENERATED = {name: values for name in FIELDS if "folders" not in name and (values := _values(name)) is not None}
 
 
+WRITTEN = {
+    "base_model.path": ["pocket", "x.safetensors"],
+    "base_model.vae": ["", "vae.safetensors"],
+    "dataset.trigger_word": ["", "ohwx"],
+    "dataset.keep_tokens_separator": ["", "|||"],
+    "dataset.caption_prefix": ["", "photo, "],
+    "network.block_ranks": ["", ",".join(["8"] * 25), ",".join(["0", "64"] * 11 + ["4"])],
+    "network.conv_block_ranks": ["", ",".join(["8"] * 25)],
+    "network.block_rates": ["", ",".join(["0.5"] * 25), ",".join(["1"] * 23)],
+    "network.start_from": ["", "before.safetensors"],
+    "optimizer.arguments": [{}, {"betas": (0.9, 0.99)}, {"d_coef": 3.0, "safeguard_warmup": False}, {"momentum": 0.0}],
+    "sampling.prompts": [(), ("a cat",)],
+    "sampling.negative_prompt": ["", "blurry"],
+}
+"""Values of the settings that are text, lists or tables."""
+
+
 @st.composite
 def configs(draw):
     names = draw(st.lists(st.sampled_from(sorted(GENERATED)), unique=True, max_size=25))
     changes = {name: draw(GENERATED[name]) for name in names}
-    changes["dataset.trigger_word"] = draw(st.sampled_from(["", "ohwx"]))
-    changes["sampling.prompts"] = draw(st.sampled_from([(), ("a cat",)]))
-    changes["base_model.path"] = draw(st.sampled_from(["pocket", "x.safetensors"]))
+    changes |= {name: draw(st.sampled_from(values)) for name, values in WRITTEN.items()}
     config_ = TrainingConfig()
     for name, value in changes.items():
         try:
@@ -146,13 +161,27 @@ CARDS = st.sampled_from(
         Hardware("Apple M2", vram_bytes=16 * 2**30, ram_bytes=2**34),
     ]
 )
+
+
+def _folder(count, repeats, caption, width, regularisation=False):
+    pictures = tuple(Picture(f"{i}.png", width + 64 * (i % 3), 512, caption) for i in range(count))
+    return FolderFacts(pictures, repeats, regularisation)
+
+
 DATASETS = st.builds(
-    lambda count, repeats, caption: DatasetFacts(
-        (FolderFacts(tuple(Picture(f"{i}.png", 640 + 64 * (i % 3), 512, caption) for i in range(count)), repeats),)
+    lambda count, repeats, caption, width, others, broken: DatasetFacts(
+        (
+            _folder(count, repeats, caption, width),
+            *([_folder(others, 1, None, 512, regularisation=True)] if others else []),
+        ),
+        broken,
     ),
     st.integers(1, 400),
     st.integers(1, 20),
     st.sampled_from([None, "ohwx, cat, beach", "A very long and winding sentence about a cat that sits on a beach"]),
+    st.sampled_from([640, 96, 3000]),
+    st.sampled_from([0, 0, 1, 500]),
+    st.sampled_from([(), ("torn.png",)]),
 )
 
 
@@ -170,14 +199,21 @@ def test_applying_every_offered_fix_ends_without_a_blocking_finding(config_, dat
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(config_=configs(), dataset=DATASETS, hardware=CARDS.filter(bool), order=st.randoms(use_true_random=False))
+@given(
+    config_=configs(),
+    dataset=DATASETS,
+    hardware=CARDS.filter(bool),
+    order=st.randoms(use_true_random=False),
+    processes=st.sampled_from([1, 1, 4]),
+)
 def test_fixes_taken_in_any_order_end_without_a_blocking_finding_when_the_plan_follows_them(
-    config_, dataset, hardware, order
+    config_, dataset, hardware, order, processes
 ):
     from calculator.plan import plan
 
     def findings():
-        return check(facts(config_, dataset, hardware, plan(config_, dataset, hardware).facts()))
+        made = plan(config_, dataset, hardware, processes=processes)
+        return check(facts(config_, dataset, hardware, made.facts()))
 
     taken = []
     while offered := [finding for finding in findings() if finding.fix]:
