@@ -75,4 +75,4 @@ def conditioning(bench: Bench, captions: Sequence[str]) -> Conditioning:
     if bench.caches.texts is not None:
         return bench.caches.texts.conditioning(captions).to(bench.accelerator.device)
     with torch.set_grad_enabled(torch.is_grad_enabled() and bench.config.network.train_text_encoder):
-        return bench.model.encode_prompt(captions)
+        return bench.model.encode_prompt(captions, padded=bench.config.base_model.pad_captions)

@@ -169,6 +169,7 @@ class BaseModelSettings(Settings):
     zero_terminal_snr: bool = False
     clip_skip: int = Field(1, ge=1, le=12)
     maximum_tokens: int = Field(75, ge=75, le=225, multiple_of=75)
+    pad_captions: bool = True
     vae: str = ""
 
 
@@ -422,6 +423,8 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
             f"memory.cache_latents keeps pictures as they were encoded once, but {' and '.join(changing)} would change "
             "them each time they are shown. Turn the cache or the changes off."
         )
+    if not config.base_model.pad_captions:
+        yield from _unpadded_contradictions(config)
     yield from _network_contradictions(network, config.base_model.family)
     if config.optimizer.lora_plus_ratio > 1 and network.algorithm not in UP_ALGORITHMS:
         yield (
@@ -452,6 +455,20 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
         yield (
             f"noise.minimum_timestep ({noise.minimum_timestep}) is not below noise.maximum_timestep "
             f"({noise.maximum_timestep}); no timestep is left to train on. Lower the first or raise the second."
+        )
+
+
+def _unpadded_contradictions(config: TrainingConfig) -> Iterator[str]:
+    """Why captions cannot be left at their own length."""
+    if config.base_model.maximum_tokens > 75:
+        yield (
+            f"base_model.pad_captions is off, but base_model.maximum_tokens ({config.base_model.maximum_tokens}) has "
+            "captions read in whole pieces of 75. Set it to 75, or turn base_model.pad_captions on."
+        )
+    if config.memory.cache_text_encoder_outputs:
+        yield (
+            "base_model.pad_captions is off, so that a caption's length hangs on the others of its batch, but "
+            "memory.cache_text_encoder_outputs keeps each caption by itself. Turn the one on or the other off."
         )
 
 

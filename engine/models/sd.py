@@ -122,10 +122,13 @@ class StableDiffusion:
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
-    def encode_prompt(self, captions: Sequence[str]) -> Conditioning:
-        """What the text encoder makes of the captions. clip_skip 1 takes its last layer, 2 the one before it."""
+    def encode_prompt(self, captions: Sequence[str], *, padded: bool = True) -> Conditioning:
+        """What the text encoder makes of the captions. clip_skip 1 takes its last layer, 2 the one before it.
+
+        Not `padded`: no longer than the longest of them.
+        """
         (encoder,) = self.text_encoders.values()
-        outputs, count = self.encode(0, encoder, captions)
+        outputs, count = self.encode(0, encoder, captions, padded)
         # The list also holds the embeddings, before the first layer.
         hidden_states = final_layer_norm(encoder)(outputs.hidden_states[-self.clip_skip])
         return Conditioning(self.weigh(joined(hidden_states, count), 0, captions))
@@ -135,11 +138,15 @@ class StableDiffusion:
         if not self.weighted_captions:
             return hidden_states
         _, weights = weighted_ids(self.tokenizers[which], captions, self.maximum_tokens)
-        return hidden_states * weights.to(hidden_states)[..., None]
+        return hidden_states * weights[:, : hidden_states.shape[1]].to(hidden_states)[..., None]
 
-    def encode(self, which: int, encoder: Any, captions: Sequence[str]) -> tuple[Any, int]:
+    def encode(self, which: int, encoder: Any, captions: Sequence[str], padded: bool) -> tuple[Any, int]:
         """The outputs of text encoder `which` for all chunks of all captions, and the number of chunks of each."""
-        ids = self.token_ids(which, captions)
+        ids = (
+            self.token_ids(which, captions)
+            if padded
+            else self.token_ids(which, captions)[..., : self.longest(captions)]
+        )
         return encoder(ids.flatten(0, 1).to(encoder.device), output_hidden_states=True), ids.shape[1]
 
     def token_ids(self, which: int, captions: Sequence[str]) -> Tensor:
@@ -166,6 +173,11 @@ class StableDiffusion:
             empty = chunks[..., 1] == tokenizer.pad_token_id
             chunks[..., 1] = torch.where(empty, tokenizer.eos_token_id, chunks[..., 1])
         return chunks
+
+    def longest(self, captions: Sequence[str]) -> int:
+        """Tokens of the longest caption with its begin and its end; all of a family's tokenizers count alike."""
+        ids = self.token_ids(0, captions)[:, 0]
+        return int((ids == self.tokenizers[0].eos_token_id).int().argmax(dim=1).max()) + 1
 
     # -- pictures and latents -----------------------------------------------------------------------------------------
 

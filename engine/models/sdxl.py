@@ -29,12 +29,12 @@ class StableDiffusionXL(StableDiffusion):
         "text_encoder_2": "lora_te2",
     }
 
-    def encode_prompt(self, captions: Sequence[str]) -> Conditioning:
+    def encode_prompt(self, captions: Sequence[str], *, padded: bool = True) -> Conditioning:
         """Both encoders' last layer but one, side by side, without the final norm; pooled is the second's summary."""
         hidden_states = []
         pooled = None
         for which, encoder in enumerate(self.text_encoders.values()):
-            outputs, count = self.encode(which, encoder, captions)
+            outputs, count = self.encode(which, encoder, captions, padded)
             hidden_states.append(self.weigh(joined(outputs.hidden_states[-2], count), which, captions))
             summary = getattr(outputs, "text_embeds", None)
             pooled = summary[::count] if summary is not None else None  # of the first chunk

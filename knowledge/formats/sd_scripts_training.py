@@ -203,6 +203,10 @@ def read_memory(job: Translation, beside: Path | None) -> None:
             job.changed(key, "memory.base_weights", "fp8", why)
         elif key in job.source:
             job.no_effect(key, "It is switched off there.")
+    if job.on("no_token_padding") and not job.done("no_token_padding"):
+        job.changed(
+            "no_token_padding", "base_model.pad_captions", False, "Its switch says that they are not filled up."
+        )
     _read_caches(job)
     if "max_token_length" in job.source and as_number(job.get("max_token_length")) in (None, 75):
         job.no_effect("max_token_length", "75 is the length that the text encoder has.")

@@ -41,9 +41,9 @@ class SmallFlow(StableDiffusion):
 
     attention_blocks: ClassVar[tuple[str, ...]] = ("JointTransformerBlock",)
 
-    def encode_prompt(self, captions: Sequence[str]) -> Conditioning:
+    def encode_prompt(self, captions: Sequence[str], *, padded: bool = True) -> Conditioning:
         (encoder,) = self.text_encoders.values()
-        outputs, _ = self.encode(0, encoder, captions)
+        outputs, _ = self.encode(0, encoder, captions, padded)
         return Conditioning(outputs.last_hidden_state, outputs.pooler_output)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -325,7 +325,9 @@ def test_one_part_after_the_other_is_on_the_device_and_vae_and_text_encoders_nev
 
             monkeypatch.setattr(part, "to", to)
         encode, decode = model.encode_prompt, model.decode_latents
-        monkeypatch.setattr(model, "encode_prompt", lambda captions: texts.append("encoded") or encode(captions))
+        monkeypatch.setattr(
+            model, "encode_prompt", lambda captions, **how: texts.append("encoded") or encode(captions, **how)
+        )
         monkeypatch.setattr(
             model,
             "decode_latents",
