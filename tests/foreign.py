@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import get_args
 
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from knowledge.config import Algorithm
+from knowledge.config import TrainingConfig, choices, fields, with_values
 from knowledge.formats.reader import read_foreign
 from knowledge.formats.sd_scripts import translate
 from knowledge.formats.translation import Imported
@@ -60,69 +62,143 @@ def options(**given: object) -> Imported:
     return translate(given, kind="test")
 
 
-ALGORITHMS = get_args(Algorithm)
-SAFE_TEXT = st.text("abc, -()", max_size=12).map(str.strip)
-CHANGES = {
-    "network.algorithm": st.sampled_from(ALGORITHMS),
-    "network.convolutions": st.booleans(),
-    "network.conv_rank": st.integers(1, 1024),
-    "network.lokr_full_matrix": st.booleans(),
+# -- configs of ours that use every setting ----------------------------------------------------------------------------
+
+
+def lists_for(blocks: int, numbers: st.SearchStrategy) -> st.SearchStrategy[str]:
+    return st.lists(numbers, min_size=blocks, max_size=blocks).map(lambda found: ",".join(f"{n:g}" for n in found))
+
+
+def for_blocks(numbers: st.SearchStrategy) -> st.SearchStrategy[str]:
+    """No list, or one for all blocks of SD 1.5 or of SDXL."""
+    return st.one_of(st.just(""), lists_for(25, numbers), lists_for(23, numbers))
+
+
+def maybe(values: st.SearchStrategy) -> st.SearchStrategy:
+    return st.one_of(st.none(), values)
+
+
+TEXT = st.text("abc, -()é", max_size=12).map(str.strip)
+RATE = st.floats(1e-8, 10)
+SHARE = st.floats(0, 1)
+COUNT = st.integers(1, 1000)
+SIDE = st.integers(32, 128).map(lambda n: n * 8)
+BOOLEANS = st.booleans()
+FOLDERS = st.sampled_from(
+    [
+        ({"path": "a b", "repeats": 3},),
+        ({"path": "a b", "repeats": 3}, {"path": "reg", "regularisation": True}),
+        ({"path": "a", "caption": "fox"}, {"path": "b/c", "repeats": 2, "masks": "m"}),
+    ]
+)
+ARGUMENTS = st.sampled_from(
+    [
+        {},
+        {"betas": (0.8, 0.95)},
+        {"eps": 1e-6},
+        {"d_coef": 0.5, "d0": 1e-5},
+        {"betas": (0.8, 0.95), "min_8bit_size": 8192},
+        {"clip_threshold": 0.5, "beta1": 0.9},
+        {"momentum": 0.5},
+        {"use_cautious": True, "split_groups": False},
+        {"weight_lr_power": 1.0, "r": 0.5},
+        {"betas": (0.8, 0.9, 0.99)},
+    ]
+)
+VALUES: dict[str, st.SearchStrategy] = {
+    "network.convolutions": BOOLEANS,
+    "network.block_ranks": for_blocks(st.integers(0, 64)),
+    "network.conv_block_ranks": for_blocks(st.integers(0, 64)),
+    "network.block_alphas": for_blocks(st.integers(1, 64)),
+    "network.conv_block_alphas": for_blocks(st.integers(1, 64)),
+    "network.block_rates": for_blocks(st.sampled_from([0, 0.25, 1, 2])),
+    "network.text_encoder_share": st.sampled_from([1.0, 0.5, 0.25]),
+    "network.start_from": st.sampled_from(["", "first.safetensors"]),
+    "network.lokr_factor": st.integers(-1, 16),
     "network.dylora_block_size": st.sampled_from([1, 2, 4]),
-    "network.rank": st.integers(1, 1024),
-    "network.alpha": st.floats(0.01, 4096),
-    "network.dropout": st.floats(0, 0.9),
-    "network.train_text_encoder": st.booleans(),
-    "optimizer.name": st.sampled_from(["adamw", "adamw8bit", "lion", "adafactor", "prodigy"]),
-    "optimizer.learning_rate": st.floats(1e-8, 10),
-    "optimizer.weight_decay": st.floats(0, 10),
-    "optimizer.maximum_gradient_norm": st.floats(0, 1e6),
-    "schedule.epochs": st.integers(1, 1000),
-    "schedule.batch_size": st.integers(1, 1024),
-    "schedule.gradient_accumulation_steps": st.integers(1, 64),
-    "schedule.scheduler": st.sampled_from(
-        ["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "adafactor"]
-    ),
-    "schedule.warmup": st.one_of(st.floats(0, 0.9), st.integers(1, 1000).map(float)),
-    "loss.function": st.sampled_from(["l2", "l1", "huber", "smooth_l1"]),
-    "loss.minimum_snr_gamma": st.one_of(st.none(), st.floats(0.1, 100)),
-    "loss.prior_weight": st.floats(0, 100),
-    "noise.offset": st.floats(0, 1),
+    "optimizer.arguments": ARGUMENTS,
+    "optimizer.learning_rate": RATE,
+    "optimizer.text_encoder_learning_rate": maybe(RATE),
+    "optimizer.text_encoder_2_learning_rate": maybe(RATE),
+    "schedule.warmup": st.one_of(st.floats(0, 0.9), st.integers(2, 1000).map(float)),
+    "schedule.decay": st.one_of(st.floats(0, 0.9), st.integers(2, 1000).map(float)),
+    "schedule.epochs": COUNT,
+    "schedule.maximum_steps": maybe(COUNT),
     "noise.minimum_timestep": st.integers(0, 400),
     "noise.maximum_timestep": st.integers(500, 1000),
-    "memory.precision": st.sampled_from(["fp32", "fp16", "bf16"]),
-    "memory.gradient_checkpointing": st.booleans(),
-    "memory.cache_latents": st.booleans(),
-    "saving.precision": st.sampled_from(["fp32", "fp16", "bf16"]),
-    "saving.every_epochs": st.one_of(st.none(), st.integers(1, 100)),
-    "saving.every_steps": st.one_of(st.none(), st.integers(1, 100)),
-    "dataset.resolution": st.integers(32, 128).map(lambda n: n * 8),
-    "dataset.buckets": st.booleans(),
-    "dataset.bucket_no_upscale": st.booleans(),
-    "dataset.flip": st.booleans(),
-    "dataset.shuffle_tags": st.booleans(),
-    "dataset.keep_tokens": st.integers(0, 255),
-    "dataset.caption_dropout_rate": st.floats(0, 1),
-    "dataset.caption_prefix": SAFE_TEXT,
-    "base_model.prediction_type": st.sampled_from(["epsilon", "v_prediction"]),
-    "base_model.family": st.sampled_from(["sd15", "sdxl"]),
-    "seed": st.integers(0, 2**40),
-    "base_model.zero_terminal_snr": st.booleans(),
-    "base_model.maximum_tokens": st.sampled_from([75, 150, 225]),
+    "dataset.folders": FOLDERS,
+    "dataset.resolution": SIDE,
+    "dataset.bucket_minimum_side": SIDE,
+    "dataset.bucket_maximum_side": SIDE,
+    "dataset.bucket_step": st.sampled_from([8, 32, 64]),
+    "dataset.caption_extension": st.sampled_from([".txt", ".caption", ".tags"]),
+    "dataset.keep_tokens_separator": st.sampled_from(["", "|||"]),
+    "dataset.trigger_word": st.sampled_from(["", "sks"]),
+    "base_model.path": st.sampled_from(["models/base.safetensors", "a/model-of-mine"]),
     "base_model.vae": st.sampled_from(["", "vae.safetensors"]),
-    "network.start_from": st.sampled_from(["", "first.safetensors"]),
-    "dataset.alpha_masks": st.booleans(),
-    "dataset.tag_dropout_rate": st.floats(0, 1),
-    "dataset.caption_dropout_every_epochs": st.one_of(st.none(), st.integers(1, 9)),
-    "network.rank_dropout": st.floats(0, 0.9),
-    "network.module_dropout": st.floats(0, 0.9),
-    "network.maximum_norm": st.one_of(st.none(), st.floats(0.1, 10)),
-    "optimizer.lora_plus_ratio": st.floats(1, 32),
-    "loss.debiased": st.booleans(),
-    "loss.scaled_like_noise_prediction": st.booleans(),
-    "loss.v_prediction_like": st.floats(0, 10),
-    "schedule.warmup_init": st.booleans(),
-    "noise.offset_random": st.booleans(),
-    "noise.offset_adaptive": st.floats(-1, 1),
-    "noise.input_perturbation": st.floats(0, 1),
-    "noise.multires_iterations": st.integers(0, 10),
+    "base_model.maximum_tokens": st.sampled_from([75, 150, 225]),
+    "base_model.clip_skip": st.integers(1, 12),
+    "sampling.prompts": st.sampled_from([(), ("a cat",), ("a cat", "a dog, running")]),
+    "sampling.negative_prompt": st.sampled_from(["", "bad, worse"]),
+    "sampling.width": maybe(SIDE),
+    "sampling.height": maybe(SIDE),
+    "saving.keep_last": maybe(st.integers(1, 9)),
+    "saving.state_every_epochs": maybe(st.integers(1, 9)),
+    "output.name": st.sampled_from(["my-lora", "fox_v2.1"]),
+    "output.folder": st.sampled_from(["runs", "models/lora"]),
 }
+"""Values for settings whose type alone does not say enough."""
+
+
+def values_for(name: str) -> st.SearchStrategy:
+    """Values that the setting of this name takes by itself."""
+    if name in VALUES:
+        return VALUES[name]
+    field = fields()[name]
+    kinds = list(get_args(field.annotation) or (field.annotation,))
+    if choices(field):
+        return st.sampled_from(choices(field))
+    if bool in kinds:
+        return BOOLEANS
+    limits = {key: value for rule in field.metadata for key, value in _limits(rule)}
+    low, high = limits.get("ge", limits.get("gt", 0)), limits.get("le", limits.get("lt", 1000))
+    if int in kinds:
+        found: st.SearchStrategy = st.integers(low, min(high, 10_000) if "lt" not in limits else high - 1)
+    elif float in kinds:
+        low, high = max(low, 0.01) if "gt" in limits else low, high * 0.99 if "lt" in limits else high
+        found = st.floats(low, high)
+    else:
+        found = TEXT
+    return maybe(found) if type(None) in kinds else found
+
+
+def _limits(rule: object) -> list[tuple[str, float]]:
+    return [(key, getattr(rule, key)) for key in ("ge", "gt", "le", "lt") if hasattr(rule, key)]
+
+
+EVERY_SETTING = [name for name in fields() if not name.startswith("dataset.folders.")]
+FIRST = (
+    "base_model.family",
+    "network.algorithm",
+    "optimizer.name",
+    "memory.precision",
+    "memory.cache_latents",
+    "schedule.scheduler",
+)
+"""Settings that others must fit, drawn before them."""
+
+
+@st.composite
+def configs(draw: st.DrawFn, families: tuple[str, ...] = ("sd15", "sd2", "sdxl")) -> TrainingConfig:
+    """A config with some settings changed, of those that fit together."""
+    fixed = {"base_model.path": "m.safetensors", "dataset.folders": ({"path": "a"},)}
+    config = with_values(TrainingConfig(), fixed | {"base_model.family": draw(st.sampled_from(families))})
+    chosen = Random(draw(st.integers(0, 2**32)))  # which settings; hypothesis itself would choose few
+    share = chosen.choice([0.05, 0.3, 0.8])
+    for name in [*FIRST[1:], *(name for name in EVERY_SETTING if name not in FIRST)]:
+        if chosen.random() < share:
+            try:
+                config = with_values(config, {name: draw(values_for(name))})
+            except ValidationError:
+                continue
+    return config

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO
-from knowledge.formats.sorting import take_argument
+from knowledge.formats.sorting import take_argument, take_optimizer
 from knowledge.formats.translation import Translation
 from knowledge.formats.values import as_bool, as_number, is_empty
-from knowledge.formats.vocabulary import choice_of
 
 DIALECT = "ai_toolkit"
 
@@ -91,12 +90,7 @@ def read_train(job: Translation) -> None:
             "train.text_encoder_lr", "optimizer.text_encoder_learning_rate", as_number(job.get("train.text_encoder_lr"))
         )
     if not is_empty(job.get("train.optimizer")):
-        word = str(job.get("train.optimizer"))
-        name = choice_of("optimizer.name", DIALECT, word)
-        if name:
-            job.mapped("train.optimizer", "optimizer.name", name)
-        else:
-            job.unsupported("train.optimizer", f'It trains with "{word}". AdamW is used here.')
+        take_optimizer(job, "train.optimizer")
     optimizer = job.values.get("optimizer.name", "adamw")
     for key, value in job.source.items():
         if key == "train.optimizer_params.weight_decay":
@@ -112,6 +106,10 @@ def read_train(job: Translation) -> None:
             job.no_effect("train.ema_config", "It is switched off there.")
     if "train.dtype" in job.source:
         _precision(job, "train.dtype", "memory.precision")
+    if "logging.use_wandb" in job.source:
+        job.mapped(
+            "logging.use_wandb", "logging.tracker", "wandb" if as_bool(job.source["logging.use_wandb"]) else "none"
+        )
     if "model.quantize" in job.source:
         if as_bool(job.source["model.quantize"]):
             job.changed("model.quantize", "memory.base_weights", "fp8", "Eight bits by our rounding, not by quanto's.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from knowledge.answers import PlainError
+from knowledge.formats.values import typed
 from knowledge.formats.vocabulary import facts_of
 
 TRAINING = {
@@ -184,23 +185,14 @@ def options_of(words: list[str], remarks: list[str] | None = None) -> dict[str, 
             current = name.replace("-", "_")
             if current in options:
                 remarks.append(f"--{name} stands twice; the last one counts.")
-            options[current] = _typed(value) if equals else True
+            options[current] = typed(value) if equals else True
             continue
         if current is None or current in switches:
             after = f"after --{current}, which takes no value" if current else "before the first option"
             if not OPEN.search(word):
                 remarks.append(f'"{word}" stands {after}; sd-scripts stops at it.')
             continue
-        value = _typed(word)
+        value = typed(word)
         held = options[current]
         options[current] = value if held is True else [*held, value] if isinstance(held, list) else [held, value]
     return options
-
-
-def _typed(word: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return {"True": True, "False": False}.get(word, word)

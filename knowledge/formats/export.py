@@ -7,6 +7,7 @@ from typing import Any
 
 from knowledge.config import TrainingConfig, choices, fields, value_of
 from knowledge.formats.kohya_network import DIALECT, write_network
+from knowledge.formats.meaning import idle
 from knowledge.formats.sd_scripts import ENDLESS, RULED, implied
 from knowledge.formats.sd_scripts_files import SAMPLERS as KOHYA_SAMPLERS
 from knowledge.formats.translation import Translation
@@ -25,17 +26,6 @@ DATASET_OPTIONS = {
 PRECISIONS = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 SAVED_PRECISIONS = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
 SAMPLERS = {ours: theirs for theirs, ours in KOHYA_SAMPLERS.items()}
-WHERE = {
-    "schedule.cycles": ("schedule.scheduler", ("cosine_with_restarts",)),
-    "schedule.power": ("schedule.scheduler", ("polynomial",)),
-    "schedule.decay": ("schedule.scheduler", ("warmup_stable_decay",)),
-    "schedule.warmup_init": ("schedule.scheduler", ("adafactor",)),
-    "loss.huber_threshold": ("loss.function", ("huber", "smooth_l1")),
-    "loss.huber_schedule": ("loss.function", ("huber", "smooth_l1")),
-}
-"""Parameters that mean something only under some choice of another; written only then."""
-OF_AN_OFFSET = ("noise.offset_random", "noise.offset_adaptive")
-"""They change a noise offset, and sd-scripts stops at them where there is none."""
 ALWAYS = {"dataset.resolution", "seed", "output.name", "output.folder"}
 """Written whatever they are: sd-scripts has no default for them, or a random one."""
 SCRIPTS = {"sd15": "train_network.py", "sd2": "train_network.py", "sdxl": "sdxl_train_network.py"}
@@ -61,18 +51,6 @@ class Exported:
     how: str
 
 
-NOT_A_SETTING = {
-    "dataset.goal",
-    "schedule.cycles",
-    "schedule.power",
-    "schedule.decay",
-    "schedule.warmup_init",
-    "loss.huber_threshold",
-    "loss.huber_schedule",
-}
-"""Parameters that do nothing by themselves: what they belong to is spoken of."""
-
-
 class Writing:
     """The work of one export: options so far, and parameters that have been spoken of."""
 
@@ -81,19 +59,22 @@ class Writing:
         self.options: dict[str, Any] = {}
         self.done: set[str] = set()
         self.lost: list[Lost] = []
+        self.idle = idle(config)
 
     def value(self, name: str) -> Any:
         self.done.add(name)
         return value_of(self.config, name)
 
     def lose(self, name: str, why: str) -> None:
+        """Say that this is lost, unless it says nothing in this config anyway."""
         self.done.add(name)
-        self.lost.append(Lost(name, value_of(self.config, name), why))
+        if name not in self.idle:
+            self.lost.append(Lost(name, value_of(self.config, name), why))
 
     def lose_the_rest(self, why: str) -> None:
         """Lose every parameter that differs from its default and has not been spoken of."""
         for name, field in fields().items():
-            if name in self.done | NOT_A_SETTING or name.startswith("dataset.folders."):
+            if name in self.done or name.startswith("dataset.folders."):
                 continue
             if value_of(self.config, name) != field.default:
                 self.lose(name, why)
@@ -108,6 +89,8 @@ def to_sd_scripts(config: TrainingConfig, stem: str = "sd-scripts") -> Exported:
     _schedule(job)
     _weights(job)
     _memory_and_saving(job)
+    _tracker(job)
+    _validation(job)
     prompts = _sampling(job, stem)
     _alike(job)
     masks = any(getattr(folder, "masks", "") for folder in config.dataset.folders)
@@ -237,6 +220,17 @@ def _schedule(job: Writing) -> None:
         if scheduler == "adafactor" and job.config.schedule.warmup_init:
             job.lose("schedule.warmup_init", "It belongs to Adafactor's own schedule.")
         word = "cosine"
+    minimum = job.value("schedule.minimum_ratio")
+    if scheduler == "cosine" and minimum:
+        word = "cosine_with_min_lr"
+    elif minimum and scheduler != "warmup_stable_decay":
+        job.lose("schedule.minimum_ratio", "Only its cosine and its warmup_stable_decay have a minimum.")
+        minimum = 0.0
+    if minimum and "schedule.minimum_ratio" not in job.idle:
+        job.options["lr_scheduler_min_lr_ratio"] = minimum
+    if scheduler == "warmup_stable_decay":
+        decay = job.value("schedule.decay")
+        job.options["lr_decay_steps"] = int(decay) if decay >= 1 else decay
     job.options["lr_scheduler"] = word
     if warmup and scheduler == "adafactor":
         job.lose("schedule.warmup", "Under Adafactor's own schedule it has none but schedule.warmup_init.")
@@ -299,6 +293,17 @@ def _memory_and_saving(job: Writing) -> None:
             job.lose("saving.state_every_epochs", "It saves a state whenever it saves a file, and at no other time.")
 
 
+def _validation(job: Writing) -> None:
+    if job.config.validation.every_epochs is None:
+        job.lose("validation.every_epochs", "It measures held-out pictures after every epoch in any case.")
+
+
+def _tracker(job: Writing) -> None:
+    tracker = job.value("logging.tracker")
+    if tracker != "none":
+        job.options |= {"log_with": tracker, "logging_dir": f"{job.config.output.folder}/logs"}
+
+
 def _sampling(job: Writing, stem: str) -> str:
     """The prompt file's text; empty without prompts, when no setting of sampling means anything."""
     names = [name for name in fields() if name.startswith("sampling.")]
@@ -345,13 +350,11 @@ def _alike(job: Writing) -> None:
     unasked = implied(Translation("", DIALECT, {}), None)
     job.done.add("dataset.folders")
     for name in fields():
-        if name in job.done or name.startswith("dataset.folders."):
+        if name in job.done | job.idle or name.startswith("dataset.folders."):
             continue
         value = value_of(job.config, name)
         options = [key for key in parameters()[name].names.get(DIALECT, ()) if key not in RULED]
         option = next((key for key in options if key in known["options"] or key in known["unset"]), None)
-        if name in OF_AN_OFFSET and not job.config.noise.offset:
-            continue
         if name not in ALWAYS and value == unasked.get(name, fields()[name].default):
             continue
         if name == "dataset.resolution":
@@ -359,8 +362,6 @@ def _alike(job: Writing) -> None:
         elif option is None:
             if value != fields()[name].default:
                 job.lose(name, "It has no such setting.")
-        elif name in WHERE and value_of(job.config, WHERE[name][0]) not in WHERE[name][1]:
-            continue
         elif value is not None and value != "":
             word = foreign_choice(name, DIALECT, value) or value if choices(fields()[name]) else value
             job.options[option] = word

@@ -9,7 +9,8 @@ from knowledge.config import TrainingConfig, fields
 from knowledge.formats.export import Exported, Writing
 from knowledge.formats.onetrainer_files import SAMPLERS
 from knowledge.formats.onetrainer_network import ALGORITHMS
-from knowledge.formats.onetrainer_training import DIALECT, PRECISIONS, WEIGHTS
+from knowledge.formats.onetrainer_optimizer import written_optimizer
+from knowledge.formats.onetrainer_training import DIALECT, PRECISIONS, UNLIKE_SCHEDULES, WEIGHTS
 from knowledge.formats.sd_scripts import ENDLESS
 from knowledge.formats.vocabulary import foreign_choice
 
@@ -18,6 +19,12 @@ FAMILIES = {
     "sd2": "STABLE_DIFFUSION_21_BASE",
     "sdxl": "STABLE_DIFFUSION_XL_10_BASE",
 }
+OFFLOADED = 0.9
+"""The share of blocks that it moves to memory, the most that its page offers."""
+TO_THE_END = {"stop_training_after_unit": "NEVER"}
+"""Text encoders stop there after 30 epochs unless they are told not to."""
+VERSION = 11
+"""Of its config; without one it takes a file for one of its oldest and moves the settings about."""
 V_FAMILIES = {"sd2": "STABLE_DIFFUSION_21"}
 """The kinds that predict v by themselves there."""
 
@@ -25,7 +32,8 @@ V_FAMILIES = {"sd2": "STABLE_DIFFUSION_21"}
 def to_onetrainer(config: TrainingConfig, stem: str = "onetrainer") -> Exported:
     """One JSON file with the concepts inside it."""
     job = Writing(config)
-    document = {"training_method": "LORA", **_model(job), **_network(job), **_optimizer(job), **_schedule(job)}
+    document: dict[str, Any] = {"__version": VERSION, "training_method": "LORA"}
+    document |= {**_model(job), **_network(job), **_optimizer(job), **_schedule(job)}
     document |= _average(job)
     document |= {**_loss(job), **_dataset(job), **_output(job), **_samples(job)}
     job.lose_the_rest("It has no such setting, or means something else by it.")
@@ -48,6 +56,12 @@ def _model(job: Writing) -> dict[str, Any]:
         document["force_v_prediction"] = True
     if job.value("base_model.clip_skip") > 1:
         document["text_encoder_layer_skip"] = job.config.base_model.clip_skip - 1
+    if job.value("base_model.zero_terminal_snr"):
+        document["rescale_noise_scheduler_to_zero_terminal_snr"] = True
+    if job.value("base_model.vae"):
+        document["vae"] = {"model_name": job.config.base_model.vae}
+    if job.value("network.start_from"):
+        document["lora_model_name"] = job.config.network.start_from
     return document
 
 
@@ -58,6 +72,15 @@ def _held(job: Writing) -> dict[str, Any]:
     return {"weight_dtype": names[form]} if form in names else {}
 
 
+def _kept_small(job: Writing) -> dict[str, Any]:
+    """How the UNet's blocks are kept while training, as its version 11 says it."""
+    offloaded = job.value("memory.offload_blocks")
+    return {
+        "gradient_checkpointing": job.value("memory.gradient_checkpointing"),
+        "offload_fraction": OFFLOADED if offloaded else 0.0,
+    }
+
+
 def _network(job: Writing) -> dict[str, Any]:
     algorithm = job.value("network.algorithm")
     kinds = {ours: theirs for theirs, ours in ALGORITHMS.items()}
@@ -65,10 +88,16 @@ def _network(job: Writing) -> dict[str, Any]:
         "peft_type": kinds.get(algorithm, "LORA"),
         "lora_alpha": job.value("network.alpha"),
         "layer_filter_preset": "full" if job.config.network.adapts_convolutions else "attn-mlp",
-        "unet": {"train": job.value("network.train_unet"), **_held(job)},
-        "text_encoder": {"train": job.value("network.train_text_encoder")},
+        "unet": {"train": job.value("network.train_unet"), **_held(job), **_kept_small(job)},
+        "text_encoder": {"train": job.value("network.train_text_encoder"), **TO_THE_END},
     }
-    document["text_encoder_2"] = {"train": job.config.network.train_text_encoder}
+    if algorithm in ("lora", "locon"):
+        document["dropout_probability"] = job.value("network.dropout")
+    else:
+        job.lose("network.dropout", "It leaves out something else for this type.")
+    document["text_encoder_2"] = {"train": job.config.network.train_text_encoder, **TO_THE_END}
+    for part in ("text_encoder", "text_encoder_2"):
+        document[part]["dropout_probability"] = job.value("dataset.caption_dropout_rate")
     document["lokr_dim" if algorithm == "lokr" else "lora_rank"] = job.value("network.rank")
     if algorithm == "dora":
         document |= {"lora_decompose": True, "lora_decompose_output_axis": False}
@@ -82,17 +111,11 @@ def _network(job: Writing) -> dict[str, Any]:
     if job.config.network.adapts_convolutions:
         settings = job.config.network
         if (settings.conv_rank, settings.conv_alpha) != (settings.rank, settings.alpha):
-            job.lose("network.conv_rank", "It gives convolutions the rank and alpha of the other layers.")
+            for name in ("network.conv_rank", "network.conv_alpha"):
+                job.lose(name, "It gives convolutions the rank and alpha of the other layers.")
     job.done |= {"network.convolutions", "network.conv_rank", "network.conv_alpha", "network.lokr_factor"}
     job.done |= {"network.lokr_full_matrix", "network.dylora_block_size"}
-    share = job.value("network.text_encoder_share")
-    if share < 1:
-        after = {
-            "stop_training_after": max(1, round(share * job.config.schedule.epochs)),
-            "stop_training_after_unit": "EPOCH",
-        }
-        document["text_encoder"] |= after
-        document["text_encoder_2"] |= after
+    _stop_text_encoder(job, document)
     text = job.value("optimizer.text_encoder_learning_rate")
     if text is not None and job.config.network.train_text_encoder:
         document["text_encoder"]["learning_rate"] = text
@@ -103,19 +126,21 @@ def _network(job: Writing) -> dict[str, Any]:
     return document
 
 
+def _stop_text_encoder(job: Writing, document: dict[str, Any]) -> None:
+    share, epochs = job.value("network.text_encoder_share"), job.config.schedule.epochs
+    if share == 1:
+        return
+    after = max(1, round(share * epochs))
+    if after != share * epochs:
+        why = f"It counts whole epochs: after {after} of {epochs} there."
+        job.lose("network.text_encoder_share", why)
+    for part in ("text_encoder", "text_encoder_2"):
+        document[part] |= {"stop_training_after": after, "stop_training_after_unit": "EPOCH"}
+
+
 def _optimizer(job: Writing) -> dict[str, Any]:
-    word = foreign_choice("optimizer.name", DIALECT, job.value("optimizer.name"))
-    if word is None:
-        job.lose("optimizer.name", "It does not have this optimizer; AdamW takes its place.")
-    own_schedule = job.config.schedule.scheduler == "adafactor"
-    relative = {"relative_step": own_schedule, "warmup_init": job.value("schedule.warmup_init")}
-    relative["scale_parameter"] = own_schedule
     return {
-        "optimizer": {
-            "optimizer": word or "ADAMW",
-            "weight_decay": job.value("optimizer.weight_decay"),
-            **(relative if word == "ADAFACTOR" else {}),
-        },
+        "optimizer": written_optimizer(job),
         "learning_rate": job.value("optimizer.learning_rate"),
         "clip_grad_norm": job.value("optimizer.maximum_gradient_norm"),
     }
@@ -124,6 +149,8 @@ def _optimizer(job: Writing) -> dict[str, Any]:
 def _schedule(job: Writing) -> dict[str, Any]:
     name = job.value("schedule.scheduler")
     word = "ADAFACTOR" if name == "adafactor" else foreign_choice("schedule.scheduler", DIALECT, name)
+    if word in UNLIKE_SCHEDULES:
+        job.lose("schedule.scheduler", UNLIKE_SCHEDULES[word])
     if word is None:
         job.lose("schedule.scheduler", "It does not have this schedule; cosine takes its place.")
     epochs, limit = job.value("schedule.epochs"), job.value("schedule.maximum_steps")
@@ -133,6 +160,7 @@ def _schedule(job: Writing) -> dict[str, Any]:
     return {
         "learning_rate_scheduler": word or "COSINE",
         "learning_rate_warmup_steps": job.value("schedule.warmup"),
+        "learning_rate_min_factor": job.value("schedule.minimum_ratio"),
         **({"learning_rate_cycles": float(job.config.schedule.cycles)} if name == "cosine_with_restarts" else {}),
         "epochs": epochs,
         "batch_size": job.value("schedule.batch_size"),
@@ -157,6 +185,12 @@ def _loss(job: Writing) -> dict[str, Any]:
     document["loss_weight_fn"] = "CONSTANT" if gamma is None else "MIN_SNR_GAMMA"
     if gamma is not None:
         document["loss_weight_strength"] = gamma
+        if job.config.loss.debiased:
+            job.lose("loss.debiased", "It weights the loss in one way only, that of loss.minimum_snr_gamma.")
+    elif job.value("loss.debiased"):
+        document["loss_weight_fn"] = "DEBIASED_ESTIMATION"
+    if job.value("noise.timestep_sampling") == "logit_normal":
+        document |= {"timestep_distribution": "LOGIT_NORMAL", "noising_weight": 0.0, "noising_bias": 0.0}
     low, high = job.value("noise.minimum_timestep"), job.value("noise.maximum_timestep")
     document |= {"min_noising_strength": low / 1000, "max_noising_strength": high / 1000}
     document["offset_noise_weight"] = job.value("noise.offset")
@@ -166,7 +200,11 @@ def _loss(job: Writing) -> dict[str, Any]:
 def _dataset(job: Writing) -> dict[str, Any]:
     dataset = job.config.dataset
     image = {"enable_crop_jitter": job.value("dataset.random_crop"), "enable_random_flip": job.value("dataset.flip")}
-    text = {
+    dropped = job.value("dataset.tag_dropout_rate")
+    text: dict[str, Any] = {
+        "tag_dropout_enable": dropped > 0,
+        "tag_dropout_mode": "RANDOM",
+        "tag_dropout_probability": dropped,
         "enable_tag_shuffling": job.value("dataset.shuffle_tags"),
         "keep_tags_count": job.value("dataset.keep_tokens"),
     }
@@ -184,6 +222,8 @@ def _dataset(job: Writing) -> dict[str, Any]:
     ]
     if any(folder.regularisation for folder in dataset.folders):
         job.lose("dataset.folders", "It preserves the prior in another way than regularisation pictures.")
+    elif any(folder.masks or folder.caption for folder in dataset.folders):
+        job.lose("dataset.folders", "Its masks lie beside the pictures, and each picture has a caption of its own.")
     job.done.add("dataset.folders")
     return {
         "concepts": concepts,
@@ -201,12 +241,17 @@ def _output(job: Writing) -> dict[str, Any]:
     document: dict[str, Any] = {
         "train_dtype": names[job.value("memory.precision")],
         "output_dtype": names[job.value("saving.precision")],
+        "workspace_dir": job.value("output.folder"),
         "output_model_destination": f"models/{job.value('output.name')}.safetensors",
         "gradient_checkpointing": "ON" if checkpointing else "OFF",
         "lora_weight_dtype": "BFLOAT_16" if job.value("memory.full_half") else "FLOAT_32",
     }
-    if job.value("memory.offload_blocks"):
-        document |= {"gradient_checkpointing": "CPU_OFFLOADED", "layer_offload_fraction": 0.9}
+    if job.config.memory.offload_blocks:  # as its versions before 11 say it
+        document |= {"gradient_checkpointing": "CPU_OFFLOADED", "layer_offload_fraction": OFFLOADED}
+    tracker = job.value("logging.tracker")
+    document["tensorboard"] = tracker == "tensorboard"
+    if tracker == "wandb":
+        job.lose("logging.tracker", "It draws its charts in TensorBoard or nowhere.")
     for key, ours in (
         ("save_every", "saving.every"),
         ("backup_after", "saving.state_every"),

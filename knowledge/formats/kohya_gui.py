@@ -45,7 +45,22 @@ ALGORITHMS = {
     "LyCORIS/iA3": "ia3",
     "LyCORIS/Native Fine-Tuning": "full",
 }
-NATIVE = {"Standard": "networks.lora", "Kohya LoCon": "networks.lora", "LoRA-FA": "networks.lora_fa"}
+NATIVE = {
+    "Standard": "networks.lora",
+    "Kohya LoCon": "networks.lora",
+    "LoRA-FA": "networks.lora_fa",
+    "Kohya DyLoRA": "networks.dylora",
+    "Kohya LoHa": "networks.loha",
+    "Kohya LoKr": "networks.lokr",
+}
+READ = {
+    "Kohya LoCon": ("conv_dim", "conv_alpha"),
+    "Kohya DyLoRA": ("conv_dim", "conv_alpha", "unit"),
+    "Kohya LoHa": ("conv_dim", "conv_alpha", "use_tucker"),
+    "Kohya LoKr": ("conv_dim", "conv_alpha", "use_tucker", "factor"),
+}
+"""Arguments that the form passes on to a network of sd-scripts itself, beside the two dropouts."""
+WITHOUT_BLOCKS = ("Kohya LoHa", "Kohya LoKr")
 ARGUMENTS = {
     "LyCORIS_preset": "preset", "conv_dim": "conv_dim", "conv_alpha": "conv_alpha", "factor": "factor",
     "dora_wd": "dora_wd",
@@ -102,13 +117,7 @@ def read_json(document: Mapping[str, Any], path: Path) -> Imported:
 
 def _additional(document: Mapping[str, Any]) -> dict[str, Any]:
     """The options in the form's field for raw parameters."""
-    import shlex
-
-    text = str(document.get("additional_parameters") or "").replace("\r", " ").replace("\n", " ")
-    try:
-        words = shlex.split(text)
-    except ValueError:
-        words = text.split()
+    words = str(document.get("additional_parameters") or "").replace('"', "").split()
     return options_of(words)
 
 
@@ -152,12 +161,31 @@ def options_from_form(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict
             said[key] = Note(key, value, "no_effect", why="0 means not set.")
         elif not is_empty(value):
             options[option] = value
+    _wandb(document, options, said, behind)
     _lengths(document, options, said, behind)
     _rates(document, options, said)
     if "xformers" in options:
         options[{"sdpa": "sdpa"}.get(str(options.pop("xformers")), "xformers")] = True
         behind["xformers"] = next(name for name in ("sdpa", "xformers") if name in options)
-    return options | _additional(document), said, behind
+    return _with_additional(document, options, said, behind), said, behind
+
+
+def _with_additional(
+    document: Mapping[str, Any], options: dict[str, Any], said: dict[str, Note], behind: Mapping[str, str]
+) -> dict[str, Any]:
+    """The options with the raw ones, which override what the form says; a list of them replaces the whole list."""
+    more = _additional(document)
+    for key, value in document.items():
+        option = behind.get(key, key)
+        if option.partition(".")[0] in more or (key in said and said[key].name and _option_of(key) in more):
+            said[key] = Note(key, value, "no_effect", why="additional_parameters overrides it.")
+    kept = {option: value for option, value in options.items() if option.partition(".")[0] not in more}
+    return kept | more
+
+
+def _option_of(key: str) -> str:
+    """The option that a field becomes which the form reckons with itself."""
+    return {"lr_warmup": "lr_warmup_steps", "epoch": "max_train_epochs"}.get(key, key)
 
 
 def _network(document: Mapping[str, Any], said: dict[str, Note]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -178,10 +206,12 @@ def _network(document: Mapping[str, Any], said: dict[str, Note]) -> tuple[dict[s
         )
         _idle(document, said, [*ARGUMENTS, *KOHYA_BLOCKS], f"It belongs to {kind}.")
         return {}, {}
-    read = ["rank_dropout", "module_dropout", *(["conv_dim", "conv_alpha"] if kind == "Kohya LoCon" else [])]
+    read = ["rank_dropout", "module_dropout", *READ.get(kind, ())]
     _idle(document, said, [key for key in ARGUMENTS if key not in read], f"{kind} does not read it.")
     _idle(document, said, [key for key in read if not as_number(document.get(key))], "0 means not set.")
-    wanted = {key: ARGUMENTS[key] for key in read if key not in said}
+    wanted = {key: "unit" if key == "unit" else ARGUMENTS[key] for key in read if key not in said}
+    if kind in WITHOUT_BLOCKS:
+        _idle(document, said, KOHYA_BLOCKS, f"{kind} does not read it.")
     _idle(document, said, [key for key in KOHYA_BLOCKS if is_empty(document.get(key))], "It is not set.")
     _idle(document, said, ("conv_dims", "conv_alphas"), "sd-scripts knows no such argument.")
     wanted |= {key: key for key in KOHYA_BLOCKS if key not in said}
@@ -232,6 +262,18 @@ def _dead(key: str, value: Any, document: Mapping[str, Any]) -> Note | None:
     return None
 
 
+def _wandb(document: Mapping[str, Any], options: dict[str, Any], said: dict[str, Note], behind: dict[str, str]) -> None:
+    """The switch of older forms for what log_with says now."""
+    if "use_wandb" not in document:
+        return
+    options.pop("use_wandb", None)
+    if as_bool(document["use_wandb"]) and is_empty(document.get("log_with")):
+        options["log_with"], behind["use_wandb"] = "wandb", "log_with"
+    else:
+        why = "log_with is set and counts." if as_bool(document["use_wandb"]) else "It is switched off there."
+        said["use_wandb"] = Note("use_wandb", document["use_wandb"], "no_effect", why=why)
+
+
 def _lengths(
     document: Mapping[str, Any], options: dict[str, Any], said: dict[str, Note], behind: dict[str, str]
 ) -> None:
@@ -254,7 +296,6 @@ def _lengths(
             )
             said["epoch"] = Note("epoch", document["epoch"], "changed", "schedule.epochs", int(epochs), why)
     percent, steps = as_number(document.get("lr_warmup")), as_number(document.get("lr_warmup_steps"))
-    limit = as_number(document.get("max_train_steps"))
     options.pop("lr_warmup", None)
     if "lr_warmup" in document:
         behind.pop("lr_warmup", None)
@@ -267,7 +308,7 @@ def _lengths(
             why = 'The schedule "constant" has no warm-up; "constant_with_warmup" would.'
             said["lr_warmup"] = Note("lr_warmup", percent, "no_effect", why=why)
         else:
-            share = round(percent * limit / 100) if limit else percent / 100
+            share = percent / 100
             options["lr_warmup_steps"] = share
             why = "The form gives it in percent of the run."
             said["lr_warmup"] = Note("lr_warmup", percent, "changed", "schedule.warmup", float(share), why)

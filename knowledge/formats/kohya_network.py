@@ -24,6 +24,8 @@ MODULES: dict[str, Algorithm] = {
     "networks.lora": "lora",
     "networks.lora_fa": "lora",
     "networks.dylora": "dylora",
+    "networks.loha": "loha",
+    "networks.lokr": "lokr",
 }
 LYCORIS: dict[str, Algorithm] = {
     "lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "glora": "glora", "diag-oft": "oft",
@@ -79,6 +81,8 @@ def read_network(job: Translation, beside: Path | None) -> None:
         ours = "locon"
     _say_algorithm(job, module, algorithm, ours, lycoris)
     _say_convolutions(job, ours, convolutions, lycoris)
+    if ours == "lokr" and "network_args.factor" not in job.source:
+        job.implied["network.lokr_factor"] = -1
     if ours == "dylora":
         name, default = BLOCK_SIZES.get(module, ("block_size", 4))
         if f"network_args.{name}" not in job.source:
@@ -165,9 +169,16 @@ def _say_blocks(job: Translation, module: str) -> None:
         for key in present:
             job.no_effect(key, f"{module} does not read it.")
         return
+    rank = as_number(job.get("network_dim", DEFAULT_RANK))
     for name, ours in OF_BLOCKS.items():
-        if f"network_args.{name}" in job.source:
-            job.mapped(f"network_args.{name}", ours, _listed(job.source[f"network_args.{name}"]))
+        key = f"network_args.{name}"
+        if key not in job.source:
+            continue
+        listed = _listed(job.source[key])
+        if name == "block_dims" and {as_number(each) for each in listed.split(",")} == {rank}:
+            job.no_effect(key, "Every block has the network's rank anyway.")
+        else:
+            job.mapped(key, ours, listed)
     sdxl = job.values.get("base_model.family", job.implied.get("base_model.family")) == "sdxl"
     given = [name for name in RATES_OF_BLOCKS if f"network_args.{name}" in job.source]
     if given:
@@ -180,12 +191,17 @@ def _say_blocks(job: Translation, module: str) -> None:
                 job.unsupported(f"network_args.{name}", "It is neither a list of numbers nor one of its curves.")
             return
         rates = [1.0, *rates, 1.0] if sdxl else rates
-        text = ",".join(f"{rate:.6g}" for rate in rates)
+        text = ",".join(map(plain, rates))
         for name in given:
             job.changed(f"network_args.{name}", "network.block_rates", text, "One list for all blocks.")
     key = "network_args.block_lr_zero_threshold"
     if key in job.source:
         job.mapped(key, "network.block_rate_threshold", as_number(job.source[key]) or 0.0)
+
+
+def plain(number: float) -> str:
+    """The number as one writes it, without a fraction that it does not have."""
+    return str(int(number)) if number == int(number) else str(number)
 
 
 def _listed(value: Any) -> str:
@@ -263,8 +279,8 @@ def write_network(job: Writing) -> None:
 
 def _arguments_of_blocks(job: Writing) -> list[str]:
     """Ranks, alphas and rates of blocks as networks.lora reads them."""
-    names = [*OF_BLOCKS.values(), "network.block_rates"]
-    job.done |= {*names, "network.block_rate_threshold"}
+    names = [*OF_BLOCKS.values(), "network.block_rates", "network.block_rate_threshold"]
+    job.done |= set(names)
     if job.options["network_module"] != "networks.lora":
         for name in names:
             if job.value(name):
@@ -282,12 +298,12 @@ def arguments_of_blocks(network: NetworkSettings, family: Family) -> dict[str, s
     written = {name: value for name, value in written.items() if value}
     if written and not network.block_ranks:  # it reads none of the others without this one
         written["block_dims"] = ",".join([str(network.rank)] * block_count(family))
-    rates = [f"{rate:g}" for rate in numbers(network.block_rates)]
+    rates = [plain(rate) for rate in numbers(network.block_rates)]
     if rates:
         sdxl = family == "sdxl"
         rates = rates[1:-1] if sdxl else rates
         for name, counts in RATES_OF_BLOCKS.items():
             written[name] = ",".join(rates[: counts[sdxl]])
             rates = rates[counts[sdxl] :]
-        written["block_lr_zero_threshold"] = f"{network.block_rate_threshold:g}"
+        written["block_lr_zero_threshold"] = plain(network.block_rate_threshold)
     return written

@@ -9,14 +9,15 @@ from typing import Any
 
 from knowledge.formats.onetrainer_files import read_dataset, read_sampling
 from knowledge.formats.onetrainer_network import read_network
+from knowledge.formats.onetrainer_optimizer import read_optimizer
 from knowledge.formats.onetrainer_training import (
     DIALECT,
     read_average,
     read_loss,
     read_memory,
-    read_optimizer_setting,
     read_rates,
     read_schedule,
+    read_tracker,
 )
 from knowledge.formats.sorting import rest
 from knowledge.formats.translation import Imported, Translation
@@ -66,8 +67,6 @@ def read_json(document: Mapping[str, Any], path: Path) -> Imported:
     for key in job.source:
         if not job.done(key) and key.startswith(OTHER_PARTS):
             job.no_effect(key, "Only models of another kind read it.")
-        elif not job.done(key) and key.startswith("optimizer."):
-            read_optimizer_setting(job, key)
     rest(job, "onetrainer")
     imported = job.result()
     notes = [dataclasses.replace(note, key=older.get(note.key, note.key)) for note in imported.notes]
@@ -138,9 +137,11 @@ RULES: tuple[Callable[[Translation, Path], None], ...] = (
     read_network,
     read_rates,
     read_schedule,
+    read_optimizer,
     read_average,
     read_loss,
     read_memory,
+    read_tracker,
     read_dataset,
     read_sampling,
 )

@@ -11,7 +11,7 @@ from knowledge.config import fields
 from knowledge.formats.sorting import take_name
 from knowledge.formats.text import json_at
 from knowledge.formats.translation import Translation
-from knowledge.formats.values import as_number, is_empty
+from knowledge.formats.values import as_bool, as_number, is_empty
 
 SAMPLERS = {
     "DDIM": "ddim",
@@ -45,6 +45,15 @@ def read_dataset(job: Translation, beside: Path) -> None:
             )
         else:
             job.mapped("resolution", "dataset.resolution", sides[0])
+    share = as_number(job.get("text_encoder.dropout_probability"))
+    if share is not None:
+        job.mapped("text_encoder.dropout_probability", "dataset.caption_dropout_rate", share)
+    second = as_number(job.get("text_encoder_2.dropout_probability"))
+    if second is not None:
+        if second == (share or 0):
+            job.no_effect("text_encoder_2.dropout_probability", "It says the same as for the first.")
+        else:
+            job.unsupported("text_encoder_2.dropout_probability", "It drops captions for one encoder alone.")
     concepts = job.get("concepts")
     name = job.get("concept_file_name")
     if concepts is None and not is_empty(name):
@@ -84,12 +93,22 @@ def _concept_settings(job: Translation, concepts: list[dict[str, Any]]) -> None:
     ):
         if key in held:
             job.values[name] = held[key]
+    if as_bool(text.get("tag_dropout_enable")):
+        if text.get("tag_dropout_mode") == "RANDOM":
+            job.values["dataset.tag_dropout_rate"] = as_number(text.get("tag_dropout_probability")) or 0.0
+        else:
+            job.warnings.append(
+                f"It drops tags in its mode {text.get('tag_dropout_mode', 'FULL')}. Here none are dropped."
+            )
     if any(concept.get("balancing_strategy") == "SAMPLES" for concept in concepts):
         job.warnings.append("A concept is balanced by a number of samples; here its number is read as repeats.")
-    if image.get("enable_crop_jitter", True):
-        job.warnings.append(
-            "OneTrainer cuts pictures a little differently each time (crop jitter). Here the middle is kept."
-        )
+    if as_bool(image.get("enable_crop_jitter", True)):
+        if as_bool(job.get("latent_caching", True)):
+            job.warnings.append(
+                "OneTrainer cuts pictures a little differently each time (crop jitter). Here the middle is kept."
+            )
+        else:
+            job.values["dataset.random_crop"] = True
 
 
 def read_sampling(job: Translation, beside: Path) -> None:

@@ -78,6 +78,7 @@ def read_network(job: Translation, beside: Path) -> None:
         if f"{part}.train" in job.source:
             job.mapped(f"{part}.train", name, job.source[f"{part}.train"])
     _stop_text_encoder(job)
+    _dropouts(job, ours, kind)
     second = job.source.get("text_encoder_2.train")
     if second is not None:
         first = as_bool(job.get("text_encoder.train", True))
@@ -88,16 +89,32 @@ def read_network(job: Translation, beside: Path) -> None:
 
 
 def _stop_text_encoder(job: Translation) -> None:
-    key = "text_encoder.stop_training_after"
-    if key not in job.source:
-        return
-    after, epochs = as_number(job.source[key]), as_number(job.get("epochs", 100))
+    """When the text encoder stops learning; after 30 epochs there, unless the file says otherwise."""
+    key, epochs = "text_encoder.stop_training_after", as_number(job.get("epochs", 100)) or 100
+    after = as_number(job.get(key, 30))
     unit = str(job.get(f"{key}_unit", "EPOCH"))
-    if unit == "NEVER" or not after or not epochs or (unit == "EPOCH" and after >= epochs):
+    stops = bool(after) and unit != "NEVER" and not (unit == "EPOCH" and (after or 0) >= epochs)
+    share = (after or 0) / epochs
+    if key not in job.source:
+        if stops and unit == "EPOCH":
+            job.implied["network.text_encoder_share"] = share
+    elif not stops:
         job.no_effect(key, "The text encoder is trained to the end.")
     elif unit == "EPOCH":
-        job.changed(
-            key, "network.text_encoder_share", after / epochs, "It counts epochs; here it is a share of the run."
-        )
+        job.changed(key, "network.text_encoder_share", share, "It counts epochs; here it is a share of the run.")
     else:
         job.unsupported(key, f"It counts {unit.lower()}s. Here the text encoder is trained to the end.")
+    if f"{key}_unit" in job.source:
+        job.no_effect(f"{key}_unit", "It is the unit of the number before.")
+
+
+def _dropouts(job: Translation, ours: str | None, kind: str) -> None:
+    share = as_number(job.get("dropout_probability"))
+    if share is None:
+        return
+    if not share:
+        job.no_effect("dropout_probability", "0 switches it off there.")
+    elif ours in ("lora", "locon"):
+        job.mapped("dropout_probability", "network.dropout", share)
+    else:
+        job.unsupported("dropout_probability", f"It leaves out something else for {kind}.")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from knowledge.config import fields
 from knowledge.formats.translation import Translation
-from knowledge.formats.values import as_bool, as_number, is_empty
+from knowledge.formats.values import as_bool, as_number
 from knowledge.formats.vocabulary import choice_of
 
 DIALECT = "onetrainer"
@@ -40,24 +39,11 @@ def read_rates(job: Translation, beside: Path) -> None:
             job.mapped("text_encoder_2.learning_rate", "optimizer.text_encoder_2_learning_rate", second)
 
 
-def read_optimizer_setting(job: Translation, key: str) -> None:
-    word = key.rpartition(".")[2]
-    if word == "optimizer":
-        name = choice_of("optimizer.name", DIALECT, job.source[key])
-        if name is None:
-            job.unsupported(key, f"It trains with {job.source[key]}. AdamW is used here.")
-        else:
-            job.mapped(key, "optimizer.name", name)
-    elif word == "weight_decay" and job.source[key] is not None:
-        job.mapped(key, "optimizer.weight_decay", job.source[key])
-    elif word in ("relative_step", "scale_parameter") and job.get("learning_rate_scheduler") == "ADAFACTOR":
-        job.no_effect(key, "It goes with its schedule, as here.")
-    elif is_empty(job.source[key]) or as_bool(job.source[key]) is False:
-        job.no_effect(key, "It is not set.")
-    elif word in ("fused", "fused_back_pass", "foreach", "capturable", "differentiable", "stochastic_rounding"):
-        job.no_effect(key, "Changes speed, memory or where files lie, not what is learnt.")
-    elif word in ("beta1", "beta2", "eps") or f"optimizer.{word}" not in fields():
-        job.unsupported(key, f"It sets {word} of the optimizer; here that stays at the optimizer's own default.")
+UNLIKE_SCHEDULES = {
+    "COSINE_WITH_RESTARTS": "There the rate swings down and up again like a wave; here it starts anew from the top.",
+    "REX": "Its curve stays high for longer and falls faster at the end.",
+}
+"""Its schedules whose curve differs from ours of the same name, and how."""
 
 
 def read_schedule(job: Translation, beside: Path) -> None:
@@ -66,8 +52,16 @@ def read_schedule(job: Translation, beside: Path) -> None:
         ours = choice_of("schedule.scheduler", DIALECT, word)
         if ours is None:
             job.unsupported("learning_rate_scheduler", f"It follows the schedule {word}. The rate stays constant here.")
+        elif word in UNLIKE_SCHEDULES:
+            job.changed("learning_rate_scheduler", "schedule.scheduler", ours, UNLIKE_SCHEDULES[word])
         else:
             job.mapped("learning_rate_scheduler", "schedule.scheduler", ours)
+    least = as_number(job.get("learning_rate_min_factor"))
+    if least is not None:
+        if job.values.get("schedule.scheduler", "constant") in ("constant", "adafactor"):
+            job.no_effect("learning_rate_min_factor", "Its schedule does not fall.")
+        else:
+            job.mapped("learning_rate_min_factor", "schedule.minimum_ratio", least)
     warmup = as_number(job.get("learning_rate_warmup_steps"))
     if warmup is not None:
         if 0 < warmup < 1 or warmup == 0 or warmup > 1:
@@ -128,6 +122,10 @@ def read_loss(job: Translation, beside: Path) -> None:
         job.mapped("loss_weight_fn", "loss.minimum_snr_gamma", gamma if gamma is not None else 5.0)
         if gamma is not None:
             job.mapped("loss_weight_strength", "loss.minimum_snr_gamma", gamma)
+    elif weighting == "DEBIASED_ESTIMATION":
+        job.mapped("loss_weight_fn", "loss.debiased", True)
+        if "loss_weight_strength" in job.source:
+            job.no_effect("loss_weight_strength", "Only MIN_SNR_GAMMA and P2 read it.")
     else:
         if weighting not in (None, "CONSTANT"):
             job.unsupported("loss_weight_fn", f"It weights the loss by {weighting}. Here all timesteps weigh the same.")
@@ -135,6 +133,10 @@ def read_loss(job: Translation, beside: Path) -> None:
             job.no_effect("loss_weight_fn", "It is what happens here anyway: all timesteps weigh the same.")
         if "loss_weight_strength" in job.source:
             job.no_effect("loss_weight_strength", "Only MIN_SNR_GAMMA and P2 read it.")
+    logit_normal = job.get("timestep_distribution") == "LOGIT_NORMAL"
+    for key in ("noising_weight", "noising_bias"):
+        if key in job.source and not (logit_normal and as_number(job.source[key])):
+            job.no_effect(key, "Its distribution of timesteps does not need it, or it is 0.")
     for key, name in (
         ("min_noising_strength", "noise.minimum_timestep"),
         ("max_noising_strength", "noise.maximum_timestep"),
@@ -142,6 +144,11 @@ def read_loss(job: Translation, beside: Path) -> None:
         share = as_number(job.get(key)) if key in job.source else None
         if share is not None:
             job.changed(key, name, round(share * 1000), "As a timestep instead of a share.")
+
+
+def read_tracker(job: Translation, beside: Path) -> None:
+    if "tensorboard" in job.source:
+        job.mapped("tensorboard", "logging.tracker", "tensorboard" if as_bool(job.source["tensorboard"]) else "none")
 
 
 def read_memory(job: Translation, beside: Path) -> None:
@@ -166,19 +173,32 @@ def read_memory(job: Translation, beside: Path) -> None:
             job.mapped("lora_weight_dtype", "memory.full_half", False)
         else:
             job.unsupported("lora_weight_dtype", "Trained weights are kept in fp32 or bf16 here.")
-    if "layer_offload_fraction" in job.source:
-        share = as_number(job.source["layer_offload_fraction"]) or 0
-        if share:
+    for key in ("unet.offload_fraction", "layer_offload_fraction"):
+        if key not in job.source:
+            continue
+        if as_number(job.source[key]):
             why = "All blocks are offloaded here, not a share of them."
-            job.changed("layer_offload_fraction", "memory.offload_blocks", True, why)
+            job.changed(key, "memory.offload_blocks", True, why)
         else:
-            job.no_effect("layer_offload_fraction", "0 switches it off there.")
-    checkpointing = as_bool(job.source.get("gradient_checkpointing"))
-    for key in ("gradient_checkpointing", "unet.gradient_checkpointing"):
-        if key in job.source:
-            value = job.source[key]
-            value = value not in ("OFF", False, None) if checkpointing is None else value
-            job.mapped(key, "memory.gradient_checkpointing", value)
+            job.no_effect(key, "0 switches it off there.")
+    if "unet.activation_offloading" in job.source:
+        job.no_effect("unet.activation_offloading", "Changes memory alone; blocks can be offloaded here.")
+    own = job.source.get("unet.gradient_checkpointing")
+    if own is not None:
+        job.mapped("unet.gradient_checkpointing", "memory.gradient_checkpointing", as_bool(own))
+    if "gradient_checkpointing" in job.source:
+        general = job.source["gradient_checkpointing"]
+        if own is not None:
+            job.no_effect("gradient_checkpointing", "The UNet has its own setting for it, which counts.")
+        elif general is None:
+            job.no_effect("gradient_checkpointing", "It is not set.")
+        else:
+            switch = as_bool(general)
+            job.mapped(
+                "gradient_checkpointing",
+                "memory.gradient_checkpointing",
+                str(general).upper() != "OFF" if switch is None else switch,
+            )
     for part in ("text_encoder", "text_encoder_2", "vae"):
         key = f"{part}.gradient_checkpointing"
         if key in job.source:

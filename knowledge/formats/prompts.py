@@ -28,7 +28,7 @@ def parse_line(line: str) -> dict[str, Any]:
     for mark in marks:
         letter, _, value = mark.partition(" ")
         if letter in MARKS:
-            found[MARKS[letter]] = value.strip() if letter == "n" else as_number(value)
+            found[MARKS[letter]] = value.strip() if letter == "n" or as_number(value) is not None else None
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from knowledge.blocks import LISTS
-from knowledge.config import LACKING_DROPOUT, RANK_IN_FILE, UP_ALGORITHMS
+from knowledge.config import LACKING_DROPOUT, PACED_BY_ALL_WEIGHTS, RANK_IN_FILE, UP_ALGORITHMS
 
 NO_MODEL = "base-model"
 """Stands where a base model is still to be chosen."""
@@ -35,7 +35,22 @@ def _lacking(name: str, algorithm: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda values: bool(values.get(f"network.{name}") and values.get("network.algorithm") == algorithm)
 
 
+def _fused_in_vain(values: Mapping[str, Any]) -> bool:
+    """Is a fused backward pass asked for beside what has to see all gradients first?"""
+    return bool(values.get("memory.fused_backward")) and (
+        values.get("optimizer.maximum_gradient_norm", 1.0) > 0
+        or values.get("schedule.gradient_accumulation_steps", 1) > 1
+        or values.get("memory.precision", "fp32") == "fp16"
+        or values.get("optimizer.name") in PACED_BY_ALL_WEIGHTS
+    )
+
+
 REPAIRS = (
+    Repair(
+        _fused_in_vain,
+        {"memory.fused_backward": False},
+        "Beside clipping, accumulation, fp16 or a paced optimizer all gradients are kept here; it takes more memory.",
+    ),
     Repair(
         lambda values: bool(values.get("network.rank_from_start")) and not values.get("network.start_from"),
         {"network.rank_from_start": False},

@@ -10,7 +10,14 @@ from typing import Any
 from knowledge.config import choices, fields
 from knowledge.formats.kohya_network import DEFAULT_RANK, DIALECT, read_network
 from knowledge.formats.sd_scripts_files import read_dataset, read_sampling, read_saving
-from knowledge.formats.sd_scripts_training import read_loss, read_memory, read_optimizer, read_rates, read_schedule
+from knowledge.formats.sd_scripts_training import (
+    read_loss,
+    read_memory,
+    read_optimizer,
+    read_rates,
+    read_schedule,
+    read_tracker,
+)
 from knowledge.formats.sorting import rest
 from knowledge.formats.translation import Imported, Translation
 from knowledge.formats.values import fitted, is_empty, refusal
@@ -142,6 +149,7 @@ RULES: tuple[Callable[[Translation, Path | None], None], ...] = (
     read_schedule,
     read_loss,
     read_memory,
+    read_tracker,
     read_dataset,
     read_sampling,
     read_saving,

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from knowledge.config import fields
+from knowledge.config import choices, fields
 from knowledge.formats.kohya_network import DIALECT
-from knowledge.formats.sorting import take_argument
+from knowledge.formats.sorting import take_argument, take_optimizer
 from knowledge.formats.translation import Translation
 from knowledge.formats.values import as_number, is_empty
 from knowledge.formats.vocabulary import alike, choice_of, facts_of
 from knowledge.optimizer_arguments import unusual_arguments
 
-OPTIMIZER_DECAY = {"adamw": 0.01, "adamw8bit": 0.01}
+WITH_A_MINIMUM = ("cosine_with_min_lr", "warmup_stable_decay")
+"""Its schedules that do not end at zero where a minimum is set."""
+OPTIMIZER_DECAY = {"adamw": 0.01, "adamw8bit": 0.01, "paged_adamw8bit": 0.01, "stable_adamw": 0.01}
 """The weight decay of an optimizer that is given none; 0 for all others."""
 
 
@@ -67,14 +69,8 @@ def read_optimizer(job: Translation, beside: Path | None) -> None:
         if job.on(flag):
             name = chosen
             job.mapped(flag, "optimizer.name", chosen)
-    word = job.get("optimizer_type")
-    if not is_empty(word):
-        known = choice_of("optimizer.name", DIALECT, word)
-        if known is None:
-            job.unsupported("optimizer_type", f'It trains with the optimizer "{word}". AdamW is used here.')
-        else:
-            name = known
-            job.mapped("optimizer_type", "optimizer.name", known)
+    if not is_empty(job.get("optimizer_type")):
+        name = take_optimizer(job, "optimizer_type") or name
     job.implied["optimizer.name"] = name
     job.implied["optimizer.weight_decay"] = OPTIMIZER_DECAY.get(name, 0.0)
     if name == "adafactor":
@@ -135,6 +131,7 @@ def read_schedule(job: Translation, beside: Path | None) -> None:
     if warmup is not None and not own_rate:
         if word == "constant" and warmup > 0:
             job.no_effect("lr_warmup_steps", 'Its schedule "constant" has no warm-up; "constant_with_warmup" would.')
+            job.warnings.append('sd-scripts stops at a warm-up under the schedule "constant"; once it ignored it.')
         else:
             job.mapped("lr_warmup_steps", "schedule.warmup", warmup)
     for key, wanted, name in (
@@ -148,6 +145,8 @@ def read_schedule(job: Translation, beside: Path | None) -> None:
             continue
         if wanted and ours != wanted:
             job.no_effect(key, f"Only the schedule {wanted} reads it.")
+        elif name == "schedule.minimum_ratio" and word not in WITH_A_MINIMUM:
+            job.no_effect(key, f"Only the schedules {' and '.join(WITH_A_MINIMUM)} read it.")
         elif name in fields():
             job.mapped(key, name, value)
     if ours == "warmup_stable_decay" and "lr_decay_steps" not in job.source:
@@ -239,3 +238,18 @@ def _read_caches(job: Translation) -> None:
             job.mapped(on_disk, "memory.cache_location", location)
         else:
             job.no_effect(on_disk, "It is switched off there.")
+
+
+def read_tracker(job: Translation, beside: Path | None) -> None:
+    """Where the figures of the run are drawn. A folder for logs alone does not ask for it."""
+    word = str(job.get("log_with", "")).lower()
+    if not word:
+        return
+    if word in choices(fields()["logging.tracker"]):
+        job.mapped("log_with", "logging.tracker", word)
+    elif word == "all":
+        job.changed("log_with", "logging.tracker", "wandb", "In both there; here in one.")
+    else:
+        job.unsupported("log_with", f"It draws its charts with {word}.")
+    if word in ("tensorboard", "all") and is_empty(job.get("logging_dir")):
+        job.warnings.append("sd-scripts stops at log_with without a logging_dir.")

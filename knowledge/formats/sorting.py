@@ -8,7 +8,7 @@ from typing import Any
 
 from knowledge.formats.translation import Translation
 from knowledge.formats.values import as_bool, as_number, fitted, is_empty, refusal
-from knowledge.formats.vocabulary import alike, choice_of, elsewhere, facts_of
+from knowledge.formats.vocabulary import alike, choice_of, elsewhere, facts_of, optimizer_of
 from knowledge.optimizer_arguments import (
     argument_problems,
     as_arguments,
@@ -69,6 +69,19 @@ def take_name(job: Translation, key: str, text: str, why: str = "Letters, digits
         job.mapped(key, "output.name", name)
     else:
         job.changed(key, "output.name", name, why)
+
+
+def take_optimizer(job: Translation, key: str) -> str | None:
+    """Take the optimizer, or the nearest one here; None where there is none."""
+    word = job.source[key]
+    ours, exact = optimizer_of(job.dialect, word)
+    if ours is None:
+        job.unsupported(key, f'It trains with the optimizer "{word}". AdamW is used here.')
+    elif exact:
+        job.mapped(key, "optimizer.name", ours)
+    else:
+        job.changed(key, "optimizer.name", ours, "It is the nearest one here.")
+    return ours
 
 
 def take_argument(job: Translation, key: str, optimizer: str, argument: str, value: Any) -> None:

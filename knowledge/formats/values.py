@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -46,7 +47,7 @@ def fitted(name: str, value: Any) -> Any:
     number = as_number(value)
     if number is not None and not kinds & {str}:
         if int in kinds and number == int(number):
-            return int(number)
+            return int(value) if re.fullmatch(r"[+-]?\d+", str(value)) else int(number)  # a float would lose digits
         if float in kinds:
             return number
     return value
@@ -64,3 +65,13 @@ def refusal(name: str, value: Any) -> str:
         sentence = plain_problems(error)[0]
         return sentence.replace(f"{column} ", f"{name} ", 1) if not sentence.startswith(name) else sentence
     return ""
+
+
+def typed(word: str) -> Any:
+    """A word of a command as the number or switch that it is, else as it stands."""
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return {"True": True, "False": False}.get(word, word)

@@ -29,6 +29,16 @@ def choice_of(name: str, dialect: str, word: Any) -> str | None:
     return None
 
 
+def optimizer_of(dialect: str, word: Any) -> tuple[str | None, bool]:
+    """Our optimizer for this word, a class with or without its module, and whether it is that very one."""
+    bare = str(word).strip().rpartition(".")[2].lower()
+    for value, choice in parameters()["optimizer.name"].choices.items():
+        known = [name.rpartition(".")[2].lower() for name in choice.names.get(dialect, ())]
+        if bare == value or bare in known:
+            return value, bare in (value, known[0])
+    return None, False
+
+
 def foreign_choice(name: str, dialect: str, value: str) -> str | None:
     """The word for our choice in a dialect, the first that its entry gives."""
     choice = parameters()[name].choices.get(value)

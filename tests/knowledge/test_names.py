@@ -44,7 +44,7 @@ def test_every_name_of_guides_windows_and_configs_leads_where_it_should(source):
         ("ss_network_dim", "network.rank"),
         ("config.process.0.train.lr", "optimizer.learning_rate"),
         ("min_snr_gamma_enabled", "loss.minimum_snr_gamma"),
-        ("use_wandb", "trackers"),
+        ("use_wandb", "logging.tracker"),
         ("sample_prompt", "sampling.prompts"),
         ("Flip Augmentation (doubles the set)", "dataset.flip"),
         ("LoRA Learning Target 1: U-Net", "unet_part"),

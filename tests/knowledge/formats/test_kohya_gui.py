@@ -79,3 +79,36 @@ def test_a_file_of_another_form_of_kohya_ss_says_which_and_knows_its_fields(fiel
     imported = read_foreign(path)
     assert f"kohya_ss' {form} form" in " ".join(imported.warnings)
     assert not imported.listed("unknown")
+
+
+@pytest.mark.parametrize(
+    ("fields", "tracker"),
+    [
+        ({"use_wandb": True}, "wandb"),
+        ({"use_wandb": False}, "none"),
+        ({"log_with": "tensorboard", "use_wandb": True, "logging_dir": "logs"}, "tensorboard"),
+        ({"log_with": "all", "logging_dir": "logs"}, "wandb"),
+        ({"log_with": ""}, "none"),
+    ],
+)
+def test_the_tracker_of_older_and_newer_forms_is_ours(fields, tracker, tmp_path):
+    imported = read(tmp_path, "x.json", FORM | fields)
+    assert imported.config.logging.tracker == tracker
+    assert imported.listed("unknown") == []
+
+
+def test_raw_parameters_override_the_form_and_replace_whole_lists(tmp_path):
+    raw = "--learning_rate 5e-4 --network_args algo=loha preset=attn-mlp"
+    form = FORM | {"LoRA_type": "LyCORIS/LoKr", "factor": 4, "unet_lr": 0, "text_encoder_lr": 0}
+    imported = read(tmp_path, "x.json", form | {"additional_parameters": raw})
+    assert (imported.config.network.algorithm, imported.config.optimizer.learning_rate) == ("loha", 5e-4)
+    assert outcome(imported, "factor") == outcome(imported, "learning_rate") == "no_effect"
+    assert outcome(imported, "additional_parameters.learning_rate") == "mapped"
+
+
+@pytest.mark.parametrize(
+    ("kind", "algorithm"), [("Kohya DyLoRA", "dylora"), ("Kohya LoHa", "loha"), ("Kohya LoKr", "lokr")]
+)
+def test_networks_of_sd_scripts_itself_are_told_from_those_of_lycoris(kind, algorithm, tmp_path):
+    imported = read(tmp_path, "x.json", FORM | {"LoRA_type": kind, "conv_dim": 0, "unit": 2, "factor": -1})
+    assert (imported.config.network.algorithm, imported.config.network.convolutions) == (algorithm, False)

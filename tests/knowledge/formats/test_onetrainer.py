@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from foreign import read
+from foreign import outcome, read
 
 
 def test_onetrainer_is_sparse_over_its_own_defaults(tmp_path):
@@ -70,3 +70,40 @@ def test_a_newer_name_counts_where_both_stand(tmp_path):
     assert imported.config.optimizer.learning_rate == 0.0007
     keys = [note.key for note in imported.notes]
     assert len(keys) == len(set(keys)) == len(OLDER_ONETRAINER) + 1
+
+
+def test_what_onetrainer_does_unasked_is_part_of_its_recipe(tmp_path):
+    imported = read(tmp_path, "x.json", {"training_method": "LORA", "optimizer": {"optimizer": "PRODIGY"}})
+    assert imported.config.network.text_encoder_share == 0.3  # its text encoder stops after 30 of 100 epochs
+    assert not imported.config.optimizer.arguments["safeguard_warmup"]
+    longer = read(tmp_path, "y.json", {"training_method": "LORA", "epochs": 20})
+    assert longer.config.network.text_encoder_share == 1.0
+
+
+def test_a_block_for_the_optimizer_becomes_its_arguments(tmp_path):
+    block = {"optimizer": "ADAMW", "beta1": 0.8, "beta2": 0.95, "eps": 1e-6, "amsgrad": False, "d_coef": 2.0}
+    block |= {"fused": True, "stochastic_rounding": True, "weight_decay": 0.02, "k": 3}
+    imported = read(tmp_path, "x.json", {"training_method": "LORA", "optimizer": block})
+    arguments = dict(imported.config.optimizer.arguments)
+    assert arguments == {"betas": (0.8, 0.95), "eps": 1e-6}
+    assert outcome(imported, "optimizer.beta1") == outcome(imported, "optimizer.eps") == "mapped"
+    assert outcome(imported, "optimizer.d_coef") == outcome(imported, "optimizer.fused") == "no_effect"
+    assert outcome(imported, "optimizer.k") == "unsupported"
+    half = read(tmp_path, "y.json", {"training_method": "LORA", "optimizer": {"optimizer": "ADAMW", "beta1": 0.8}})
+    assert half.config.optimizer.arguments["betas"] == (0.8, 0.999)
+
+
+def test_a_wave_of_restarts_is_not_a_row_of_jumps(tmp_path):
+    for word, outcome_ in (("COSINE_WITH_RESTARTS", "changed"), ("COSINE_WITH_HARD_RESTARTS", "mapped")):
+        imported = read(tmp_path, "x.json", {"training_method": "LORA", "learning_rate_scheduler": word})
+        assert imported.config.schedule.scheduler == "cosine_with_restarts"
+        assert outcome(imported, "learning_rate_scheduler") == outcome_
+
+
+def test_a_fused_pass_beside_clipping_gives_way_and_says_so(tmp_path):
+    block = {"optimizer": "ADAFACTOR", "fused_back_pass": True}
+    imported = read(tmp_path, "x.json", {"training_method": "LORA", "clip_grad_norm": 1.0, "optimizer": block})
+    assert not imported.config.memory.fused_backward
+    assert outcome(imported, "optimizer.fused_back_pass") == "changed"
+    document = {"training_method": "LORA", "clip_grad_norm": 0.0, "train_dtype": "BFLOAT_16", "optimizer": block}
+    assert read(tmp_path, "y.json", document).config.memory.fused_backward

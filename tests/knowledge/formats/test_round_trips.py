@@ -1,131 +1,214 @@
-"""There and back again is the same training."""
+"""There and back again is the same training, over all settings; what may get lost on the way is listed here."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from foreign import CHANGES
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
-from pydantic import ValidationError
+from foreign import EVERY_SETTING, configs
+from hypothesis import HealthCheck, given, settings
 
-from knowledge.config import TrainingConfig, fields, value_of, with_values
-from knowledge.formats.export import WHERE, to_sd_scripts
+from knowledge.blocks import numbers
+from knowledge.config import TrainingConfig, value_of, with_values
+from knowledge.formats.export import to_sd_scripts
 from knowledge.formats.export_gui import to_kohya_gui
 from knowledge.formats.export_onetrainer import to_onetrainer
+from knowledge.formats.meaning import idle
 from knowledge.formats.reader import read_foreign
 from knowledge.formats.sd_scripts import translate
+from knowledge.optimizer_arguments import all_arguments
+
+WRITERS = {
+    "sd-scripts": (to_sd_scripts, "x.toml"),
+    "kohya_ss": (to_kohya_gui, "x.json"),
+    "onetrainer": (to_onetrainer, "x.json"),
+}
+BLOCKS = {
+    "network.block_ranks", "network.block_alphas", "network.conv_block_ranks", "network.conv_block_alphas",
+    "network.block_rates", "network.block_rate_threshold",
+}  # fmt: skip
+NOWHERE = {"base_model.pad_captions", "memory.make_room", "dataset.trigger_word", "ema.saved", "saving.metadata"}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    changes=st.fixed_dictionaries({}, optional={name: values for name, values in CHANGES.items() if name in fields()}),
-    prompts=st.booleans(),
-)
-def test_out_to_sd_scripts_and_in_again_is_the_same_training(changes, prompts, tmp_path_factory):
-    base = {
-        "base_model.path": "models/base.safetensors",
-        "base_model.family": "sd15",
-        "dataset.folders": ({"path": "a b", "repeats": 3}, {"path": "reg", "regularisation": True}),
+def of_sd_scripts(config: TrainingConfig) -> set[str]:
+    """What sd-scripts cannot say of this config."""
+    network, schedule, sampling = config.network, config.schedule, config.sampling
+    own_schedule = schedule.scheduler == "adafactor"
+    v_prediction = config.base_model.prediction_type == "v_prediction"
+    lost = {
+        *NOWHERE, "ema.decay", "ema.every_steps", "network.text_encoder_share", "noise.timestep_sampling",
+        "loss.unmasked_weight", "memory.offload_blocks", "memory.fused_backward", "saving.state_every_epochs",
+        "optimizer.text_encoder_2_learning_rate",
+    }  # fmt: skip
+    conditions = {
+        "schedule.epochs": schedule.maximum_steps is not None,
+        "schedule.scheduler": schedule.scheduler == "rex" or (own_schedule and config.optimizer.name != "adafactor"),
+        "schedule.warmup": own_schedule,
+        "schedule.warmup_init": config.optimizer.name != "adafactor",
+        "schedule.minimum_ratio": schedule.scheduler not in ("cosine", "warmup_stable_decay"),
+        "loss.scaled_like_noise_prediction": not v_prediction,
+        "loss.v_prediction_like": v_prediction,
+        "memory.base_weights": config.memory.base_weights in ("8bit", "nf4"),
+        "memory.cache_text_encoder_outputs": config.base_model.family != "sdxl",
+        "network.convolutions": network.algorithm in ("loha", "lokr", "full"),
+        "sampling.sampler": True,
+        "sampling.every_steps": sampling.every_epochs is not None,
+        "saving.keep_last": config.saving.every_epochs is None and config.saving.every_steps is None,
+        "validation.every_epochs": config.validation.every_epochs is None,
     }
-    if prompts:
-        base |= {
-            "sampling.prompts": ("a cat", "a dog, running"),
-            "sampling.negative_prompt": "bad",
-            "sampling.width": 640,
-        }
-    try:
-        config = with_values(TrainingConfig(), base | changes)
-    except ValidationError:
-        assume(False)
-        raise
-    exported = to_sd_scripts(config)
-    folder = tmp_path_factory.mktemp("out")
-    for name, text in exported.files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    imported = read_foreign(folder / "sd-scripts.toml")
-    assert imported.problems == ()
-    assert imported.listed("unknown") == []
-    lost = {entry.name for entry in exported.lost}
-    silent = {name for name, (other, wanted) in WHERE.items() if value_of(config, other) not in wanted}
-    with_convolutions = imported.config.network.adapts_convolutions
-    silent |= set() if with_convolutions else {"network.conv_rank", "network.conv_alpha"}
-    # LoCon adapts the convolutions whatever the switch for the others says.
-    silent |= {"network.convolutions"} if config.network.algorithm == "locon" else set()
-    silent |= set() if config.network.algorithm == "lokr" else {"network.lokr_factor", "network.lokr_full_matrix"}
-    silent |= set() if config.network.algorithm == "dylora" else {"network.dylora_block_size"}
-    silent |= set() if prompts else {name for name in fields() if name.startswith("sampling.")}
-    silent |= set() if config.noise.multires_iterations else {"noise.multires_discount"}
-    silent |= set() if config.noise.offset else {"noise.offset_random", "noise.offset_adaptive"}
-    silent |= set() if config.network.train_text_encoder else {"optimizer.text_encoder_learning_rate"}
-    if config.schedule.maximum_steps is None:
-        silent -= {"schedule.epochs"}
-    for name in fields():
-        if name.startswith("dataset.folders.") or name in lost | silent:
-            continue
-        assert value_of(imported.config, name) == value_of(config, name), name
+    lost |= {name for name, holds in conditions.items() if holds}
+    return lost | (set() if network.algorithm in ("lora", "locon") else BLOCKS)
 
 
-SHARED = {
-    "network.algorithm": st.sampled_from(["lora", "loha", "lokr"]),
-    "network.lokr_full_matrix": st.booleans(),
-    "network.rank": st.integers(1, 1024),
-    "network.alpha": st.floats(0.01, 4096),
-    "network.train_text_encoder": st.booleans(),
-    "optimizer.name": st.sampled_from(["adamw", "adamw8bit", "lion", "adafactor", "prodigy"]),
-    "optimizer.learning_rate": st.floats(1e-8, 10),
-    "optimizer.weight_decay": st.floats(0, 10),
-    "schedule.epochs": st.integers(1, 1000),
-    "schedule.batch_size": st.integers(1, 1024),
-    "schedule.scheduler": st.sampled_from(["constant", "linear", "cosine"]),
-    "schedule.warmup": st.one_of(st.floats(0, 0.9), st.integers(2, 1000).map(float)),
-    "loss.minimum_snr_gamma": st.one_of(st.none(), st.floats(0.1, 100)),
-    "ema.decay": st.one_of(st.none(), st.floats(0.1, 0.999)),
-    "noise.offset": st.floats(0, 1),
-    "memory.precision": st.sampled_from(["fp32", "fp16", "bf16"]),
-    "memory.gradient_checkpointing": st.booleans(),
-    "memory.cache_latents": st.booleans(),
-    "memory.cache_location": st.sampled_from(["disk", "memory"]),
-    "saving.precision": st.sampled_from(["fp32", "fp16", "bf16"]),
-    "dataset.resolution": st.integers(32, 128).map(lambda n: n * 8),
-    "dataset.buckets": st.booleans(),
-    "dataset.shuffle_tags": st.booleans(),
-    "dataset.keep_tokens": st.integers(0, 255),
-    "base_model.prediction_type": st.sampled_from(["epsilon", "v_prediction"]),
-    "base_model.family": st.sampled_from(["sd15", "sdxl"]),
+def of_onetrainer(config: TrainingConfig) -> set[str]:
+    """What OneTrainer cannot say of this config."""
+    network, schedule = config.network, config.schedule
+    lost = NOWHERE | BLOCKS | {
+        "network.maximum_norm", "network.rank_dropout", "network.module_dropout", "optimizer.lora_plus_ratio", "seed",
+        "base_model.maximum_tokens", "dataset.caption_prefix", "dataset.caption_suffix", "dataset.caption_extension",
+        "dataset.weighted_captions", "dataset.wildcards", "dataset.caption_dropout_every_epochs",
+        "dataset.keep_tokens_separator", "dataset.bucket_step", "dataset.bucket_minimum_side", "dataset.alpha_masks",
+        "dataset.bucket_maximum_side", "dataset.bucket_no_upscale", "dataset.colour_augmentation",
+        "memory.cache_location", "network.rank_from_start",
+        "noise.input_perturbation", "noise.multires_iterations", "noise.multires_discount", "noise.offset_random",
+        "noise.offset_adaptive", "loss.v_prediction_like", "loss.scaled_like_noise_prediction", "loss.prior_weight",
+        "loss.unmasked_weight", "loss.huber_threshold", "loss.huber_schedule", "validation.share",
+        "validation.every_epochs", "validation.every_steps", "saving.keep_last", "output.author",
+        "output.description", "schedule.maximum_steps", "memory.cache_text_encoder_outputs",
+    }  # fmt: skip
+    known = {"constant", "linear", "cosine", "cosine_with_restarts", "adafactor"}
+    stops = network.text_encoder_share * schedule.epochs
+    conditions = {
+        "network.algorithm": network.algorithm not in ("lora", "locon", "dora", "loha", "lokr"),
+        "network.dropout": network.algorithm not in ("lora", "locon"),
+        "network.conv_rank": True,
+        "network.conv_alpha": True,
+        "network.text_encoder_share": stops != round(stops),
+        "optimizer.name": config.optimizer.name == "stable_adamw",
+        "optimizer.arguments": True,
+        "schedule.scheduler": schedule.scheduler not in known,
+        "schedule.warmup_init": config.optimizer.name != "adafactor",
+        "schedule.power": schedule.scheduler == "polynomial",
+        "schedule.decay": schedule.scheduler == "warmup_stable_decay",
+        "loss.function": config.loss.function not in ("l1", "l2"),
+        "loss.debiased": config.loss.minimum_snr_gamma is not None,
+        "memory.fused_backward": True,
+        "sampling.sampler": True,
+        "sampling.every_steps": config.sampling.every_epochs is not None,
+        "saving.every_steps": config.saving.every_epochs is not None,
+        "logging.tracker": config.logging.tracker == "wandb",
+        "dataset.folders": any(f.regularisation or f.masks or f.caption for f in config.dataset.folders),
+    }
+    return lost | {name for name, holds in conditions.items() if holds}
+
+
+EXPRESSED_BY_DIFFUSERS = {
+    "base_model.path", "base_model.family", "base_model.prediction_type", "dataset.resolution", "dataset.flip",
+    "dataset.random_crop", "network.rank", "optimizer.learning_rate", "optimizer.weight_decay",
+    "optimizer.maximum_gradient_norm", "schedule.epochs", "schedule.maximum_steps", "schedule.batch_size",
+    "schedule.gradient_accumulation_steps", "loss.minimum_snr_gamma", "noise.offset", "memory.precision",
+    "memory.gradient_checkpointing", "seed", "output.name", "output.folder",
+}  # fmt: skip
+"""What diffusers' scripts say of every config; of some they say more."""
+
+
+def of_diffusers(config: TrainingConfig) -> set[str]:
+    """What diffusers' scripts cannot say of this config."""
+    schedule, folders = config.schedule, config.dataset.folders
+    lost = set(EVERY_SETTING) - EXPRESSED_BY_DIFFUSERS
+    fields = {
+        "schedule.scheduler": schedule.scheduler in ("constant", "linear", "cosine"),
+        "schedule.warmup": schedule.warmup >= 1 or schedule.warmup == 0,
+        "optimizer.name": config.optimizer.name in ("adamw", "adamw8bit"),
+        "network.algorithm": config.network.algorithm == "lora",
+        "network.alpha": config.network.alpha == config.network.rank,
+        "network.train_unet": config.network.train_unet,
+        "network.train_text_encoder": config.base_model.family == "sdxl" or not config.network.train_text_encoder,
+        "sampling.prompts": len(config.sampling.prompts) < 2,
+        "logging.tracker": True,
+        "base_model.vae": config.base_model.family == "sdxl" or not config.base_model.vae,
+        "dataset.folders": len(folders) == 1
+        and not (folders[0].repeats > 1 or folders[0].regularisation or folders[0].caption or folders[0].masks),
+        "saving.state_every_epochs": False,
+    }
+    return lost - {name for name, told in fields.items() if told} | (
+        {"schedule.epochs"} if schedule.maximum_steps is not None else set()
+    )
+
+
+CANNOT = {
+    "sd-scripts": of_sd_scripts,
+    "kohya_ss": of_sd_scripts,
+    "onetrainer": of_onetrainer,
+    "diffusers": of_diffusers,
 }
 
 
-@pytest.mark.parametrize("kind", ["kohya_ss", "onetrainer"])
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(changes=st.fixed_dictionaries({}, optional=SHARED))
-def test_out_to_a_form_and_in_again_is_the_same_training(kind, changes, tmp_path_factory):
-    write = {"kohya_ss": to_kohya_gui, "onetrainer": to_onetrainer}[kind]
-    base = {
-        "base_model.path": "m.safetensors",
-        "base_model.family": "sd15",
-        "dataset.folders": ({"path": "a", "repeats": 3},),
-    }
-    try:
-        config = with_values(TrainingConfig(), base | changes)
-    except ValidationError:
-        assume(False)
-        raise
+def meaning(config: TrainingConfig, name: str) -> object:
+    """A setting's value by what it does: some have more than one way to say the same."""
+    value = value_of(config, name)
+    if name in ("sampling.width", "sampling.height"):
+        return value or config.dataset.resolution
+    if name == "optimizer.text_encoder_2_learning_rate":
+        return value or config.optimizer.text_encoder_learning_rate or config.optimizer.learning_rate
+    if name == "optimizer.arguments":
+        return all_arguments(config.optimizer.name, value, config.schedule.scheduler)
+    if name == "network.block_rates":  # SDXL's first and last block hold no layer that is trained
+        rates = numbers(value)
+        return rates[1:-1] if config.base_model.family == "sdxl" else rates
+    if name == "dataset.folders":
+        return tuple(folder.model_dump() for folder in value)
+    return value
+
+
+def written_and_read(kind, config, folder):
+    write, first = WRITERS[kind]
     exported = write(config, "x")
-    folder = tmp_path_factory.mktemp("out")
     for name, text in exported.files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    imported = read_foreign(folder / "x.json")
+    return exported, read_foreign(folder / first)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@settings(max_examples=35, deadline=None, suppress_health_check=list(HealthCheck))
+@given(config=configs())
+def test_out_and_in_again_is_the_same_training_but_for_what_cannot_be_said(kind, config, folder):
+    exported, imported = written_and_read(kind, config, folder)
     assert imported.problems == ()
     assert imported.listed("unknown") == []
-    silent = set() if config.network.algorithm == "lokr" else {"network.lokr_full_matrix"}
-    for name in {"dataset.folders", *base, *changes} - silent - {entry.name for entry in exported.lost}:
-        theirs, ours = value_of(imported.config, name), value_of(config, name)
-        if isinstance(ours, float) and name == "schedule.warmup":
-            assert theirs == pytest.approx(ours, rel=1e-9)
-        else:
-            assert theirs == ours, name
+    lost, vain = {entry.name for entry in exported.lost}, idle(config)
+    of_another = {"optimizer.arguments"} if "optimizer.name" in lost else set()
+    assert lost <= CANNOT[kind](config), "it can say that"
+    assert not lost & vain, "nothing is lost of what says nothing"
+    for name in set(EVERY_SETTING) - lost - vain - idle(imported.config) - of_another:
+        theirs, ours = meaning(imported.config, name), meaning(config, name)
+        assert theirs == (pytest.approx(ours, rel=1e-9) if isinstance(ours, float) else ours), name
+
+
+EACH = {
+    "network.algorithm": ["lora", "locon", "dylora", "dora", "loha", "lokr", "glora", "oft", "boft", "ia3", "full"],
+    "base_model.prediction_type": ["epsilon", "v_prediction"],
+    "memory.base_weights": ["same", "fp8", "8bit", "nf4"],
+    "logging.tracker": ["none", "tensorboard", "wandb"],
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in EACH.items() for value in values])
+def test_every_choice_comes_back_or_is_said_to_be_lost(kind, family, name, value, tmp_path):
+    config = with_values(TrainingConfig(), {"base_model.path": "m", "base_model.family": family, name: value})
+    exported, imported = written_and_read(kind, config, tmp_path)
+    lost = {entry.name: entry.why for entry in exported.lost}
+    assert imported.config.base_model.family == family
+    assert name in lost or value_of(imported.config, name) == value
+    assert (name in lost) <= (name in CANNOT[kind](config))
+    assert all(why.endswith(".") for why in lost.values())
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -154,45 +237,20 @@ def test_sd2_and_what_it_predicts_are_read_from_every_format(form, prediction, t
     assert (config.base_model.family, config.base_model.prediction_type) == ("sd2", prediction)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_sd2_comes_back_from_what_is_exported(prediction, tmp_path):
-    config = TrainingConfig.model_validate(
-        {"base_model": {"path": "m.safetensors", "family": "sd2", "prediction_type": prediction}}
-    )
-    for write in (to_sd_scripts, to_kohya_gui, to_onetrainer):
-        exported = write(config, "out")
-        for name, text in exported.files.items():
-            (tmp_path / name).write_text(text)
-        first = next(name for name in exported.files if name.startswith("out.") and "dataset" not in name)
-        back = read_foreign(tmp_path / first).config
-        assert (back.base_model.family, back.base_model.prediction_type) == ("sd2", prediction), write
-        assert not [lost for lost in exported.lost if lost.name.startswith("base_model")]
-
-
-SMALL = {"memory.precision": "bf16", "memory.full_half": True, "memory.base_weights": "fp8"}
-
-
-@pytest.mark.parametrize("write", [to_sd_scripts, to_kohya_gui, to_onetrainer])
-def test_weights_kept_small_come_back_from_what_is_exported(write, tmp_path):
-    offloads = {"memory.offload_blocks": True} if write is to_onetrainer else {}
-    config = with_values(TrainingConfig(), {"base_model.path": "m", "base_model.family": "sdxl", **SMALL, **offloads})
-    exported = write(config, "out")
-    for name, text in exported.files.items():
-        (tmp_path / name).write_text(text)
-    first = next(name for name in exported.files if name.startswith("out.") and "dataset" not in name)
-    back = read_foreign(tmp_path / first).config
-    for name, value in (SMALL | offloads).items():
-        assert value_of(back, name) == value, name
-    assert not [lost for lost in exported.lost if lost.name.startswith("memory.")]
-
-
-def test_what_sd_scripts_cannot_hold_is_told_and_fp16_weights_are_not_taken_over():
-    config = with_values(TrainingConfig(), {"memory.base_weights": "nf4", "memory.offload_blocks": True})
-    lost = {each.name for each in to_sd_scripts(config, "out").lost}
-    assert {"memory.base_weights", "memory.offload_blocks"} <= lost
+def test_fp16_weights_are_not_taken_over():
     imported = translate({"full_fp16": True, "mixed_precision": "fp16"}, kind="sd-scripts TOML")
     assert not imported.config.memory.full_half
     assert {note.outcome for note in imported.notes if note.key == "full_fp16"} == {"unsupported"}
     careless = translate({"full_bf16": True, "mixed_precision": "fp16"}, kind="sd-scripts TOML")
     assert careless.config is not None
     assert not careless.config.memory.full_half
+
+
+def test_a_step_limit_and_a_warm_up_in_percent_do_not_become_steps_in_a_form(tmp_path):
+    config = with_values(
+        TrainingConfig(),
+        {"base_model.path": "m", "base_model.family": "sd15", "schedule.maximum_steps": 700, "schedule.warmup": 0.1},
+    )
+    exported, imported = written_and_read("kohya_ss", config, tmp_path)
+    assert exported.options["lr_warmup"] == 10
+    assert imported.config.schedule.warmup == pytest.approx(0.1)

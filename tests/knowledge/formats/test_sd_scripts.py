@@ -130,3 +130,32 @@ def test_no_metadata_there_is_minimal_metadata_here():
 def test_a_name_that_is_no_file_name_of_ours_is_made_one(theirs, ours, outcome_):
     imported = options(output_name=theirs)
     assert (imported.config.output.name, outcome(imported, "output_name")) == (ours, outcome_)
+
+
+def test_a_cosine_with_a_minimum_is_ours_with_a_minimum():
+    imported = options(lr_scheduler="cosine_with_min_lr", lr_scheduler_min_lr_ratio=0.1)
+    assert (imported.config.schedule.scheduler, imported.config.schedule.minimum_ratio) == ("cosine", 0.1)
+    assert outcome(options(lr_scheduler="linear", lr_scheduler_min_lr_ratio=0.1), "lr_scheduler_min_lr_ratio") == (
+        "no_effect"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "ours", "outcome_"),
+    [
+        ("pytorch_optimizer.CAME", "came", "mapped"),
+        ("pytorch_optimizer.ADOPT", "adopt", "mapped"),
+        ("PagedAdamW8bit", "paged_adamw8bit", "mapped"),
+        ("DAdaptLion", "dadapt_adam", "changed"),
+        ("SGDNesterov8bit", "sgd", "changed"),
+        ("Muon", "adamw", "unsupported"),
+    ],
+)
+def test_an_optimizer_that_is_only_near_is_a_change(word, ours, outcome_):
+    imported = options(optimizer_type=word)
+    assert (imported.config.optimizer.name, outcome(imported, "optimizer_type")) == (ours, outcome_)
+
+
+def test_what_stops_sd_scripts_itself_is_a_warning():
+    assert "stops at a warm-up" in options(lr_scheduler="constant", lr_warmup_steps=10).warnings[0]
+    assert any("logging_dir" in warning for warning in options(log_with="tensorboard").warnings)
