@@ -224,6 +224,22 @@ def test_fixes_taken_in_any_order_end_without_a_blocking_finding_when_the_plan_f
     assert not [finding for finding in findings() if finding.severity == "blocks"]
 
 
+def test_the_pocket_models_family_can_be_set_whatever_was_set_for_sdxl_alone():
+    rates = ",".join(["0.5"] * 23)
+    config_ = with_values(
+        TrainingConfig(),
+        {
+            "base_model.path": "pocket",
+            "base_model.family": "sdxl",
+            "network.block_rates": rates,
+            "optimizer.text_encoder_2_learning_rate": 1e-5,
+        },
+    )
+    (finding,) = [finding for finding in check(facts(config_)) if finding.rule == "pocket-path-other-family"]
+    fixed = apply_fix(config_, finding)
+    assert (fixed.base_model.family, fixed.network.block_rates) == ("pocket", "")
+
+
 def test_a_fix_that_is_made_already_is_not_offered_again():
     known = facts(with_values(TrainingConfig(), {"saving.keep_last": 3}))
     full = known | {"plan.disk_bytes": 2**40, "plan.saved_files": 3, "hardware.disk_free_bytes": 2**30}
