@@ -47,7 +47,8 @@ class Fault:
     """What goes wrong with the next `times` requests whose path matches the expression `path`.
 
     status: answered instead of the real reply, with these headers and body. cut_after: bytes of the body after which
-    the connection breaks. seconds: how long the body is held back before each `slice_bytes` of it.
+    the connection breaks. seconds: how long the body is held back before each `slice_bytes` of it. hang_up_after: bytes
+    of what is being sent here after which the connection breaks, without an answer.
     """
 
     path: str = ""
@@ -59,6 +60,7 @@ class Fault:
     cut_after: int | None = None
     seconds: float = 0.0
     slice_bytes: int = 1 << 30
+    hang_up_after: int | None = None
 
 
 class LocalServer:
@@ -103,14 +105,13 @@ class LocalServer:
         self._http.shutdown()
         self._http.server_close()
 
-    def _fault_for(self, request: Request) -> Fault | None:
+    def _fault_for(self, method: str, path: str) -> Fault:
         with self._lock:
-            self.requests.append(request)
             for fault in self.faults:
-                if fault.times > 0 and fault.method == request.method and re.search(fault.path, request.path):
+                if fault.times > 0 and fault.method == method and re.search(fault.path, path):
                     fault.times -= 1
                     return fault
-        return None
+        return Fault()
 
 
 class _Quiet(ThreadingHTTPServer):
@@ -125,9 +126,14 @@ def _handler(server: LocalServer) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self) -> None:
             parts = urlsplit(self.path)
-            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            fault = server._fault_for(self.command, unquote(parts.path))
+            announced = int(self.headers.get("Content-Length") or 0)
+            sent = self.rfile.read(announced if fault.hang_up_after is None else min(announced, fault.hang_up_after))
             request = Request(self.command, unquote(parts.path), parse_qs(parts.query), self.headers, sent)
-            fault = server._fault_for(request) or Fault()
+            server.requests.append(request)
+            if fault.hang_up_after is not None:
+                self.close_connection = True
+                return
             if fault.status is not None:
                 reply = Reply(fault.status, fault.body, fault.headers)
             else:

@@ -123,7 +123,7 @@ def publish(publication: Publication, notice: Notice = lambda _: None) -> Publis
     from huggingface_hub import CommitOperationAdd
 
     api, name = _api(), publication.repository
-    with _in_plain_words(name):
+    with _in_plain_words(name), _unsaid_addresses():
         there, private = _repository(api, name, publication)
         card_kept = CARD in there and not publication.replace_card
         operations = [
@@ -181,6 +181,19 @@ def _in_plain_words(name: str) -> Iterator[None]:
             what = f"it answered with {status}" if status else "the connection broke"
             raise PlainError(f"The Hugging Face hub could not take it: {what}. {again}") from None
         raise
+
+
+@contextmanager
+def _unsaid_addresses() -> Iterator[None]:
+    """Keeps the hub's library from telling of each new try: it names the address, which is signed to be written to."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

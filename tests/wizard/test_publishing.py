@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -40,6 +47,7 @@ def hub(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None, time=time.time))
     with WritableHub() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
         yield server
@@ -142,6 +150,100 @@ def test_what_broke_off_goes_on_without_sending_twice(hub, fox):
     run(*PUBLISH)
     assert len(hub.asked("/store/", "PUT")) == sent
     assert hub.repositories["mila/fox"].files["fox.safetensors"] == KOHYA.read_bytes()
+
+
+TRIES = 6
+"""The hub's library tries each request so often."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ({"hang_up_after": 5000}, "the connection broke"),
+        ({"status": 503}, "it answered with 503"),
+        ({"status": 500}, "it answered with 500"),
+    ],
+    ids=str,
+)
+def test_an_upload_that_breaks_in_the_middle_heals_itself_or_goes_on_with_the_next_start(
+    hub, fox, fault, expected, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    hub.faults.append(Fault(r"/store/", method="PUT", **fault))
+    run(*PUBLISH, "--repo", "mila/healed")
+    assert hub.repositories["mila/healed"].files["fox.safetensors"] == KOHYA.read_bytes()
+    hub.stored.clear()
+    network = hashlib.sha256(KOHYA.read_bytes()).hexdigest()
+    hub.faults.append(Fault(rf"/store/(?!{network})", method="PUT", times=TRIES, **fault))
+    with pytest.raises(PlainError, match=rf"{expected}\. What is up already is not sent again"):
+        run(*PUBLISH)
+    assert set(hub.stored) == {network}
+    assert hub.repositories["mila/fox"].files == {}
+    before = len(hub.asked(rf"/store/{network}", "PUT"))
+    run(*PUBLISH)
+    assert len(hub.asked(rf"/store/{network}", "PUT")) == before
+    assert len(hub.repositories["mila/fox"].files) == 4
+    assert "/store/" not in caplog.text  # where it goes is signed, so whoever reads it could write there
+
+
+def test_a_token_that_expires_in_the_middle_is_said_so_and_a_new_one_goes_on(hub, fox, monkeypatch):
+    answer = hub.reply
+
+    def expiring(request):
+        if hub.stored:
+            hub.members.discard(TOKEN)
+        return answer(request)
+
+    monkeypatch.setattr(hub, "reply", expiring)
+    with pytest.raises(PlainError, match="does not know your token"):
+        run(*PUBLISH)
+    sent = len(hub.asked("/store/", "PUT"))
+    assert (sent, hub.repositories["mila/fox"].files) == (1, {})
+    monkeypatch.setattr(hub, "reply", answer)
+    hub.members.add("hf_renewed")
+    hub.known.add("hf_renewed")
+    monkeypatch.setenv("HF_TOKEN", "hf_renewed")
+    run(*PUBLISH)
+    assert len(hub.asked("/store/", "PUT")) == 3
+    assert hub.repositories["mila/fox"].files["fox.safetensors"] == KOHYA.read_bytes()
+
+
+def test_a_process_killed_while_it_sends_has_lost_nothing(hub, fox, monkeypatch):
+    answer = hub.reply
+    command = [sys.executable, "-m", "wizard.cli", "tools", *PUBLISH]
+    environment = os.environ | {"HF_HUB_DISABLE_XET": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def deadly(request):
+        if request.method == "PUT" and hub.stored:
+            process.kill()
+            process.wait()
+        return answer(request)
+
+    monkeypatch.setattr(hub, "reply", deadly)
+    assert process.wait(timeout=120) != 0
+    monkeypatch.setattr(hub, "reply", answer)
+    assert hub.repositories["mila/fox"].files == {}
+    first = hub.asked("/store/", "PUT")[0].path
+    run(*PUBLISH)
+    assert len(hub.asked(first, "PUT")) == 1
+    assert len(hub.repositories["mila/fox"].files) == 4
+
+
+def test_a_dry_run_lists_exactly_what_goes_up(hub, fox):
+    for more in ((), ("--no-samples",)):
+        listed = json.loads(run(*PUBLISH, *more, "--repo", f"mila/fox{len(more)}", "--dry-run", "--json"))
+        run(*PUBLISH, *more, "--repo", f"mila/fox{len(more)}")
+        there = hub.repositories[f"mila/fox{len(more)}"].files
+        assert {file["path"]: file["bytes"] for file in listed["files"]} == {k: len(v) for k, v in there.items()}
+        assert there["README.md"].decode() == listed["card"]
+
+
+def test_neither_home_nor_user_stands_in_what_goes_up(hub, fox, photos):
+    run(*PUBLISH)
+    for name, content in hub.repositories["mila/fox"].files.items():
+        for private in (str(Path.home()), str(photos), "secret-project", TOKEN):
+            assert private.encode() not in content, (name, private)
 
 
 def test_a_card_that_was_edited_there_stays(hub, fox):
