@@ -90,6 +90,7 @@ def publish(
         "files": [{"path": upload.path, "bytes": upload.size_bytes} for upload in publication.uploads],
         "bytes": publication.size_bytes,
         "card": card,
+        "names_home_folder": hub.home_named(publication.uploads),
         "url": None,
     }
     if not as_json:
@@ -231,6 +232,7 @@ def _images(report: Report) -> int | None:
 
 
 def _show(publication: Publication, reports: Sequence[Report], card: str | None) -> None:
+    from engine.tools.publish import home_named
     from wizard import views
 
     seen = "private" if publication.private else "public"
@@ -242,6 +244,9 @@ def _show(publication: Publication, reports: Sequence[Report], card: str | None)
     if any(report.tags for report in reports):
         message = "The file's metadata lists the tags of your captions; whoever gets the file can read them."
         console.print(views.finding("note", message, "lora-wizard tools metadata FILE --strip -o public.safetensors"))
+    for path in home_named(publication.uploads):
+        message = f"In {path} stands the path of your home folder, and whoever gets the file can read it."
+        console.print(views.finding("warning", message, "lora-wizard tools metadata FILE"))
     if card is not None:
         say("\n[strong]The card[/]")
         click.echo("\n" + re.sub(r"(?m)^", "  ", card))

@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from engine.acquire.huggingface import REPOSITORY, TOKENS_PAGE, endpoint, token
+from engine.tools.files import read_header
 from knowledge.answers import PlainError
 
 CARD = "README.md"
-SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{24,}\b")
-"""What the hub's tokens look like."""
+SECRET = re.compile(
+    rb"\b(hf_[A-Za-z0-9]{24,}|ghp_[A-Za-z0-9]{36}|github_pat_\w{40,}|glpat-[\w-]{20}|AKIA[0-9A-Z]{16}|sk-[\w-]{32,})\b"
+)
+"""What tokens look like: the hub's, GitHub's, GitLab's, Amazon's, OpenAI's."""
 SECRET_NAMES = ("TOKEN", "API_KEY", "APIKEY", "SECRET", "PASSWORD")
 SHORTEST_SECRET = 8
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,60}")
 HEAD_BYTES = 1 << 22
-"""Where the header of a network file lies, with all that it says in words."""
+"""How much of a picture is looked through; of a network file it is all that stands before its weights."""
 
 Notice = Callable[[str], None]
 
@@ -44,8 +47,9 @@ class Upload:
         """What it says in words: all of a small file, the beginning of a large one."""
         if isinstance(self.source, bytes):
             return self.source
+        most = read_header(self.source).body_start if self.source.suffix == ".safetensors" else HEAD_BYTES
         with self.source.open("rb") as file:
-            return file.read(HEAD_BYTES)
+            return file.read(most)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,13 @@ def refuse_secrets(uploads: Iterable[Upload]) -> None:
                 f"{upload.path} contains a secret (a token or password), so nothing was published. Take it out: look "
                 "at the description, the prompts and the file's metadata (lora-wizard tools metadata FILE)."
             )
+
+
+def home_named(uploads: Iterable[Upload]) -> list[str]:
+    """The files in which the path of the home folder stands, and with it mostly a person's name."""
+    home = os.path.expanduser("~").encode()  # noqa: PTH111  (no error where there is no home)
+    spelled = {home, home.replace(b"\\", b"/"), home.replace(b"\\", b"\\\\")}
+    return [upload.path for upload in uploads if any(len(one) > 3 and one in upload.head() for one in spelled)]
 
 
 def _secrets() -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ from servers import Fault
 
 from engine.events import SampleSaved
 from engine.run_folder import RunFolder
-from engine.tools.files import save_tensors
+from engine.tools.files import read_header, save_tensors
 from engine.tools.metadata import edited, write_metadata
 from knowledge.answers import PlainError
 from knowledge.config import TrainingConfig, with_values
@@ -264,11 +264,21 @@ def test_the_token_goes_to_the_hub_alone_and_into_no_file(hub, fox):
     assert not any(TOKEN.encode() in content for content in hub.repositories["mila/fox"].files.values())
 
 
-@pytest.mark.parametrize("secret", ["hf_" + "aB3" * 12, "a-password-of-mine"])
+def test_a_file_that_names_the_home_folder_is_pointed_out(hub, own_home):
+    """Only other programs write paths into their files."""
+    told = read_header(KOHYA).metadata | {"ss_sd_model_name": str(Path.home() / "models" / "secret.safetensors")}
+    write_metadata(KOHYA, "toy.safetensors", told)
+    arguments = ("publish", "toy.safetensors", "--repo", "m/toy", "--license", "mit", "--dry-run")
+    assert "In toy.safetensors stands the path of your home folder" in " ".join(run(*arguments).split())
+    assert json.loads(run(*arguments, "--json"))["names_home_folder"] == ["toy.safetensors"]
+
+
+@pytest.mark.parametrize("secret", ["hf_" + "aB3" * 12, "ghp_" + "aB3" * 12, "a-password-of-mine"])
 def test_a_secret_in_the_metadata_stops_everything(hub, fox, monkeypatch, secret):
     monkeypatch.setenv("CIVITAI_API_KEY", "a-password-of-mine")
     file = fox.checkpoints / "fox.safetensors"
-    write_metadata(KOHYA, file, edited({}, {"my.note": f"made with {secret}"}))
+    padding = {"my.padding": "x" * 5_000_000}  # wherever in the header it stands
+    write_metadata(KOHYA, file, edited(padding, {"my.note": f"made with {secret}"}))
     with pytest.raises(PlainError, match=r"fox\.safetensors contains a secret") as caught:
         run(*PUBLISH)
     assert secret not in str(caught.value)
