@@ -7,13 +7,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knowledge.answers import printable
+from knowledge.answers import printable, quoted
 from wizard import words
 
 if TYPE_CHECKING:
     from engine.tools.inspect import Report
 
-BIG_FAMILIES = {"sd15": "SD 1.5", "sd2": "SD 2", "sdxl": "SDXL", "pocket": "pocket model"}
+BIG_FAMILIES = {
+    "sd15": "SD 1.5",
+    "sd2": "SD 2",
+    "sdxl": "SDXL",
+    "sdxl-refiner": "SDXL refiner",
+    "pocket": "pocket model",
+    "flux": "Flux",
+    "sd3": "SD 3",
+    "cascade": "Stable Cascade",
+}
 
 
 def show_report(report: Report, every_layer: bool) -> None:
@@ -55,6 +64,9 @@ def show_report(report: Report, every_layer: bool) -> None:
     out.print(views.rows(_facts(report)))
     for message in _troubles(report):
         out.print(views.finding("warning", message))
+    if any(layer.norm is None and layer.finite for layer in report.layers):
+        message = f"How strongly {kinds} changes a layer depends on the base model's weights."
+        out.print(views.finding("note", message, f"lora-wizard tools inspect {quoted(path)} --base BASE_MODEL"))
 
 
 def _strength(layer: Any) -> str:
@@ -63,11 +75,19 @@ def _strength(layer: Any) -> str:
 
 def _facts(report: Report) -> list[tuple[str, Any]]:
     """Label and value of everything worth a line below the table."""
+    from rich.console import Group
+    from rich.padding import Padding
     from rich.text import Text
 
     marks = {"yes": ("✓", "good"), "partly": ("▲", "warning"), "no": ("✗", "error")}
     facts: list[tuple[str, Any]] = []
     facts += [(label, Text(printable(text))) for label, text in recipe(report.metadata)]
+    if report.folders:
+        lines = [
+            f"{words.count(count, 'picture')} × {repeats} in {name}" for name, repeats, count in report.folders[:6]
+        ]
+        more = f" and {len(report.folders) - 6} more folders" if len(report.folders) > 6 else ""
+        facts.append(("pictures", Text(printable(" · ".join(lines) + more))))
     if report.triggers:
         facts.append(("trigger", Text(printable(" · ".join(report.triggers)), style="strong")))
     if report.tags:
@@ -75,12 +95,28 @@ def _facts(report: Report) -> list[tuple[str, Any]]:
     for reading in report.readings:
         mark, style = marks[reading.verdict]
         line = Text.assemble((mark, style), f" {reading.read} of {reading.layers} layers")
-        for remark in reading.remarks[:3]:
-            line.append(f"\n  {remark}", "quiet")
-        facts.append((reading.application, line))
+        remarks = [Padding(Text(remark, "quiet"), (0, 0, 0, 2)) for remark in reading.remarks[:3]]
+        facts.append((reading.application, Group(line, *remarks)))
+    if not report.readings:
+        facts.append(("read by", Text("not looked up: the layers of this model are not known here", style="quiet")))
     names = ("AutoV3", "AutoV2", "sshs_model_hash")
     facts += [(name, Text(report.hashes[name], style="quiet")) for name in names if name in report.hashes]
     return facts
+
+
+IDLE = {
+    "ss_gradient_accumulation_steps": ("", "1"),
+    "ss_lr_warmup_steps": ("", "0"),
+    "ss_noise_offset": ("", "0.0", "0"),
+    "ss_loss_type": ("", "l2"),
+    "ss_mixed_precision": ("", "no"),
+    "ss_shuffle_caption": ("", "False"),
+    "ss_keep_tokens": ("", "0"),
+    "ss_caption_dropout_rate": ("", "0.0", "0"),
+    "ss_caption_tag_dropout_rate": ("", "0.0", "0"),
+    "ss_flip_aug": ("", "False"),
+}
+"""Values of metadata that say that nothing was done."""
 
 
 def recipe(metadata: dict[str, str]) -> list[tuple[str, str]]:
@@ -93,23 +129,42 @@ def recipe(metadata: dict[str, str]) -> list[tuple[str, str]]:
         if said:
             told.append((label, " · ".join(said)))
 
+    if "ss_unet_lr" not in known and "ss_text_encoder_lr" not in known:
+        known["learning rate"] = known.get("ss_learning_rate", "")
+    known["optimizer"] = known.get("ss_optimizer", "").partition("(")[0].rpartition(".")[2]
+    known = {key: value for key, value in known.items() if value not in IDLE.get(key, ("",))}
     line("base model", ("ss_sd_model_name", "{}"), ("modelspec.prediction_type", "predicts {}"))
     line(
         "trained for",
         ("ss_steps", "{} steps"),
         ("ss_epoch", "epoch {}"),
         ("ss_total_batch_size", "batch {}"),
+        ("ss_gradient_accumulation_steps", "{} batches a step"),
         ("ss_num_train_images", "{} views an epoch"),
         ("ss_resolution", "at {}"),
+        ("modelspec.date", "done {}"),
     )
     line(
         "with",
-        ("ss_optimizer", "{}"),
+        ("optimizer", "{}"),
+        ("learning rate", "rate {}"),
         ("ss_unet_lr", "UNet {}"),
         ("ss_text_encoder_lr", "text encoder {}"),
         ("ss_lr_scheduler", "{}"),
+        ("ss_lr_warmup_steps", "{} steps of warm-up"),
         ("ss_min_snr_gamma", "min-SNR {}"),
         ("ss_noise_offset", "noise offset {}"),
+        ("ss_loss_type", "loss {}"),
+        ("ss_mixed_precision", "computed in {}"),
+        ("ss_clip_skip", "clip skip {}"),
+    )
+    line(
+        "captions",
+        ("ss_shuffle_caption", "shuffled"),
+        ("ss_keep_tokens", "the first {} kept in place"),
+        ("ss_caption_dropout_rate", "left out at a rate of {}"),
+        ("ss_caption_tag_dropout_rate", "single tags left out at a rate of {}"),
+        ("ss_flip_aug", "pictures mirrored"),
     )
     line("author", ("modelspec.author", "{}"), ("modelspec.license", "licence {}"))
     return told

@@ -35,7 +35,12 @@ class Reading:
 
 
 def readings(found: Mapping[str, Adapter], family: str) -> list[Reading]:
-    """The verdict of each program on these adapters of a network for this family."""
+    """The verdict of each program on these adapters of a network for this family.
+
+    None on a network for a model whose layers are not known here: other programs may well know them.
+    """
+    if not any(adapter.canonical for adapter in found.values()):
+        return []
     return [_reading(name, rule, found, family) for name, rule in APPLICATIONS.items()]
 
 

@@ -42,6 +42,7 @@ DTYPES: dict[str, torch.dtype] = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PICKLES = {".pt", ".ckpt", ".bin", ".pth"}
+EMBEDDING = "It belongs into the folder of embeddings, not of LoRAs."
 LARGEST_HEADER_BYTES = 100_000_000
 """What the safetensors library itself accepts."""
 LARGEST_COUNT = 2**60
@@ -255,7 +256,7 @@ def _read_pickle(path: Path) -> LoadedTensors:
             ) from None
         raise PlainError(f"{path} cannot be read as a PyTorch file; it may be damaged or of another kind.") from None
     if isinstance(document, dict) and "string_to_param" in document:
-        raise PlainError(f"{path} is not a LoRA but an embedding (textual inversion).")
+        raise PlainError(f"{path} is not a LoRA but an embedding (textual inversion). {EMBEDDING}")
     for inner in ("state_dict", "model", "module"):
         if isinstance(document, dict) and isinstance(document.get(inner), dict):
             document = document[inner]

@@ -19,6 +19,7 @@ from engine.tools.metadata import document, folders, tag_frequency, trigger_word
 from engine.tools.names import block_of, block_order
 from engine.tools.progress import Progress, no_progress
 from engine.tools.resize import Weights, no_base
+from engine.verification import ACTS_THROUGH, acts
 
 BASE_VERSIONS = {"sd_v1": "sd15", "sd_v2": "sd2", "sdxl_base": "sdxl", "sd_1.5": "sd15", "flux1": "flux", "sd3": "sd3"}
 PRECISION_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "F8_E4M3": "fp8"}
@@ -36,6 +37,8 @@ class Layer:
     parameters: int
     norm: float | None
     finite: bool
+    silent: bool = False
+    """Some factor of its change is zero, so that it changes nothing, whatever the base model."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Report:
     @property
     def dead(self) -> list[str]:
         """Layers that change nothing: they were never trained, or only as zeros."""
-        return [layer.module for layer in self.layers if layer.norm == 0]
+        return [layer.module for layer in self.layers if layer.norm == 0 or layer.silent]
 
     @property
     def broken(self) -> list[str]:
@@ -151,10 +154,11 @@ def _layer(adapter: Adapter, weights: Weights) -> Layer:
         block_of(name),
         adapter.algorithm,
         adapter.rank,
-        adapter.alpha,
+        None if adapter.alpha == 0 and adapter.rank is None else adapter.alpha,  # a rotation without a constraint
         adapter.parameters,
         norm,
         finite,
+        silent=finite and adapter.algorithm in ACTS_THROUGH and not adapter.decomposed and not acts(adapter),
     )
 
 

@@ -108,12 +108,18 @@ def folders(metadata: Mapping[str, str]) -> list[tuple[str, int, int]]:
 
 
 def trigger_words(metadata: Mapping[str, str]) -> list[str]:
-    """What probably calls the LoRA up: the trigger phrase, or else the tags that all captions share."""
+    """What probably calls the LoRA up: the trigger phrase, or else the tags that all captions of a folder share."""
     if metadata.get("modelspec.trigger_phrase"):
         return [metadata["modelspec.trigger_phrase"]]
-    pictures = sum(count for _, _, count in folders(metadata))
-    tags = tag_frequency(metadata)
-    return [tag for tag, count in tags if pictures and count >= pictures][:5]
+    pictures = {name: count for name, _, count in folders(metadata)}
+    frequency = document(metadata, "ss_tag_frequency")
+    shared = [
+        tag.strip()
+        for folder, tags in frequency.items()
+        for tag, count in (tags.items() if isinstance(tags, dict) else ())
+        if isinstance(count, int) and 0 < pictures.get(folder, 0) <= count
+    ]
+    return list(dict.fromkeys(shared))[:5]
 
 
 def document(metadata: Mapping[str, str], key: str) -> dict[str, Any]:

@@ -140,6 +140,9 @@ def _page(config: TrainingConfig, facts: Facts) -> Iterator[str]:
 def _usage(config: TrainingConfig, facts: Facts) -> Iterator[str]:
     file, trigger = facts.files[0].name, config.dataset.trigger_word
     readings = {one.application: one for one in facts.readings}
+    if not facts.readings:
+        yield "It is for a model whose layers lora-wizard does not know, so which programs read it was not looked up."
+        return
     for application, folder in FOLDERS.items():
         reading = readings.get(application)
         if reading is None or reading.verdict == "no":

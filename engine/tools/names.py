@@ -242,11 +242,18 @@ def folder_target(component: str, name: str) -> Target:
 UNET_BLOCK = re.compile(r"unet\.(down_blocks|up_blocks)\.(\d+)|unet\.(mid_block)")
 
 
+FOREIGN_BLOCK = re.compile(r"(?:^|[._])((?:single_|joint_|double_)?(?:transformer_)?blocks|layers)[._]\d")
+"""The kind of block in the names of other models' layers: Flux, SD 3, Wan …"""
+
+
 def block_of(module: str) -> str:
     """The block of the model a canonical name lies in, in words for a table: "UNet down 1", "text encoder"."""
     found = UNET_BLOCK.match(module)
     if found:
         return "UNet middle" if found.group(3) else f"UNet {found.group(1).split('_')[0]} {found.group(2)}"
+    foreign = None if module.startswith(COMPONENTS) else FOREIGN_BLOCK.search(module)
+    if foreign:
+        return foreign.group(1).replace("_", " ")
     component = module.split(".", 1)[0]
     return {"unet": "UNet outside", "text_encoder": "text encoder", "text_encoder_2": "text encoder 2"}.get(
         component, "other"
@@ -255,8 +262,9 @@ def block_of(module: str) -> str:
 
 def block_order(blocks: Iterable[str]) -> list[str]:
     """Blocks in the order in which the model uses them."""
-    groups = ("text encoder", "UNet outside", "UNet down", "UNet middle", "UNet up", "other")
-    return sorted(blocks, key=lambda block: (next(i for i, g in enumerate(groups) if block.startswith(g)), block))
+    groups = ("text encoder", "UNet outside", "UNet down", "UNet middle", "UNet up")
+    places = {group: place for place, group in enumerate(groups)}
+    return sorted(blocks, key=lambda b: (next((i for g, i in places.items() if b.startswith(g)), len(groups)), b))
 
 
 def is_convolution(module: str, family: str) -> bool:

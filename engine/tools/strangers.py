@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from engine.tools.files import shown
+from engine.tools.files import EMBEDDING, shown
 
 Layouts = Mapping[str, tuple[int, ...]]
 """The shape of every tensor by name."""
@@ -31,7 +31,7 @@ STRANGERS: tuple[tuple[Callable[[Layouts], bool], str, str], ...] = (
     (_named("down_blocks.0.resnets.0.conv1"), "the UNet of a diffusers folder", "Name the folder that holds unet/."),
     (_named("first_stage_model.", "decoder.conv_in.", "decoder.up_blocks."), "a VAE", ""),
     (_named("text_model.encoder.", "resblocks."), "a text encoder", ""),
-    (_is_embedding, "an embedding (textual inversion)", "It belongs into the folder of embeddings, not of LoRAs."),
+    (_is_embedding, "an embedding (textual inversion)", EMBEDDING),
 )
 """In this order: how it is told, what it is, what to do with it."""
 

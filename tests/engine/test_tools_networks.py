@@ -389,6 +389,28 @@ def test_dead_and_broken_layers_are_found(tmp_path):
     assert (report.dead, report.broken) == ([LINEAR], [CONV])
 
 
+def test_a_network_of_another_model_is_described_and_not_judged_by_key_maps_that_do_not_know_it(tmp_path):
+    tensors = {}
+    for module in ("lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_single_blocks_11_linear1"):
+        tensors |= {f"{module}.lora_up.weight": torch.ones(8, 2), f"{module}.lora_down.weight": torch.ones(2, 8)}
+    save_tensors(tmp_path / "x.safetensors", tensors)
+    report = inspect(tmp_path / "x.safetensors")
+    assert report.families == ("flux",)
+    assert report.readings == ()
+    assert [block.name for block in report.blocks] == ["double blocks", "single blocks"]
+
+
+@pytest.mark.parametrize("algorithm", ["oft", "boft", "ia3", "glora"])
+def test_layers_that_change_nothing_are_found_without_the_base_model_too(algorithm, tiny_sd15, tmp_path):
+    tensors, _ = trained_network(tiny_sd15, algorithm, seed=32)
+    first = next(iter(in_memory(tensors)))
+    for name in tensors:
+        if name.startswith(first + ".") and not name.endswith("alpha"):
+            tensors[name].zero_()
+    save_tensors(tmp_path / "x.safetensors", tensors)
+    assert inspect(tmp_path / "x.safetensors").dead == [first]
+
+
 READERS = {
     "lora": {"ComfyUI": "yes", "A1111": "yes", "Forge": "yes", "diffusers": "yes"},
     "locon": {"ComfyUI": "yes", "A1111": "yes", "Forge": "yes", "diffusers": "yes"},

@@ -36,6 +36,64 @@ def test_inspect_tells_what_a_file_is():
         assert piece in text
 
 
+def test_inspect_tells_the_recipe_in_words_and_what_was_not_done_not_at_all():
+    from wizard.inspection import recipe
+
+    told = dict(
+        recipe(
+            {
+                "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.1)",
+                "ss_unet_lr": "0.0001",
+                "ss_learning_rate": "0.5",
+                "ss_lr_warmup_steps": "0",
+                "ss_noise_offset": "None",
+                "ss_steps": "1200",
+                "ss_shuffle_caption": "True",
+                "ss_keep_tokens": "1",
+                "ss_flip_aug": "False",
+            }
+        )
+    )
+    assert told == {
+        "trained for": "1200 steps",
+        "with": "AdamW · UNet 0.0001",
+        "captions": "shuffled · the first 1 kept in place",
+    }
+
+
+def test_trigger_words_are_those_that_all_captions_of_a_folder_share():
+    from engine.tools.metadata import trigger_words
+
+    folders = {"10_toy": {"n_repeats": 10, "img_count": 2}, "1_style": {"n_repeats": 1, "img_count": 3}}
+    tags = {"10_toy": {"sks toy": 2, "red": 1}, "1_style": {"flat style": 3, "red": 2}}
+    metadata = {"ss_dataset_dirs": json.dumps(folders), "ss_tag_frequency": json.dumps(tags)}
+    assert trigger_words(metadata) == ["sks toy", "flat style"]
+    assert trigger_words(metadata | {"modelspec.trigger_phrase": "zwx"}) == ["zwx"]
+
+
+def test_a_whole_checkpoint_in_a_pickle_becomes_safetensors_and_results_have_no_other_name(tmp_path):
+    from safetensors.torch import load_file
+
+    weights = {"model.diffusion_model.out.2.weight": torch.ones(4, 4), "v_pred": torch.ones(1).long()}
+    torch.save({"state_dict": weights}, tmp_path / "old.ckpt")
+    text = run("convert", tmp_path / "old.ckpt", "--precision", "fp16", "-o", tmp_path / "new.safetensors")
+    assert "every weight kept its value" in text
+    written = load_file(tmp_path / "new.safetensors")
+    assert {name: tensor.dtype for name, tensor in written.items()} == {
+        "model.diffusion_model.out.2.weight": torch.float16,
+        "v_pred": torch.int64,
+    }
+    for command in (("resize", KOHYA, "--rank", 1), ("convert", KOHYA), ("merge", KOHYA), ("metadata", KOHYA)):
+        with pytest.raises(PlainError, match=r"must end in \.safetensors"):
+            run(*command, "-o", tmp_path / "x.ckpt")
+
+
+def test_what_cannot_be_meant_with_a_base_to_merge_into_is_refused(tmp_path):
+    for option in (("--rank", 4), ("--precision", "fp16"), ("--base", KOHYA)):
+        with pytest.raises(PlainError, match="do not go with it"):
+            run("merge", KOHYA, "--into", KOHYA, *option, "-o", tmp_path / "x.safetensors")
+
+
 def test_inspect_as_json_is_one_document_with_everything(tmp_path):
     document = json.loads(run("inspect", KOHYA, "--chart", tmp_path / "chart.png", "--json"))
     assert len(document["layers"]) == 192
