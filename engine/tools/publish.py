@@ -6,6 +6,7 @@ that makes all of it visible comes last.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -197,14 +198,14 @@ def _in_plain_words(name: str) -> Iterator[None]:
 @contextmanager
 def _unsaid_addresses() -> Iterator[None]:
     """Keeps the hub's library from telling of each new try: it names the address, which is signed to be written to."""
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as told
 
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    before = told.get_verbosity()
+    told.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        told.set_verbosity(before)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

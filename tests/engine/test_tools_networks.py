@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -189,8 +190,14 @@ def test_a_merge_to_one_rank_is_the_best_of_that_rank_for_any_algorithms():
         combine([Weighted(in_memory(other))])
 
 
-def trained_network(model_folder: Path, algorithm: str, seed: int, **settings):
+def trained_network(model_folder: Path, algorithm: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """A network that our own engine attaches to a model, with random weights, and what the UNet answers with it."""
+    tensors, answer = _trained_network(model_folder, algorithm)
+    return {name: tensor.clone() for name, tensor in tensors.items()}, answer
+
+
+@functools.cache
+def _trained_network(model_folder: Path, algorithm: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     from engine.models.detect import detect
     from engine.models.load import load
     from engine.networks import attached, create_network
@@ -199,10 +206,10 @@ def trained_network(model_folder: Path, algorithm: str, seed: int, **settings):
     settings_of = BaseModelSettings(path=str(model_folder), family=detect(model_folder).family)
     model = load(settings_of, torch.float32)
     convolutions, algorithm = algorithm.endswith("+"), algorithm.removesuffix("+")
-    settings |= {"convolutions": convolutions, "dylora_block_size": 2}
+    settings = {"convolutions": convolutions, "dylora_block_size": 2}
     chosen = NetworkSettings(algorithm=algorithm, rank=4, alpha=2.0, conv_rank=3, conv_alpha=6.0, **settings)
-    made = create_network(model, chosen, seed)
-    torch.manual_seed(seed)
+    made = create_network(model, chosen, 20)
+    torch.manual_seed(20)
     with torch.no_grad():
         for parameters in made.trained_parameters().values():
             for parameter in parameters:
@@ -231,7 +238,7 @@ def test_a_merged_model_answers_as_the_trained_one_did(algorithm, family, tiny_s
     from diffusers import UNet2DConditionModel
 
     folder = {"sd15": tiny_sd15, "sdxl": tiny_sdxl}[family]
-    tensors, answer = trained_network(folder, algorithm, seed=20)
+    tensors, answer = trained_network(folder, algorithm)
     base = Checkpoint(folder)
     merged = merge_into(base, [Weighted(in_memory(tensors))], tmp_path / "merged")
     assert merged.homeless == ()
@@ -244,7 +251,7 @@ def test_a_merged_model_answers_as_the_trained_one_did(algorithm, family, tiny_s
 
 
 def test_the_difference_of_two_checkpoints_is_the_lora_that_was_merged(tiny_sd15, tmp_path):
-    tensors, _ = trained_network(tiny_sd15, "locon", seed=21)
+    tensors, _ = trained_network(tiny_sd15, "locon")
     found = in_memory(tensors)
     base = Checkpoint(tiny_sd15)
     merge_into(base, [Weighted(found)], tmp_path / "merged")
@@ -258,7 +265,7 @@ def test_the_difference_of_two_checkpoints_is_the_lora_that_was_merged(tiny_sd15
 
 
 def test_extract_says_how_much_it_cannot_reach(tiny_sd15, tmp_path):
-    tensors, _ = trained_network(tiny_sd15, "locon", seed=22)
+    tensors, _ = trained_network(tiny_sd15, "locon")
     merge_into(Checkpoint(tiny_sd15), [Weighted(in_memory(tensors))], tmp_path / "merged")
     result = extract(Checkpoint(tiny_sd15), Checkpoint(tmp_path / "merged"), Keep(rank=4))
     assert 0 < result.reach < 1
@@ -402,7 +409,7 @@ def test_a_network_of_another_model_is_described_and_not_judged_by_key_maps_that
 
 @pytest.mark.parametrize("algorithm", ["oft", "boft", "ia3", "glora"])
 def test_layers_that_change_nothing_are_found_without_the_base_model_too(algorithm, tiny_sd15, tmp_path):
-    tensors, _ = trained_network(tiny_sd15, algorithm, seed=32)
+    tensors, _ = trained_network(tiny_sd15, algorithm)
     first = next(iter(in_memory(tensors)))
     for name in tensors:
         if name.startswith(first + ".") and not name.endswith("alpha"):
@@ -428,7 +435,7 @@ READERS = {
 
 @pytest.mark.parametrize("algorithm", READERS)
 def test_who_reads_what_our_engine_saves(algorithm, tiny_sd15, tmp_path):
-    tensors, _ = trained_network(tiny_sd15, algorithm, seed=26)
+    tensors, _ = trained_network(tiny_sd15, algorithm)
     save_tensors(tmp_path / "x.safetensors", tensors)
     report = inspect(tmp_path / "x.safetensors")
     assert {reading.application: reading.verdict for reading in report.readings} == READERS[algorithm]
@@ -463,7 +470,7 @@ def test_diffusers_knows_every_name_of_a_converted_file(family, tiny_sd15, tiny_
     from diffusers import UNet2DConditionModel
 
     folder = {"sd15": tiny_sd15, "sdxl": tiny_sdxl}[family]
-    tensors, _ = trained_network(folder, "locon", seed=27)
+    tensors, _ = trained_network(folder, "locon")
     peft = converted(tensors, {}, "peft", family).tensors
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
     layers = {f"unet.{name}" for name, _ in unet.named_modules()}
@@ -476,7 +483,7 @@ def test_diffusers_renders_a_converted_file_as_the_original(tiny_sd15, tmp_path)
     pytest.importorskip("peft", reason="diffusers loads LoRA files through peft")
     from diffusers import StableDiffusionPipeline
 
-    tensors, answer = trained_network(tiny_sd15, "locon", seed=28)
+    tensors, answer = trained_network(tiny_sd15, "locon")
     for naming in ("sd-scripts", "peft"):
         outcome = converted(tensors, {}, naming, "sd15")
         save_tensors(tmp_path / f"{naming}.safetensors", outcome.tensors, outcome.metadata)
@@ -502,7 +509,7 @@ def test_the_order_of_files_in_a_folder_does_not_matter(tiny_sd15, tmp_path):
         index["weight_map"] |= dict.fromkeys(part, shard)
     index_file = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index_file.write_text(json.dumps(index), encoding="utf-8")
-    tensors, _ = trained_network(tiny_sd15, "lora", seed=29)
+    tensors, _ = trained_network(tiny_sd15, "lora")
     merge_into(Checkpoint(folder), [Weighted(in_memory(tensors))], tmp_path / "a")
     merge_into(Checkpoint(tiny_sd15), [Weighted(in_memory(tensors))], tmp_path / "b")
     one = load_file(tmp_path / "b" / "unet" / "diffusion_pytorch_model.safetensors")
