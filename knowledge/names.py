@@ -177,6 +177,8 @@ def _related(word: str) -> list[str]:
 
 AROUND = {"enable", "enabled", "use", "is", "custom", "optional", "what", "how", "many", "much", "the", "best", "which"}
 """Words that programs and questions put before or after the name of a setting without meaning another one."""
+NETWORKS = {"lora", "loha", "lokr", "locon", "dora", "oft", "lycoris"}
+"""Networks whose settings are called after them in some windows, as in LoHa rank."""
 SECTIONS_ELSEWHERE = {"config", "process", "train", "model", "sample", "save", "datasets", "general", "subsets"}
 """Sections of foreign files that settings are named below, as in train.lr."""
 REMARK = re.compile(r"\s*\([^)]*\)")
@@ -194,7 +196,7 @@ def _spellings(name: str) -> Iterator[str]:
     for written in (name, bare, last if section.partition(".")[0] in SECTIONS_ELSEWHERE else bare):
         whole = normal(written).removeprefix("ss ").replace("u net", "unet")
         words = whole.split()
-        while words and words[0] in AROUND:
+        while words and words[0] in AROUND | NETWORKS:
             del words[0]
         while words and words[-1] in AROUND:
             del words[-1]

@@ -50,6 +50,7 @@ def test_every_name_of_guides_windows_and_configs_leads_where_it_should(source):
         ("LoRA Learning Target 1: U-Net", "unet_part"),
         ("U-Net LR", "optimizer.learning_rate"),
         ("what is rank", "network.rank"),
+        ("LoHa alpha", "network.alpha"),
         ("How many epochs?", "schedule.epochs"),
         ("--crepa_similarity_threshold", "feature_alignment"),
         ("ramtorch_vae", "group_offload"),
