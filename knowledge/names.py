@@ -182,18 +182,20 @@ NETWORKS = {"lora", "loha", "lokr", "locon", "dora", "oft", "lycoris"}
 SECTIONS_ELSEWHERE = {"config", "process", "train", "model", "sample", "save", "datasets", "general", "subsets"}
 """Sections of foreign files that settings are named below, as in train.lr."""
 REMARK = re.compile(r"\s*\([^)]*\)")
+HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 VALUE = re.compile(r"\s*[=:]\s*(?=\S)")
 
 
 def _spellings(name: str) -> Iterator[str]:
     """The name as it stands, then as it would stand here if it came with its value behind it (network_dim=32) or a
     remark in brackets, from the metadata of a LoRA file (ss_network_dim), from a section of a foreign file (train.lr),
-    with words around it (min_snr_gamma_enabled, what is rank), in two words (U-Net), or in the other number
-    (sample_prompt)."""
+    with words around it (min_snr_gamma_enabled, what is rank), in two words (U-Net), with capitals for gaps
+    (networkDim), or in the other number (sample_prompt)."""
     yield normal(name)
     bare = VALUE.split(REMARK.sub("", name) or name, maxsplit=1)[0]
     section, _, last = bare.rpartition(".")
-    for written in (name, bare, last if section.partition(".")[0] in SECTIONS_ELSEWHERE else bare):
+    last = last if section.partition(".")[0] in SECTIONS_ELSEWHERE else bare
+    for written in (name, bare, last, HUMPS.sub(" ", last)):
         whole = normal(written).removeprefix("ss ").replace("u net", "unet")
         words = whole.split()
         while words and words[0] in AROUND | NETWORKS:
