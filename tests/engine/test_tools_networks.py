@@ -198,13 +198,10 @@ def trained_network(model_folder: Path, algorithm: str) -> tuple[dict[str, torch
 
 @functools.cache
 def _trained_network(model_folder: Path, algorithm: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    from engine.models.detect import detect
-    from engine.models.load import load
     from engine.networks import attached, create_network
-    from knowledge.config import BaseModelSettings, NetworkSettings
+    from knowledge.config import NetworkSettings
 
-    settings_of = BaseModelSettings(path=str(model_folder), family=detect(model_folder).family)
-    model = load(settings_of, torch.float32)
+    model = loaded(model_folder)
     convolutions, algorithm = algorithm.endswith("+"), algorithm.removesuffix("+")
     settings = {"convolutions": convolutions, "dylora_block_size": 2}
     chosen = NetworkSettings(algorithm=algorithm, rank=4, alpha=2.0, conv_rank=3, conv_alpha=6.0, **settings)
@@ -217,6 +214,16 @@ def _trained_network(model_folder: Path, algorithm: str) -> tuple[dict[str, torc
     with torch.no_grad(), attached(made.eval()):
         answer = unet_answer(model.unet)
     return {name: tensor.float().clone() for name, tensor in made.saved_tensors().items()}, answer
+
+
+@functools.cache
+def loaded(model_folder: Path):
+    from engine.models.detect import detect
+    from engine.models.load import load
+    from knowledge.config import BaseModelSettings
+
+    family = detect(model_folder).family
+    return load(BaseModelSettings(path=str(model_folder), family=family), torch.float32)
 
 
 def unet_answer(unet) -> torch.Tensor:
