@@ -121,7 +121,7 @@ def _show_missing(gathered: Gathered) -> None:
 @click.option("--dry-run", is_flag=True, help="List what would be deleted, and delete nothing.")
 @as_json
 def clean(folder: str, only: tuple[str, ...], yes: bool, dry_run: bool, as_json: bool) -> None:
-    """Free disk space: caches, states that nothing goes on from, what a crash left half-written, old drafts.
+    """Free disk space: caches, old states, what a crash left half-written, old drafts.
 
     Lists everything with its size and asks first. Your pictures and captions, finished LoRA files, answers, samples and
     reports are never touched, nor a run that is being trained.

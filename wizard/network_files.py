@@ -32,7 +32,13 @@ base_option = click.option(
 def keep_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say how much of each layer to keep."""
     for option in (
-        click.option("--rank-of", "ranks", multiple=True, metavar="PART=N", help='E.g. "UNet down 0=4"; repeatable.'),
+        click.option(
+            "--rank-of",
+            "ranks",
+            multiple=True,
+            metavar="PART=N",
+            help="A block's or layer's own rank, by a piece of its name: \"UNet down 0=4\".",
+        ),
         click.option(
             "--norm", type=click.FloatRange(0, 1, min_open=True), help="Share of each layer's ‖ΔW‖, e.g. 0.99."
         ),
@@ -133,10 +139,11 @@ def convert(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Give a LoRA other names or another precision, make LoHa, LoKr, DoRA … plain LoRA, and pickles safetensors.
+    """Other names or precision; LoHa, LoKr, DoRA … as plain LoRA; pickles as safetensors.
 
-    --names sd-scripts is what every program reads. With --rank, --norm or --values every layer becomes plain LoRA, and
-    the error is told. Without any of these, a file of any kind (a whole checkpoint as well) is copied as safetensors.
+    --names sd-scripts is what every program reads; diffusers-paths has kohya's form and diffusers' blocks; peft is
+    diffusers' own, and little else reads it. With --rank, --norm or --values every layer becomes plain LoRA, and the
+    error is told. Without any of these, a file of any kind (a whole checkpoint as well) is copied as safetensors.
 
     Example: lora-wizard tools convert old.pt --names sd-scripts --precision fp16 -o new.safetensors
     """
@@ -224,7 +231,8 @@ def merge(
 ) -> None:
     """Several LoRAs into one, or into a base model.
 
-    Without --rank, --norm or --values the ranks are laid side by side: exact, and as large as the files together.
+    Without --rank, --norm or --values the ranks are laid side by side: exact but for rounding, and as large as all the
+    files together.
 
     \b
     Examples: lora-wizard tools merge a.safetensors b.safetensors -w 0.8 -w 0.5 -o both.safetensors
@@ -310,9 +318,11 @@ def extract(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """The difference between two checkpoints as a LoRA: TUNED is what BASE became by fine-tuning or merging.
+    """The difference between two checkpoints as a LoRA.
 
-    Example: lora-wizard tools extract sdxl.safetensors my-finetune.safetensors --rank 64 -o finetune-lora.safetensors
+    TUNED is what BASE became by fine-tuning or merging; each is a single file or a diffusers folder.
+
+    Example: lora-wizard tools extract sdxl.safetensors mine.safetensors --rank 64 -o mine-lora.safetensors
     """
     may_write_network(output, overwrite)
     from engine.tools.checkpoints import Checkpoint

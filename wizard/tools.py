@@ -18,7 +18,7 @@ from wizard.publishing import publish
 
 @click.group()
 def tools() -> None:
-    """What to do with a finished LoRA file.
+    """What to do with finished LoRA files and finished runs.
 
     Files are read one tensor at a time and nothing in them is executed; results are written whole or not at all.
 
@@ -80,8 +80,8 @@ def metadata(
 
     \b
     Examples: lora-wizard tools metadata my-lora.safetensors
-              lora-wizard tools metadata my-lora.safetensors --set trigger="sks toy" --set license=CC0
-              lora-wizard tools metadata my-lora.safetensors --strip --private-copy my-lora.json -o public.safetensors
+              lora-wizard tools metadata my-lora.safetensors --set trigger="sks toy"
+              lora-wizard tools metadata my-lora.safetensors --strip --private-copy all.json -o public.safetensors
     """
     from engine.tools import metadata as labels
 

@@ -386,6 +386,8 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(handle, "w+b") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or the name could be there after a power cut, and its content not
         mask = os.umask(0)
         os.umask(mask)
         Path(temporary).chmod(0o666 & ~mask)  # mkstemp makes files for the owner alone

@@ -140,6 +140,12 @@ def _page(config: TrainingConfig, facts: Facts) -> Iterator[str]:
 def _usage(config: TrainingConfig, facts: Facts) -> Iterator[str]:
     file, trigger = facts.files[0].name, config.dataset.trigger_word
     readings = {one.application: one for one in facts.readings}
+    if config.base_model.family == "pocket":
+        yield (
+            "It is for the small practice model that comes with lora-wizard. No other program has that model, so there "
+            "is nothing to use it with elsewhere."
+        )
+        return
     if not facts.readings:
         yield "It is for a model whose layers lora-wizard does not know, so which programs read it was not looked up."
         return

@@ -161,7 +161,6 @@ TRIES = 6
     [
         ({"hang_up_after": 5000}, "the connection broke"),
         ({"status": 503}, "it answered with 503"),
-        ({"status": 500}, "it answered with 500"),
     ],
     ids=str,
 )
