@@ -65,8 +65,10 @@ def read_json(document: Mapping[str, Any], path: Path) -> Imported:
     for rule in RULES:
         rule(job, path.parent)
     for key in job.source:
-        if not job.done(key) and key.startswith(OTHER_PARTS):
+        if not job.done(key) and (key.startswith(OTHER_PARTS) or _is_a_part(job.source[key])):
             job.no_effect(key, "Only models of another kind read it.")
+        elif not job.done(key) and key.endswith(".__version"):
+            job.no_effect(key, "Says which version of OneTrainer wrote the file.")
     rest(job, "onetrainer")
     imported = job.result()
     notes = [dataclasses.replace(note, key=older.get(note.key, note.key)) for note in imported.notes]
@@ -90,6 +92,11 @@ def renewed(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
         if key == "min_snr_gamma" and as_number(value) and "loss_weight_fn" not in settings:
             now["loss_weight_fn"], older["loss_weight_fn"] = "MIN_SNR_GAMMA", ""
     return now, older
+
+
+def _is_a_part(value: Any) -> bool:
+    """Is this the block of a model's part? Those that we do not know belong to other kinds of models."""
+    return isinstance(value, dict) and len({"train", "weight_dtype", "model_name", "include"} & value.keys()) > 1
 
 
 def flattened(document: Mapping[str, Any]) -> dict[str, Any]:

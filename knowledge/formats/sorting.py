@@ -40,6 +40,8 @@ def rest(job: Translation, kind: str) -> None:
             job.no_effect(key, "It is what the other trainer does anyway.")
         elif is_empty(value):
             job.no_effect(key, "It is not set.")
+        elif plain in _of_other_models(kind):
+            job.no_effect(key, "Only models of another kind (Flux, SD3 …) read it.")
         elif plain in known.get("harmless", {}):
             job.no_effect(key, known["harmless"][plain])
         elif plain in known.get("unlike", {}):
@@ -60,6 +62,15 @@ def rest(job: Translation, kind: str) -> None:
             job.unsupported(key, "This program has no such setting.")
         else:
             job.unknown(key, [*known["options"], *known.get("unset", ()), *same, *known.get("missing", {})])
+
+
+def _of_other_models(kind: str) -> frozenset[str]:
+    """Keys that mean something for models alone that are not trained here."""
+    if kind != "sd_scripts":
+        return frozenset()
+    same = {*facts_of(kind)["options"], *facts_of(kind)["unset"]}
+    forms = facts_of("kohya_gui")["other_models"]["keys"]
+    return frozenset({*facts_of(kind)["other_models"]["keys"], *forms} - same)
 
 
 def take_name(job: Translation, key: str, text: str, why: str = "Letters, digits, dots and dashes only.") -> None:

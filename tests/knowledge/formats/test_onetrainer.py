@@ -107,3 +107,15 @@ def test_a_fused_pass_beside_clipping_gives_way_and_says_so(tmp_path):
     assert outcome(imported, "optimizer.fused_back_pass") == "changed"
     document = {"training_method": "LORA", "clip_grad_norm": 0.0, "train_dtype": "BFLOAT_16", "optimizer": block}
     assert read(tmp_path, "y.json", document).config.memory.fused_backward
+
+
+def test_parts_of_other_models_and_versions_of_blocks_are_known(tmp_path):
+    part = {"__version": 0, "include": True, "train": False, "weight_dtype": "FLOAT_8", "model_name": ""}
+    document = {"training_method": "LORA", "unet": {"__version": 0, "train": True}, "optimizer": {"__version": 0}}
+    document |= {"connectors": part, "low_noise_transformer": part, "cache_in_ram": True, "coft_eps": 1e-5}
+    document |= {"enable_async_offloading": True, "text_encoder_train_dtype": "BFLOAT_16"}
+    imported = read(tmp_path, "x.json", document)
+    assert imported.listed("unknown") == []
+    for key in ("connectors", "low_noise_transformer", "unet.__version", "optimizer.__version", "cache_in_ram"):
+        assert outcome(imported, key) == "no_effect"
+    assert outcome(imported, "coft_eps") == "unsupported"

@@ -159,3 +159,19 @@ def test_an_optimizer_that_is_only_near_is_a_change(word, ours, outcome_):
 def test_what_stops_sd_scripts_itself_is_a_warning():
     assert "stops at a warm-up" in options(lr_scheduler="constant", lr_warmup_steps=10).warnings[0]
     assert any("logging_dir" in warning for warning in options(log_with="tensorboard").warnings)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "outcome_"),
+    [
+        ("lr_restart_cycles", 1, "no_effect"),
+        ("save_half", True, "no_effect"),
+        ("fine_tuning", True, "no_effect"),
+        ("contrastive_flow_matching", True, "unsupported"),
+        ("edm2_loss_weighting", True, "unsupported"),
+        ("discrete_flow_shift", 3.0, "no_effect"),
+        ("t5xxl", "t5.safetensors", "no_effect"),
+    ],
+)
+def test_keys_of_forks_other_models_and_older_versions_are_known(key, value, outcome_):
+    assert outcome(options(**{key: value}), key) == outcome_
