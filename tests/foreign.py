@@ -47,6 +47,124 @@ FORM = {
     "additional_parameters": "",
 }
 
+AI_TOOLKIT = """
+job: extension
+config:
+  name: "my_lora v1"
+  process:
+    - type: sd_trainer
+      training_folder: output
+      trigger_word: p3r5on
+      network: {type: lora, linear: 24, linear_alpha: 12}
+      save: {dtype: float16, save_every: 250, max_step_saves_to_keep: 4}
+      datasets:
+        - folder_path: /pics
+          caption_ext: txt
+          caption_dropout_rate: 0.05
+          shuffle_tokens: no
+          resolution: [512, 768]
+          num_repeats: 2
+      train: {batch_size: 2, steps: 900, lr: 1e-4, optimizer: adamw8bit, dtype: bf16, noise_scheduler: ddpm}
+      model: {name_or_path: stabilityai/sdxl, is_xl: true}
+      sample: {sampler: ddim, sample_every: 100, width: 1024, height: 768, prompts: ["[trigger] on a horse"], neg: ""}
+"""
+SH = """#!/bin/bash
+ARGS=(
+  --network_dim 8  # rank
+  --network_args "conv_dim=4" "conv_alpha=1"
+)
+export MODEL="/m/base.safetensors"
+cd sd-scripts && accelerate launch train_network.py --pretrained_model_name_or_path "$MODEL" \\
+#  --xformers \\
+  "${ARGS[@]}" --output_name='it"s' 2>&1 | tee --append log.txt
+"""
+PS1 = r"""
+$rank = @(
+  "--network_dim=8",
+  "--network_alpha=4"
+)
+$model = "D:\x y\m.safetensors" # base
+accelerate launch ".\sd-scripts\train_network.py" `
+  --pretrained_model_name_or_path=$model `
+  --train_data_dir="D:\pics" @rank > log.txt
+"""
+BAT = r"""@echo off
+REM train_network.py --network_dim 99
+set "MODEL=C:\My Models\base.safetensors"
+set OUT=D:\out dir
+cd /d %~dp0
+call venv\Scripts\activate.bat
+python tag_images_by_wd14_tagger.py --batch_size 4 "C:\pics"
+accelerate launch --num_cpu_threads_per_process=2 "sdxl_train_network.py" ^
+  --pretrained_model_name_or_path="%MODEL%" --output_dir=%OUT% ^
+  --network_dim=32 --optimizer_args "weight_decay=0.1" "betas=0.9,0.99"
+pause
+"""
+EASY_TRAINING = """
+[[subsets]]
+image_dir = "pics"
+num_repeats = 4
+name = "fox"
+[general_args.args]
+sdxl = true
+max_train_epochs = 8
+[network_args.args]
+network_dim = 16
+[network_args.args.network_args]
+algo = "loha"
+[optimizer_args.args]
+optimizer_type = "AdamW8bit"
+lr_scheduler = "cosine"
+learning_rate = 0.0005
+warmup_ratio = 0.05
+[saving_args.args]
+tag_occurrence = true
+save_toml = true
+"""
+SECTIONED = """
+loose = 1
+[server]
+allowed_paths = []
+[model]
+models_dir = "./models"
+output_name = "fox"
+train_data_dir = "./data"
+[basic]
+max_resolution = "768,768"
+epoch = 4
+lr_scheduler = "cosine"
+lr_warmup = 10
+optimizer = "AdamW8bit"
+learning_rate = 0.0002
+max_data_loader_n_workers = 1
+save_every_n_steps = 5
+[advanced]
+save_every_n_steps = 0
+noise_offset_type = "Original"
+noise_offset = 0
+[wd14_caption]
+caption_extension = ".wd14"
+max_data_loader_n_workers = 2
+train_data_dir = "elsewhere"
+[metadata]
+author = "me"
+"""
+OLDER_ONETRAINER = {
+    "training_method": "LORA",
+    "model_type": "STABLE_DIFFUSION_15",
+    "optimizer": "ADAFACTOR",
+    "weight_decay": 0.03,
+    "train_unet": True,
+    "unet_learning_rate": 0.0002,
+    "train_text_encoder": False,
+    "train_text_encoder_epochs": 30,
+    "save_after": 3,
+    "save_after_unit": "EPOCH",
+    "min_snr_gamma": 5,
+    "lora_layer_preset": "attn-mlp",
+    "token_count": 1,
+}
+
 
 def read(tmp_path: Path, name: str, content: object) -> Imported:
     path = tmp_path / name

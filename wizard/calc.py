@@ -255,7 +255,7 @@ def gathered(
         # What the captions say is not known; that they differ is all that a figure needs.
         shown = tuple(Picture("", width, height, f"picture {n}") for n in range(images or SUPPOSED_IMAGES))
         counted = DatasetFacts((FolderFacts(shown, repeats or 1),))
-    hardware = _computer(gpu)
+    hardware = computer(gpu)
     supposed_card = gpu is None and room is not None and not hardware.vram_bytes
     if supposed_card:  # who asks what fits 8 GB, without a card here, thinks of one
         hardware = _card_with(room) or hardware
@@ -298,7 +298,7 @@ def _measurements() -> tuple[Measurement, ...]:
     return read_measurements(user_folder() / "measurements.jsonl")
 
 
-def _computer(name: str | None) -> Hardware:
+def computer(name: str | None) -> Hardware:
     if name is None:
         from wizard.hardware import this_computer
 

@@ -11,7 +11,8 @@ import click
 
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
 from knowledge.assessment import assess
-from knowledge.config import POCKET_MODEL
+from knowledge.config import POCKET_MODEL, DatasetFolder
+from knowledge.facts import DatasetFacts, FolderFacts, Picture
 from wizard.exchange import import_document, show_import
 
 if TYPE_CHECKING:
@@ -26,29 +27,53 @@ BLOCKED = 3
 @click.command(epilog="Example: lora-wizard check my-lora.toml")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Look at it with this setting changed.")
+@click.option(
+    "--images", type=click.IntRange(1, 1_000_000), metavar="N", help="Reckon with N pictures in each of its folders."
+)
+@click.option("--gpu", metavar="NAME", help="Another computer's card, as RTX 3060 or A100; cpu for none.")
 @click.option("--json", "as_json", is_flag=True, help="The plan and the findings as one JSON document.")
 @click.pass_context
-def check(context: click.Context, file: Path, assignments: tuple[str, ...], as_json: bool) -> None:
+def check(
+    context: click.Context,
+    file: Path,
+    assignments: tuple[str, ...],
+    images: int | None,
+    gpu: str | None,
+    as_json: bool,
+) -> None:
     """The plan of an answers file, and what is wrong or risky in it, gravest first.
 
-    Files of other trainers, and LoRA files, are read as lora-wizard import reads them: what becomes of every key, then
-    the plan of the same training here. Ends with exit code 3 when training could not start.
+    Files of other trainers, and LoRA files, are read as lora-wizard import reads them: what becomes of their keys, then
+    the plan of the same training here. Their pictures are often elsewhere: --images says how many there are. Ends with
+    exit code 3 when training could not start.
     """
     imported = _foreign(file)
     if imported is not None and imported.config is None:
-        raise PlainError("\n".join([f"{file} cannot be trained as it is:", *(f"  {p}" for p in imported.problems)]), 2)
+        _refuse(imported, file, as_json)
+        context.exit(BLOCKED)
     config = imported.config if imported is not None and imported.config is not None else read_answers(file)
-    situation = _situation(_changed(config, assignments))
+    situation = _situation(_changed(config, assignments), images, gpu)
     if as_json:
         extra = {"imported": import_document(imported)} if imported is not None else {}
         click.echo(json.dumps(document(situation) | extra, ensure_ascii=False, default=str))
     else:
         if imported is not None:
-            show_import(imported, file)
+            show_import(imported, file, brief=True)
             print()
         show(situation)
     if situation.blocked:
         context.exit(BLOCKED)
+
+
+def _refuse(imported: Imported, file: Path, as_json: bool) -> None:
+    """Say of a file whose settings do not go together here what became of them, and why no plan follows."""
+    if as_json:
+        problem = "\n".join(imported.problems)
+        extra = {"imported": import_document(imported)}
+        click.echo(json.dumps({"findings": [], "blocked": True, "problem": problem} | extra, default=str))
+    else:
+        show_import(imported, file, brief=True)
+        print("\nThis cannot start as it is.")
 
 
 def _foreign(file: Path) -> Imported | None:
@@ -65,7 +90,8 @@ def document(situation: Situation) -> dict[str, Any]:
     known: dict[str, Any] = {"findings": [asdict(found) for found in findings]}
     if situation.plan:
         known = situation.plan.as_dict(findings) | {"assessment": [asdict(one) for one in assess(situation.facts)]}
-    return known | {"blocked": situation.blocked} | ({"problem": situation.problem} if situation.problem else {})
+    problem = "\n".join(filter(None, (situation.problem, situation.absent)))
+    return known | {"blocked": situation.blocked} | ({"problem": problem} if problem else {})
 
 
 def show(situation: Situation) -> None:
@@ -76,8 +102,11 @@ def show(situation: Situation) -> None:
     console.print(review.whole_plan(situation))
     if not situation.config.dataset.folders:
         console.print("\n[warning]![/] No pictures are named, so steps and time are not known. Set dataset.folders.")
-    for line in situation.problem.splitlines():
-        console.print(f"\n[blocks]✗[/] {views.escape(line)}")
+    for line in [*situation.problem.splitlines(), *situation.absent.splitlines()]:
+        console.print()
+        console.print(views.finding("blocks", line))
+    if situation.problem and situation.dataset is None and situation.config.dataset.folders:
+        console.print("\n[quiet]Steps, time and memory hang on the pictures; say how many there are: --images 20[/]")
     console.print()
     if situation.blocked:
         console.print("[blocks]This cannot start as it is.[/]")
@@ -87,15 +116,27 @@ def show(situation: Situation) -> None:
         console.print("[good]This can start.[/]")
 
 
-def _situation(config: TrainingConfig) -> Situation:
+def _situation(config: TrainingConfig, images: int | None, gpu: str | None) -> Situation:
+    from wizard.calc import computer
     from wizard.situation import Workbench
 
     situation = Workbench(base=config, recommend=False).situation({})
+    if gpu is not None:
+        situation = replace(situation, hardware=computer(gpu))
+    if images is not None:
+        situation = replace(situation, dataset=_supposed(config, images), problem="")
     path = config.base_model.path
     if path != POCKET_MODEL and not Path(path).expanduser().exists():
-        missing = f"There is no base model at {path} (base_model.path)."
-        situation = replace(situation, problem="\n".join(filter(None, (situation.problem, missing))))
+        situation = replace(situation, absent=f"There is no base model at {path} (base_model.path).")
     return situation
+
+
+def _supposed(config: TrainingConfig, images: int) -> DatasetFacts:
+    """So many square pictures in each folder, or in one where none is named."""
+    side = config.dataset.resolution
+    shown = tuple(Picture("", side, side, f"picture {number}") for number in range(images))
+    folders = config.dataset.folders or (DatasetFolder(path="pictures"),)
+    return DatasetFacts(tuple(FolderFacts(shown, folder.repeats, folder.regularisation) for folder in folders))
 
 
 def _changed(config: TrainingConfig, assignments: tuple[str, ...]) -> TrainingConfig:

@@ -78,8 +78,8 @@ def import_document(imported: Imported, output: Path | None = None) -> dict[str,
     }
 
 
-def show_import(imported: Imported, file: Path, everything: bool = False) -> None:
-    """Prints the five lists; `check` on a foreign file shows them too."""
+def show_import(imported: Imported, file: Path, everything: bool = False, brief: bool = False) -> None:
+    """Prints the five lists; `brief`, as `check` shows them, names the keys that are taken over as they are alone."""
     from rich.console import Group
     from rich.text import Text
 
@@ -93,13 +93,18 @@ def show_import(imported: Imported, file: Path, everything: bool = False) -> Non
         if not notes:
             continue
         console.print(f"\n[{STYLES[outcome]}]{MARKS[outcome]}[/] [strong]{title}[/] [quiet]({len(notes)})[/]")
-        if outcome == "no_effect" and not everything:
-            more = " … (all of them: --all)" if len(notes) > 8 else ""
+        if (outcome == "no_effect" and not everything) or (outcome == "mapped" and brief):
+            more = ", …" if len(notes) > 8 else ""
             keys = views.escape(", ".join(note.key for note in notes[:8]))
             console.print(views.indented(Text.from_markup(f"[quiet]{keys}{more}[/]")))
             continue
         width = min(40, max(len(f"{note.key} = {_short(note.value)}") for note in notes))
         console.print(views.indented(Group(*(_line(note, width) for note in notes))))
+    if not everything:
+        from knowledge.answers import quoted
+
+        command = views.escape(f"lora-wizard import {quoted(file)} --all")
+        console.print(f"\n[quiet]Every key, one by one, and what the file leaves unsaid: {command}[/]")
     if imported.implied and everything:
         console.print(f"\n[strong]What its defaults mean[/] [quiet]({len(imported.implied)})[/]")
         lines = [(name, _short(value)) for name, value in imported.implied.items()]
@@ -124,7 +129,7 @@ def _line(note: Note, width: int) -> RenderableType:
     if note.name:
         theirs.pad_right(max(0, width - theirs.cell_len))
         theirs.append("  ").append(note.name, "accent")
-        if str(note.new) != str(note.value):
+        if _short(note.new) != _short(note.value):
             theirs.append(f" = {_short(note.new)}")
     if not note.why:
         return theirs
@@ -132,8 +137,25 @@ def _line(note: Note, width: int) -> RenderableType:
 
 
 def _short(value: Any) -> str:
-    text = "" if value is None else str(value).replace("\n", " ")
+    text = _words(value).replace("\n", " ")
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
+
+
+def _words(value: Any) -> str:
+    """A value as a reader would write it: folders with their repeats, lists with commas, whole numbers without .0."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    if isinstance(value, dict) and "path" in value:
+        return f"{value['path']} × {value.get('repeats', 1)}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(held)}" for name, held in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_words, value))
+    return str(value)
 
 
 def _say_next(imported: Imported, output: Path | None) -> None:

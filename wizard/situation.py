@@ -37,14 +37,16 @@ from wizard.drafts import user_folder
 class Situation:
     """All that is known for one set of answers.
 
-    `problem` says why the pictures, or the file that ranks come from, cannot be read, when they cannot. `settled` are
-    the parameters whose recommendation comes from a finding that was settled before anybody had to see it.
+    `problem` says why the pictures, or the file that ranks come from, cannot be read, when they cannot; `absent`,
+    what a run would lack though its plan is known. `settled` are the parameters whose recommendation comes from a
+    finding that was settled before anybody had to see it.
     """
 
     config: TrainingConfig
     dataset: DatasetFacts | None
     hardware: Hardware
     problem: str = ""
+    absent: str = ""
     settled: Mapping[str, Finding] = field(default_factory=dict)
 
     @cached_property
@@ -68,7 +70,7 @@ class Situation:
 
     @property
     def blocked(self) -> bool:
-        return bool(self.problem) or any(finding.severity == "blocks" for finding in self.findings)
+        return bool(self.problem or self.absent) or any(finding.severity == "blocks" for finding in self.findings)
 
 
 @dataclass
@@ -121,7 +123,7 @@ class Workbench:
             advised = recommended_values({**known, **fixes}, chosen={*chosen, *fixes})
             config = self._agreed({**proposed, **advised, **fixes}, chosen)
             problem = trouble or start_problem(config.network)
-            situation = Situation(config, dataset, self.hardware, problem, settled)
+            situation = Situation(config, dataset, self.hardware, problem, settled=settled)
             finding = next((f for f in situation.findings if _settles(f, chosen) and f.rule not in tried), None)
             if finding is None:
                 return situation

@@ -72,7 +72,10 @@ def flattened(document: Mapping[str, Any], process: Mapping[str, Any]) -> dict[s
     for key, value in process.items():
         if key == "datasets" and isinstance(value, list):
             for number, dataset in enumerate(value, 1):
-                flat |= {f"datasets.{number}.{inner}": setting for inner, setting in dataset.items()}
+                if isinstance(dataset, dict):
+                    flat |= {f"datasets.{number}.{inner}": setting for inner, setting in dataset.items()}
+                else:
+                    flat[f"datasets.{number}"] = dataset
         elif isinstance(value, dict) and key in ("network", "save", "train", "model", "sample", "logging"):
             flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
             parameters = flat.get("train.optimizer_params")

@@ -14,7 +14,7 @@ from knowledge.formats.sd_scripts import translate
 from knowledge.formats.text import toml_at
 from knowledge.formats.translation import Imported, of_another_kind
 from knowledge.formats.translation import Note as Said
-from knowledge.formats.values import as_bool, is_empty
+from knowledge.formats.values import as_bool, as_number, is_empty
 from knowledge.formats.vocabulary import alike, facts_of
 
 SUBSET_KEYS = ("image_dir", "num_repeats", "class_tokens", "is_reg", "conditioning_data_dir")
@@ -236,7 +236,7 @@ def _folder_of(
         return None, [Said(f"{where}.image_dir", None, "unsupported", why=why)]
     folder: dict[str, Any] = {
         "path": str(effective["image_dir"]),
-        "repeats": int(effective.get("num_repeats", 1)),
+        "repeats": max(1, int(as_number(effective.get("num_repeats")) or 1)),
         "regularisation": as_bool(effective.get("is_reg", False)) is True,
     }
     names = {"image_dir": "path", "num_repeats": "repeats", "is_reg": "regularisation"}

@@ -104,7 +104,7 @@ def read_json(document: Mapping[str, Any], path: Path) -> Imported:
     family = "sdxl" if as_bool(document.get("sdxl")) else "sd15"
     imported = read_options(options, KIND, path.parent, family=family)
     notes = [said[key] if key in said else _note_of(key, value, behind, imported) for key, value in document.items()]
-    extra = [note for note in imported.notes if note.key.startswith(("additional_parameters", "datasets."))]
+    extra = [note for note in imported.notes if note.key.startswith(("additional_parameters.", "datasets."))]
     listed = {behind.get(key, key) for key in document}
     lists = ("optimizer_args.", "lr_scheduler_args.")
     extra += [n for n in imported.notes if n.key not in listed and n.key.startswith(lists)]

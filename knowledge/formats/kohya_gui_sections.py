@@ -43,7 +43,9 @@ def read_sections(document: Mapping[str, Any], path: Path) -> Imported:
     idle: list[Note] = []
     for section, table in document.items():
         if not isinstance(table, dict):
-            idle.append(Note(section, table, "no_effect", why="It stands in no section, where nothing reads it."))
+            again = any(isinstance(other, dict) and section in other for other in document.values())
+            name = f"{section} (in no section)" if again else section
+            idle.append(Note(name, table, "no_effect", why="It stands in no section, where nothing reads it."))
             continue
         for key, value in table.items():
             name = f"{section}.{key}"

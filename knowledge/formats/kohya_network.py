@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 DIALECT = "kohya"
 DEFAULT_RANK = 4
+LARGEST_RANK = 1024
+WHOLE = "So large a rank means whole matrices in LoKr; the largest here does the same."
+UNSCALED = "Whole matrices are not scaled there, whatever alpha says; here alpha is the rank for that."
 MODULES: dict[str, Algorithm] = {
     "": "lora",
     "networks.lora": "lora",
@@ -136,7 +139,7 @@ def _say_convolutions(job: Translation, ours: str | None, convolutions: bool, ly
         ("network_args.conv_alpha", "network.conv_alpha"),
     ):
         if key in job.source and adapted and as_number(job.source[key]):
-            job.mapped(key, name, job.source[key])
+            _take_capped(job, key, name, ours)
         elif key in job.source and convolutions and as_number(job.source[key]) and ours is not None:
             job.unsupported(key, f"It adapts the 3×3 convolutions with {ours}, which is not offered here.")
         elif key in job.source:
@@ -144,21 +147,38 @@ def _say_convolutions(job: Translation, ours: str | None, convolutions: bool, ly
     if adapted:
         rank, alpha = job.get("network_dim", DEFAULT_RANK), job.get("network_alpha", 1.0)
         if not job.done("network_args.conv_dim") and lycoris:
-            job.implied["network.conv_rank"] = int(as_number(rank) or DEFAULT_RANK)
+            job.implied["network.conv_rank"] = min(LARGEST_RANK, int(as_number(rank) or DEFAULT_RANK))
         if not job.done("network_args.conv_alpha"):
-            job.implied["network.conv_alpha"] = float(as_number(alpha) or 1.0) if lycoris else 1.0
+            job.implied["network.conv_alpha"] = _alpha_beside(rank, alpha) if lycoris else 1.0
+
+
+def _alpha_beside(rank: Any, alpha: Any) -> float:
+    """The alpha of convolutions that have the rank of the other layers; of whole matrices, what scales nothing."""
+    whole = (as_number(rank) or DEFAULT_RANK) > LARGEST_RANK
+    return float(LARGEST_RANK) if whole else as_number(alpha) or 1.0
+
+
+def _take_capped(job: Translation, key: str, name: str, ours: str | None) -> None:
+    """Rank or alpha of convolutions; so large a rank means whole matrices in LoKr, which are not scaled."""
+    rank = as_number(job.source.get("network_args.conv_dim")) or 0
+    if ours != "lokr" or rank <= LARGEST_RANK:
+        job.mapped(key, name, job.source[key])
+    else:
+        value = LARGEST_RANK if name == "network.conv_rank" else float(LARGEST_RANK)
+        job.changed(key, name, value, WHOLE if name == "network.conv_rank" else UNSCALED)
 
 
 def _say_rank(job: Translation, ours: str | None) -> None:
     rank, alpha = as_number(job.get("network_dim")), as_number(job.get("network_alpha"))
-    if rank is not None and rank > 1024 and ours == "lokr":
-        why = "So large a rank means whole matrices in LoKr; 1024 does the same."
-        job.changed("network_dim", "network.rank", 1024, why)
+    if rank is not None and rank > LARGEST_RANK and ours == "lokr":
+        job.changed("network_dim", "network.rank", LARGEST_RANK, WHOLE)
     if alpha == 0:
         why = "0 means the same as the rank there."
         job.changed("network_alpha", "network.alpha", float(rank or DEFAULT_RANK), why)
-    elif alpha is not None and rank is not None and rank > 1024:
-        job.changed("network_alpha", "network.alpha", alpha * 1024 / rank, "It keeps its proportion to the rank.")
+    elif alpha is not None and rank is not None and rank > LARGEST_RANK:
+        job.changed(
+            "network_alpha", "network.alpha", _alpha_beside(rank, alpha), "It keeps its proportion to the rank."
+        )
 
 
 def _say_blocks(job: Translation, module: str) -> None:
@@ -212,9 +232,11 @@ def _rates_of(text: str, count: int) -> list[float]:
     """The factors of a list for so many blocks; what is missing is 1, as there."""
     word, _, more = text.partition("+")
     if word in CURVES:
-        added = float(more or 0)
+        added = as_number(more or 0) or 0.0
         return [CURVES[word](place / max(1, count - 1)) + added for place in range(count)]
     given = [float(part) for part in text.split(",") if part.strip()]
+    if not all(map(math.isfinite, given)):
+        raise ValueError(text)
     return (given + [1.0] * count)[:count]
 
 

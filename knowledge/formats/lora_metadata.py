@@ -207,7 +207,12 @@ def _extra(metadata: Mapping[str, str], imported: Imported, family: str | None) 
     if folders:
         why = "Names and repeats of its folders; put your own folders in their place."
         extra["ss_dataset_dirs"] = Note(
-            "ss_dataset_dirs", sorted(metadata), "changed", "dataset.folders", tuple(folders), why
+            "ss_dataset_dirs",
+            literal(metadata.get("ss_dataset_dirs", "")),
+            "changed",
+            "dataset.folders",
+            tuple(folders),
+            why,
         )
     return extra
 

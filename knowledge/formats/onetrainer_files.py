@@ -92,10 +92,10 @@ def _concept_settings(job: Translation, concepts: list[dict[str, Any]]) -> None:
         (text, "keep_tags_count", "dataset.keep_tokens"),
     ):
         if key in held:
-            job.values[name] = held[key]
+            job.inside(name, held[key])
     if as_bool(text.get("tag_dropout_enable")):
         if text.get("tag_dropout_mode") == "RANDOM":
-            job.values["dataset.tag_dropout_rate"] = as_number(text.get("tag_dropout_probability")) or 0.0
+            job.inside("dataset.tag_dropout_rate", text.get("tag_dropout_probability", 0.0))
         else:
             job.warnings.append(
                 f"It drops tags in its mode {text.get('tag_dropout_mode', 'FULL')}. Here none are dropped."
@@ -133,14 +133,14 @@ def read_sampling(job: Translation, beside: Path) -> None:
             ("cfg_scale", "guidance_scale"),
         ):
             if first.get(word) is not None:
-                job.values[f"sampling.{name}"] = first[word]
+                job.inside(f"sampling.{name}", first[word])
         for word in ("width", "height", "seed"):
             if first.get(word) is not None:
-                job.values[f"sampling.{word}"] = first[word]
+                job.inside(f"sampling.{word}", first[word])
         sampler = SAMPLERS.get(str(first.get("noise_scheduler", "DDIM")))
         if sampler:
             job.values["sampling.sampler"] = sampler
-        job.values["sampling.guidance_scale"] = float(job.values.get("sampling.guidance_scale", 7.0))
+        job.values.setdefault("sampling.guidance_scale", 7.0)
     if not is_empty(job.get("sample_definition_file_name")):
         why = "The prompts stand in this file." if samples else "Set sampling.prompts; the file was not read."
         job.no_effect("sample_definition_file_name", why)

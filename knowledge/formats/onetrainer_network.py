@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO
+from knowledge.formats.kohya_network import LARGEST_RANK
 from knowledge.formats.translation import Translation
 from knowledge.formats.values import as_bool, as_number
 
@@ -51,7 +52,10 @@ def read_network(job: Translation, beside: Path) -> None:
     rank_key, alpha_key = ("lokr_dim" if ours == "lokr" else "lora_rank"), "lora_alpha"
     for key in ("lora_rank", "lokr_dim"):
         if key in job.source:
-            if key == rank_key:
+            if key == rank_key and ours == "lokr" and (as_number(job.source[key]) or 0) > LARGEST_RANK:
+                why = "So large a rank means whole matrices in LoKr; the largest here does the same."
+                job.changed(key, "network.rank", LARGEST_RANK, why)
+            elif key == rank_key:
                 job.mapped(key, "network.rank", job.source[key])
             else:
                 job.no_effect(key, f"{kind} does not read it.")

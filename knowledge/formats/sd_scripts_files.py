@@ -10,6 +10,7 @@ from typing import Any
 from knowledge.config import fields
 from knowledge.formats.prompts import read_prompts
 from knowledge.formats.sorting import take_name
+from knowledge.formats.text import is_folder
 from knowledge.formats.translation import Translation
 from knowledge.formats.values import as_number, is_empty
 
@@ -74,16 +75,15 @@ def kohya_folders(path: str, regularisation: bool, beside: Path | None) -> tuple
     """The folders N_name inside a folder, as ours, and a sentence on where the repeats came from."""
     root = Path(path) if Path(path).is_absolute() or beside is None else beside / path
     found = []
-    if root.is_dir():
+    here = is_folder(root)
+    if here:
         for inner in sorted(root.iterdir()):
             match = REPEATS.fullmatch(inner.name)
             if inner.is_dir() and match and int(match.group(1)) > 0:
                 found.append(_folder(str(inner), int(match.group(1)), regularisation, match.group(2).strip()))
     if found:
         return found, "Each folder with its repeats, which that trainer reads from the folder's name."
-    missing = (
-        "" if root.is_dir() else " It is not on this computer, so the repeats in its folders' names are not known."
-    )
+    missing = "" if here else " It is not on this computer, so the repeats in its folders' names are not known."
     return [_folder(path, 1, regularisation, "")], f"One folder, shown once an epoch.{missing}"
 
 

@@ -131,7 +131,9 @@ def read_schedule(job: Translation, beside: Path | None) -> None:
     if warmup is not None and not own_rate:
         if word == "constant" and warmup > 0:
             job.no_effect("lr_warmup_steps", 'Its schedule "constant" has no warm-up; "constant_with_warmup" would.')
-            job.warnings.append('sd-scripts stops at a warm-up under the schedule "constant"; once it ignored it.')
+            job.warnings.append(
+                'sd-scripts stops at a warm-up under the schedule "constant"; its older versions pass over it.'
+            )
         else:
             job.mapped("lr_warmup_steps", "schedule.warmup", warmup)
     for key, wanted, name in (

@@ -219,3 +219,11 @@ def _document_at(path: Path, parsed: Callable[[Written, Path], Written]) -> Any:
         return None if text is None else parsed(Written(text), path).document
     except PlainError:
         return None
+
+
+def is_folder(path: Path) -> bool:
+    """Is there a folder of this name? Not where no file can have such a name."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False

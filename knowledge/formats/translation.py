@@ -87,6 +87,15 @@ class Translation:
         """The key is taken over as `name` with another value or another meaning, for this reason."""
         self._take("changed", key, name, value, why)
 
+    def inside(self, name: str, value: Any) -> None:
+        """A value that stands inside that of another key, which has a note for all of it."""
+        value = fitted(name, value)
+        problem = refusal(name, value)
+        if problem:
+            self.warnings.append(f"{problem} The default stays.")
+        else:
+            self.values[name] = value
+
     def added(self, key: str, name: str, entries: Mapping[str, Any]) -> None:
         """The key means these entries of the table `name`, which other keys may add to."""
         self.values[name] = {**self.values.get(name, self.implied.get(name, {})), **entries}

@@ -83,3 +83,64 @@ def test_a_file_that_is_not_valid_is_refused(tmp_path):
     result = run(path)
     assert isinstance(result.exception, PlainError)
     assert result.exception.exit_code == 2
+
+
+FOREIGN = """pretrained_model_name_or_path = "elsewhere/base.safetensors"
+train_data_dir = "elsewhere"
+network_module = "networks.lora"
+network_dim = 16
+network_alpha = 8
+network_train_unet_only = true
+learning_rate = 1e-4
+max_train_epochs = 10
+train_batch_size = 2
+resolution = 512
+mixed_precision = "bf16"
+lr_scheduler = "constant"
+lr_warmup_steps = 100
+max_grad_normm = 1.0
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A config of sd-scripts whose pictures and base model are on another computer."""
+    path = tmp_path / "forum.toml"
+    path.write_text(FOREIGN)
+    return path
+
+
+def test_a_foreign_file_is_planned_without_its_pictures_and_its_base_model(foreign):
+    result = run(foreign, "--json", "--images", "20", "--gpu", "RTX 3060")
+    document = json.loads(result.output)
+    # 20 pictures ÷ 2, ten times
+    assert (document["total_steps"], document["imported"]["format"]) == (100, "sd-scripts TOML")
+    assert document["vram"]["likely_bytes"] > 2 * 2**30
+    assert result.exit_code == 3
+    assert "no base model" in document["problem"]
+
+
+def test_a_foreign_file_is_told_key_by_key_where_something_changes_and_what_bites_there(foreign):
+    shown = " ".join(run(foreign, "--images", "20", "--gpu", "RTX 3060").output.split())
+    for said in (
+        "Taken over as it is",
+        "max_grad_normm = 1",
+        'Did you mean "max_grad_norm"?',
+        "sd-scripts stops at a warm-up",
+        "100 steps in 10 epochs",
+        "RTX 3060",
+        "--all",
+    ):
+        assert said in shown, said
+    without = " ".join(run(foreign).output.split())
+    assert "how many there are: --images 20" in without
+
+
+def test_a_foreign_file_that_does_not_go_together_here_still_tells_its_keys(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(FOREIGN + "min_timestep = 900\nmax_timestep = 100\n")
+    shown = run(path)
+    assert shown.exit_code == 3
+    assert "Taken over as it is" in shown.output
+    assert "noise.minimum_timestep" in " ".join(shown.output.split())
+    assert json.loads(run(path, "--json").output)["blocked"]

@@ -5,33 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from foreign import read
+from foreign import AI_TOOLKIT, read
 
 from knowledge.answers import PlainError
 from knowledge.formats.reader import read_foreign
 from knowledge.formats.sd_scripts import ENDLESS
-
-AI_TOOLKIT = """
-job: extension
-config:
-  name: "my_lora v1"
-  process:
-    - type: sd_trainer
-      training_folder: output
-      trigger_word: p3r5on
-      network: {type: lora, linear: 24, linear_alpha: 12}
-      save: {dtype: float16, save_every: 250, max_step_saves_to_keep: 4}
-      datasets:
-        - folder_path: /pics
-          caption_ext: txt
-          caption_dropout_rate: 0.05
-          shuffle_tokens: no
-          resolution: [512, 768]
-          num_repeats: 2
-      train: {batch_size: 2, steps: 900, lr: 1e-4, optimizer: adamw8bit, dtype: bf16, noise_scheduler: ddpm}
-      model: {name_or_path: stabilityai/sdxl, is_xl: true}
-      sample: {sampler: ddim, sample_every: 100, width: 1024, height: 768, prompts: ["[trigger] on a horse"], neg: ""}
-"""
 
 
 def test_ai_toolkit_is_read_with_yamls_traps(tmp_path):

@@ -5,42 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from foreign import outcome, read
+from foreign import BAT, PS1, SH, outcome, read
 
 from knowledge.formats.commands import training_command
 
-BAT = r"""@echo off
-REM train_network.py --network_dim 99
-set "MODEL=C:\My Models\base.safetensors"
-set OUT=D:\out dir
-cd /d %~dp0
-call venv\Scripts\activate.bat
-python tag_images_by_wd14_tagger.py --batch_size 4 "C:\pics"
-accelerate launch --num_cpu_threads_per_process=2 "sdxl_train_network.py" ^
-  --pretrained_model_name_or_path="%MODEL%" --output_dir=%OUT% ^
-  --network_dim=32 --optimizer_args "weight_decay=0.1" "betas=0.9,0.99"
-pause
-"""
-PS1 = r"""
-$rank = @(
-  "--network_dim=8",
-  "--network_alpha=4"
-)
-$model = "D:\x y\m.safetensors" # base
-accelerate launch ".\sd-scripts\train_network.py" `
-  --pretrained_model_name_or_path=$model `
-  --train_data_dir="D:\pics" @rank > log.txt
-"""
-SH = """#!/bin/bash
-ARGS=(
-  --network_dim 8  # rank
-  --network_args "conv_dim=4" "conv_alpha=1"
-)
-export MODEL="/m/base.safetensors"
-cd sd-scripts && accelerate launch train_network.py --pretrained_model_name_or_path "$MODEL" \\
-#  --xformers \\
-  "${ARGS[@]}" --output_name='it"s' 2>&1 | tee --append log.txt
-"""
 NESTED = """bash -lc "accelerate launch sdxl_train_network.py --network_dim 16 --output_name 'my lora'"; echo --done"""
 BARE = "--network_dim 8\n--learning_rate 1e-4\n"
 

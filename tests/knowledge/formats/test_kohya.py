@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from foreign import outcome, read
+from foreign import EASY_TRAINING, outcome, read
 
 from knowledge.answers import PlainError
 
@@ -100,29 +100,6 @@ weight_decay = "0.1"
     config = imported.config
     assert (config.dataset.folders[0].repeats, config.dataset.resolution, config.schedule.batch_size) == (4, 640, 2)
     assert (config.network.rank, config.optimizer.name, config.optimizer.weight_decay) == (12, "prodigy", 0.1)
-
-
-EASY_TRAINING = """
-[[subsets]]
-image_dir = "pics"
-num_repeats = 4
-name = "fox"
-[general_args.args]
-sdxl = true
-max_train_epochs = 8
-[network_args.args]
-network_dim = 16
-[network_args.args.network_args]
-algo = "loha"
-[optimizer_args.args]
-optimizer_type = "AdamW8bit"
-lr_scheduler = "cosine"
-learning_rate = 0.0005
-warmup_ratio = 0.05
-[saving_args.args]
-tag_occurrence = true
-save_toml = true
-"""
 
 
 def test_what_is_special_in_easy_training_scripts_has_its_meaning(tmp_path):

@@ -2,36 +2,7 @@
 
 from __future__ import annotations
 
-from foreign import outcome, read
-
-SECTIONED = """
-loose = 1
-[server]
-allowed_paths = []
-[model]
-models_dir = "./models"
-output_name = "fox"
-train_data_dir = "./data"
-[basic]
-max_resolution = "768,768"
-epoch = 4
-lr_scheduler = "cosine"
-lr_warmup = 10
-optimizer = "AdamW8bit"
-learning_rate = 0.0002
-max_data_loader_n_workers = 1
-save_every_n_steps = 5
-[advanced]
-save_every_n_steps = 0
-noise_offset_type = "Original"
-noise_offset = 0
-[wd14_caption]
-caption_extension = ".wd14"
-max_data_loader_n_workers = 2
-train_data_dir = "elsewhere"
-[metadata]
-author = "me"
-"""
+from foreign import SECTIONED, outcome, read
 
 
 def test_sections_of_the_training_count_and_those_of_other_tools_do_not(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from foreign import outcome, read
+from foreign import OLDER_ONETRAINER, outcome, read
 
 
 def test_onetrainer_is_sparse_over_its_own_defaults(tmp_path):
@@ -35,23 +35,6 @@ def test_onetrainer_is_sparse_over_its_own_defaults(tmp_path):
     assert config.loss.minimum_snr_gamma == 5.0
     assert config.saving.every_epochs == 2
     assert [note.key for note in imported.listed("unknown")] == ["bogus"]
-
-
-OLDER_ONETRAINER = {
-    "training_method": "LORA",
-    "model_type": "STABLE_DIFFUSION_15",
-    "optimizer": "ADAFACTOR",
-    "weight_decay": 0.03,
-    "train_unet": True,
-    "unet_learning_rate": 0.0002,
-    "train_text_encoder": False,
-    "train_text_encoder_epochs": 30,
-    "save_after": 3,
-    "save_after_unit": "EPOCH",
-    "min_snr_gamma": 5,
-    "lora_layer_preset": "attn-mlp",
-    "token_count": 1,
-}
 
 
 def test_settings_of_older_onetrainers_have_their_meaning_under_their_own_names(tmp_path):

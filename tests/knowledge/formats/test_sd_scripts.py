@@ -175,3 +175,12 @@ def test_what_stops_sd_scripts_itself_is_a_warning():
 )
 def test_keys_of_forks_other_models_and_older_versions_are_known(key, value, outcome_):
     assert outcome(options(**{key: value}), key) == outcome_
+
+
+def test_ranks_beyond_reason_mean_whole_matrices_in_lokr():
+    arguments = {"network_module": "lycoris.kohya", "network_args": ["algo=lokr", "conv_dim=100000", "conv_alpha=1"]}
+    config = options(**arguments, network_dim=100000, network_alpha=1).config
+    assert (config.network.rank, config.network.alpha) == (1024, 1024.0)  # LyCORIS leaves whole matrices unscaled
+    assert (config.network.conv_rank, config.network.conv_alpha) == (1024, 1024.0)
+    alike = options(network_module="lycoris.kohya", network_args=["algo=lokr"], network_dim=100000).config
+    assert (alike.network.conv_rank, alike.network.conv_alpha) == (1024, 1024.0)
