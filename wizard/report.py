@@ -89,13 +89,20 @@ def _verdict(ended: Failed | RunFinished | None, events: Sequence[Event]) -> tup
     return f"Not finished yet: {count(len(steps), 'step')} so far.", "pause"
 
 
-COURSE_TONES = {"learns nothing": "bad", "undertrained": "pause", "about right": "good", "overtrained": "pause"}
+COURSE_TONES = {
+    "learns nothing": "bad",
+    "undertrained": "pause",
+    "about right": "good",
+    "overtrained": "pause",
+    "cannot be told": "pause",
+}
 
 
 def _judgement(found: Verdict) -> str:
     """The verdict in words, with the file to take."""
     file = f" Take <code>{escape(found.file.path)}</code>." if found.file else ""
-    return f"<b>{found.course.capitalize()}.</b> {escape(found.text)}{file}"
+    course = f"Its length: {found.course}" if found.course == "cannot be told" else found.course.capitalize()
+    return f"<b>{course}.</b> {escape(found.text)}{file}"
 
 
 def _section(title: str, body: str) -> str:

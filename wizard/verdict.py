@@ -1,4 +1,4 @@
-"""Which file of a run to keep, told by the loss on pictures that it never trained on."""
+"""Which file of a run to keep, told by the loss on pictures that it never trained on, or by what there is instead."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.events import CheckpointSaved, Event, StepFinished, Validated
+from engine.events import CheckpointSaved, Event, RunFinished, StepFinished, Validated
+from wizard.trend import ENOUGH_STEPS, SURE, Sample, welch_t
 from wizard.words import number
 
 WORSE = 0.01
@@ -16,9 +17,9 @@ difference is real; what is smaller than this is too small to be seen in picture
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the held-out loss says of the length of a run, and the file that it recommends, where one was saved."""
+    """What the losses say of the length of a run, and the file that it recommends, where one was saved."""
 
-    course: Literal["learns nothing", "undertrained", "about right", "overtrained"]
+    course: Literal["learns nothing", "undertrained", "about right", "overtrained", "cannot be told"]
     text: str
     file: CheckpointSaved | None = None
 
@@ -33,11 +34,11 @@ def held_out_losses(events: Iterable[Event]) -> dict[int, float]:
 
 
 def judged(events: Sequence[Event]) -> Verdict | None:
-    """What can be said; None when nothing was measured after training began."""
+    """What can be said; None when nothing was measured after training began and the run has not ended."""
     losses = held_out_losses(events)
     trained = {step: loss for step, loss in losses.items() if step}
     if 0 not in losses or len(trained) < 2:
-        return None
+        return _judged_by_its_own_pictures(events)
     base, last = losses[0], max(trained)
     best = min(trained, key=lambda step: trained[step])
     files = [event for event in events if isinstance(event, CheckpointSaved) and event.kind == "network"]
@@ -69,4 +70,37 @@ def judged(events: Sequence[Event]) -> Verdict | None:
         "about right",
         f"Its loss on pictures that it never saw fell and has levelled out ({figures}): the run was about long enough.",
         file,
+    )
+
+
+def _judged_by_its_own_pictures(events: Sequence[Event]) -> Verdict | None:
+    """What the loss of the training itself bears; None before the run has ended, or without a file.
+
+    That loss falls while a subject is learnt and goes on falling while pictures are learnt by heart. So it can tell
+    that learning had not ended, and never that there was too much of it.
+    """
+    files = [event for event in events if isinstance(event, CheckpointSaved) and event.kind == "network"]
+    if not files or not any(isinstance(event, RunFinished) for event in events):
+        return None
+    losses = list({event.step: event.loss for event in events if isinstance(event, StepFinished)}.values())
+    quarter = len(losses) // 4
+    blind = (
+        "No pictures were held out (validation.share), and the loss on the pictures that it learns from falls while it "
+        "learns them by heart too"
+    )
+    look = "its samples show what you asked for and still follow the other words of a prompt"
+    if quarter >= ENOUGH_STEPS // 3:
+        before, last = Sample.of(losses[-2 * quarter : -quarter]), Sample.of(losses[-quarter:])
+        if welch_t(before, last) < -SURE:
+            return Verdict(
+                "undertrained",
+                f"Its loss was still falling in the last quarter, from {number(before.mean)} to {number(last.mean)}, "
+                f"more than chance explains: learning had not ended. {blind}. So train longer only as long as {look}.",
+                files[-1],
+            )
+    return Verdict(
+        "cannot be told",
+        f"{blind}: no number here says whether the run was too long. Begin with the last file, and go back to earlier "
+        f"ones until {look}.",
+        files[-1],
     )

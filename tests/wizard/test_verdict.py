@@ -42,9 +42,29 @@ def test_the_course_is_told_and_the_file_of_the_lowest_loss_recommended(losses, 
     assert (found.file.path if found.file else None) == file
 
 
-def test_without_measurements_there_is_no_verdict():
+def test_before_its_end_a_run_without_measurements_has_no_verdict(story, losses):
     assert judged([event for event in run(0.2, 0.1, 0.1) if not isinstance(event, Validated)]) is None
     assert judged(run(0.2, 0.1)) is None
+    assert judged(story(losses(lambda share: 0.1, 200), finished=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("level", "steps", "course", "words"),
+    [
+        (lambda share: 1 - share, 400, "undertrained", "still falling in the last quarter"),
+        # It fell, and has been level since the middle: learnt well or by heart, the loss is the same.
+        (lambda share: max(0.1, 1 - 2 * share), 400, "cannot be told", "no number here says"),
+        (lambda share: 1 - share, 40, "cannot be told", "no number here says"),  # ten losses are no average
+    ],
+)
+def test_without_held_out_pictures_it_says_what_the_loss_bears_and_no_more(story, losses, level, steps, course, words):
+    found = judged(story(losses(level, steps)))
+    assert found is not None
+    assert found.course == course
+    assert words in found.text
+    assert "No pictures were held out (validation.share)" in found.text
+    assert found.file is not None
+    assert found.file.step == steps
 
 
 def test_a_rise_is_told_once_and_a_fall_by_its_figure():
