@@ -122,13 +122,13 @@ def _no_text_encoder(config: TrainingConfig, hardware: Hardware) -> Changes:
 def _smaller_rank(config: TrainingConfig, hardware: Hardware) -> Changes:
     """Half the rank and half of alpha, so that the network pulls as strongly as before."""
     network = config.network
-    if network.rank < 8 or network.rank_from_start:
+    if network.rank < 8 or network.ranks_in_start:
         return {}
     return {"network.rank": network.rank // 2, "network.alpha": network.alpha * (network.rank // 2) / network.rank}
 
 
 def _plain_lora(config: TrainingConfig, hardware: Hardware) -> Changes:
-    own = config.network.algorithm == "lora" or config.network.rank_from_start
+    own = config.network.algorithm == "lora" or config.network.ranks_in_start
     return {} if own else {"network.algorithm": "lora"}
 
 

@@ -236,7 +236,7 @@ def _network(config: TrainingConfig) -> dict[str, Any]:
         arguments |= arguments_of_blocks(network, config.base_model.family)
     if network.algorithm == "dylora":
         arguments |= {"unit": str(network.dylora_block_size)}
-    there = layers_in_file(network).values() if network.rank_from_start else ()
+    there = layers_in_file(network).values() if network.ranks_in_start else ()
     changed = {
         "rank_dropout": network.rank_dropout,
         "module_dropout": network.module_dropout,

@@ -199,7 +199,7 @@ def create_network(model: BaseModel, settings: NetworkSettings, seed: int) -> Ne
     # Text encoders first, as sd-scripts creates and saves them.
     layers = [layer for part in sorted(parts) for layer in model.adapted_layers(part, settings.adapts_convolutions)]
     network = Network(layers, settings, seed)
-    lacking = sorted(set(parts) - set(network.part_of.values())) if settings.rank_from_start else []
+    lacking = sorted(set(parts) - set(network.part_of.values())) if settings.ranks_in_start else []
     if lacking:
         raise PlainError(
             f"network.rank_from_start is on, but {settings.start_from} has no layers of {' and '.join(lacking)}, which "

@@ -105,7 +105,7 @@ SUSPECTS = (
     ),
     Suspect(
         lambda config, _: (
-            not config.network.rank_from_start and config.network.alpha > STRONG_PULL * config.network.rank
+            not config.network.ranks_in_start and config.network.alpha > STRONG_PULL * config.network.rank
         ),
         lambda config: (
             f"network.alpha ({config.network.alpha:g}) is {config.network.alpha / config.network.rank:,.0f} times "

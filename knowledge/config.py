@@ -237,6 +237,11 @@ class NetworkSettings(Settings):
     rank_from_start: bool = False
 
     @property
+    def ranks_in_start(self) -> bool:
+        """Whether every layer has the rank and alpha of the file that the run starts from."""
+        return self.rank_from_start and bool(self.start_from)
+
+    @property
     def adapts_convolutions(self) -> bool:
         """Whether the 3x3 convolutions are adapted too, at conv_rank and conv_alpha."""
         return self.convolutions or self.algorithm in CONV_ALGORITHMS
@@ -523,7 +528,7 @@ def _network_contradictions(network: NetworkSettings, family: Family) -> Iterato
             f"network.convolutions is true, but {algorithm} adapts no 3x3 convolutions here; {instead}, "
             "or network.convolutions to false."
         )
-    if network.rank_from_start:
+    if network.ranks_in_start:
         yield from _start_contradictions(network)
     wrong = list(blocks.problems(network, family))
     yield from wrong
@@ -551,11 +556,6 @@ def _network_contradictions(network: NetworkSettings, family: Family) -> Iterato
 
 def _start_contradictions(network: NetworkSettings) -> Iterator[str]:
     """Why ranks cannot come from the file that a run starts from."""
-    if not network.start_from:
-        yield (
-            "network.rank_from_start is on, but network.start_from names no file to take ranks from. Name one, or turn "
-            "network.rank_from_start off."
-        )
     if network.algorithm not in RANK_IN_FILE:
         yield (
             f"network.rank_from_start is on, but a file of {network.algorithm} does not tell its ranks here. Turn it "

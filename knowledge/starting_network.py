@@ -34,7 +34,7 @@ def adapted_with(name: str, convolution: bool, network: NetworkSettings) -> Laye
     Raises PlainError when the file cannot be read or holds no such network.
     """
     own = layer_settings(name, convolution, network)
-    if own is None or not network.rank_from_start:
+    if own is None or not network.ranks_in_start:
         return own
     there = layers_in_file(network).get(name)
     return None if there is None else replace(own, rank=there.rank, alpha=there.alpha)
@@ -43,7 +43,7 @@ def adapted_with(name: str, convolution: bool, network: NetworkSettings) -> Laye
 def with_ranks_of_start(network: NetworkSettings) -> NetworkSettings:
     """The settings with the largest ranks of the file that they start from in the place of one for all, for estimates
     that know one rank alone; as they are where no ranks come from a file."""
-    if not network.rank_from_start:
+    if not network.ranks_in_start:
         return network
     layers = layers_in_file(network).values()
     largest = {
@@ -56,7 +56,7 @@ def with_ranks_of_start(network: NetworkSettings) -> NetworkSettings:
 
 def rank_in_words(network: NetworkSettings) -> str:
     """The rank as one says it behind the algorithm: "rank 16", or "the ranks of first.safetensors"."""
-    return f"the ranks of {Path(network.start_from).name}" if network.rank_from_start else f"rank {network.rank}"
+    return f"the ranks of {Path(network.start_from).name}" if network.ranks_in_start else f"rank {network.rank}"
 
 
 def start_problem(network: NetworkSettings) -> str:

@@ -172,7 +172,7 @@ def told(findings: Sequence[Finding], limit: int | None = SHOWN) -> Iterator[Ren
 def rank_and_alpha(network: NetworkSettings) -> str:
     """As one says it: "rank 16 and alpha 8", or "the ranks of first.safetensors", whose alphas come along."""
     words = rank_in_words(network)
-    return words if network.rank_from_start else f"{words} and alpha {network.alpha:g}"
+    return words if network.ranks_in_start else f"{words} and alpha {network.alpha:g}"
 
 
 def summary(situation: Situation) -> RenderableType:

@@ -87,7 +87,6 @@ def test_a_file_that_tells_no_ranks_gets_one_sentence(file, content, algorithm, 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"network.start_from": ""}, "names no file"),
         ({"network.algorithm": "lokr"}, "does not tell its ranks"),
         ({"network.block_ranks": ",".join(["4"] * 25)}, "block_ranks would set them too"),
     ],
