@@ -29,6 +29,7 @@ from knowledge.config import POCKET_MODEL, TrainingConfig, value_of, with_values
 from wizard import views
 from wizard.autopsy import ENGINE_LOG, Machine, death, last_lines
 from wizard.follow import PLAN, Follower, find_run
+from wizard.group import Group, commands_elsewhere, group_of, group_options, launch_command, remember_group
 from wizard.narrator import Sentence
 from wizard.outcome import address
 from wizard.progress import View, choose_view
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 ENGINE = ("-m", "engine")
 """What Python is asked to run as the engine, before the run folder."""
 
+ALONE = Group()
 FOOTER = "Ctrl-C saves and stops; the training can go on later."
 PATIENCE_SECONDS = 5.0
 """How long an engine that has nothing to save may take to leave before it is ended."""
@@ -54,13 +56,28 @@ MAKE_ROOM = click.option(
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Use this value instead of the file's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the raw events, one JSON object a line.")
 @MAKE_ROOM
+@group_options
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def train(answers: Path, assignments: tuple[str, ...], as_json: bool, make_room: bool, debug: bool) -> int:
+def train(
+    answers: Path,
+    assignments: tuple[str, ...],
+    as_json: bool,
+    make_room: bool,
+    processes: int,
+    machines: int,
+    main_address: str,
+    main_port: int | None,
+    debug: bool,
+) -> int:
     """Train from a saved answers file.
 
     Ctrl-C once saves and stops, so that the training can go on later; twice ends it at once.
+
+    With --processes 2 two graphics cards share the work, through `accelerate launch`; with --machines the command for
+    every other computer is shown, all of which must see the run's folder under the same name.
     """
-    return train_file(answers, (*assignments, *room(make_room)), as_json=as_json, debug=debug)
+    group = Group(processes, machines, main_address, main_port or 0)
+    return train_file(answers, (*assignments, *room(make_room)), as_json=as_json, debug=debug, group=group)
 
 
 def room(allowed: bool) -> tuple[str, ...]:
@@ -68,16 +85,26 @@ def room(allowed: bool) -> tuple[str, ...]:
     return ("memory.make_room=true",) if allowed else ()
 
 
-def train_file(answers: Path, assignments: tuple[str, ...] = (), *, as_json: bool = False, debug: bool = False) -> int:
+def train_file(
+    answers: Path,
+    assignments: tuple[str, ...] = (),
+    *,
+    as_json: bool = False,
+    debug: bool = False,
+    group: Group = ALONE,
+) -> int:
     """Show the plan of an answers file and train with it; returns the exit code."""
+    from wizard.hardware import graphics_cards
     from wizard.review import summary, told
 
     config = assigned(read_answers(answers), assignments)
-    situation = situation_of(config)
+    if group != ALONE:
+        group.check(len(graphics_cards()))
+    situation = situation_of(config, group.processes)
     if not as_json:
         plan = views.page(summary(situation), *told(situation.findings, limit=None))
         views.console().print(views.indented(plan), "")
-    return train_situation(situation, as_json=as_json, debug=debug)
+    return train_situation(situation, as_json=as_json, debug=debug, group=group)
 
 
 @click.command(epilog="Example: lora-wizard resume my-lora")
@@ -122,13 +149,16 @@ def assigned(config: TrainingConfig, assignments: tuple[str, ...]) -> TrainingCo
         raise PlainError("\n".join(plain_problems(error)), 2) from None
 
 
-def situation_of(config: TrainingConfig) -> Situation:
-    """The pictures, the plan and the findings of a config. Raises PlainError where there are no pictures."""
+def situation_of(config: TrainingConfig, processes: int = 1) -> Situation:
+    """The pictures, the plan and the findings of a config, which several processes may share.
+
+    Raises PlainError where there are no pictures.
+    """
     from wizard.situation import Workbench
 
     if not config.dataset.folders:
         raise PlainError("dataset.folders names no folder, so there are no pictures to train on. Name at least one.", 2)
-    situation = Workbench(base=config, recommend=False).situation({})
+    situation = Workbench(base=config, recommend=False, processes=processes).situation({})
     if situation.problem:
         raise PlainError(situation.problem)
     return situation
@@ -139,7 +169,7 @@ def train_config(config: TrainingConfig, *, as_json: bool = False, debug: bool =
     return train_situation(situation_of(config), as_json=as_json, debug=debug)
 
 
-def train_situation(situation: Situation, *, as_json: bool = False, debug: bool = False) -> int:
+def train_situation(situation: Situation, *, as_json: bool = False, debug: bool = False, group: Group = ALONE) -> int:
     """Train, unless a finding forbids it (3); returns the exit code."""
     blocking = [finding for finding in situation.findings if finding.severity == "blocks"]
     if blocking:
@@ -154,6 +184,7 @@ def train_situation(situation: Situation, *, as_json: bool = False, debug: bool 
     require_tracker(situation.config.logging.tracker)
     try:
         run = RunFolder.create(anchored(situation.config))
+        remember_group(run, group)
         if situation.plan is not None:
             document = situation.plan.as_dict(situation.findings)
             with whole_file(run.path / PLAN) as file:
@@ -209,9 +240,15 @@ def ready_to_resume(run: RunFolder) -> None:
 def start_engine(run: RunFolder, *, resume: bool = False, threads: int | None = None) -> subprocess.Popen[bytes]:
     """The engine, training in this folder, in a process that the keyboard's Ctrl-C does not reach.
 
-    Whatever it prints goes to engine.log in the run folder. `threads` limits the processor cores that it uses.
+    Whatever it prints goes to engine.log in the run folder. `threads` limits the processor cores that it uses. Where
+    several processes train this run, it is the launcher of those on this machine.
     """
-    command = [sys.executable, *ENGINE, str(run.path), *(["--resume"] if resume else [])]
+    group = group_of(run)
+    command = (
+        [sys.executable, *ENGINE, str(run.path), *(["--resume"] if resume else [])]
+        if group == ALONE
+        else launch_command(run, group, 0, resume=resume)
+    )
     options: dict[str, Any] = (
         {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
         if sys.platform == "win32"
@@ -305,6 +342,7 @@ def attend(run: RunFolder, *, resume: bool = False, as_json: bool = False, debug
         ram_bytes=hardware.ram_bytes,
     )
     before = Machine.now()
+    _show_other_machines(run, resume=resume, as_json=as_json)
     with Interrupts() as interrupts:
         process = start_engine(run, resume=resume)
         with view, _training_goes_on(run, process):
@@ -325,6 +363,18 @@ def attend(run: RunFolder, *, resume: bool = False, as_json: bool = False, debug
         run.change_config(with_values(run.config(), ended.changes))
         return attend(run, resume=True, debug=debug)
     return 0 if isinstance(ended, RunFinished) else 1
+
+
+def _show_other_machines(run: RunFolder, *, resume: bool, as_json: bool) -> None:
+    """What to start elsewhere before the run can begin; beside the events where those are printed."""
+    commands = list(commands_elsewhere(run, group_of(run), resume=resume))
+    if not commands:
+        return
+    words = (
+        f"This run begins as soon as every machine has joined it. {run.path.absolute()} must be the same folder there."
+    )
+    lines = [f"On machine {number}:  {command}" for number, command in enumerate(commands, start=1)]
+    print("\n".join([words, *lines, ""]), file=sys.stderr if as_json else sys.stdout, flush=True)
 
 
 def _allowed(config: TrainingConfig, changes: dict[str, Any], *, as_json: bool) -> bool:

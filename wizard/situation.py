@@ -48,13 +48,14 @@ class Situation:
     problem: str = ""
     absent: str = ""
     settled: Mapping[str, Finding] = field(default_factory=dict)
+    processes: int = 1
 
     @cached_property
     def plan(self) -> Plan | None:
         """What the run would do; None while the pictures are unknown, or something else that it hangs on."""
         if self.dataset is None or self.problem:
             return None
-        return plan(self.config, self.dataset, self.hardware, self.architecture, measurements_here())
+        return plan(self.config, self.dataset, self.hardware, self.architecture, measurements_here(), self.processes)
 
     @cached_property
     def architecture(self) -> Any:
@@ -82,6 +83,7 @@ class Workbench:
 
     base: TrainingConfig = field(default_factory=TrainingConfig)
     recommend: bool = True
+    processes: int = 1
     _scans: dict[Any, DatasetFacts | str] = field(default_factory=dict)
     _situations: dict[Any, Situation] = field(default_factory=dict)
 
@@ -104,7 +106,9 @@ class Workbench:
     def _plain(self, chosen: Mapping[str, Any]) -> Situation:
         dataset, problem = self.pictures(self._dataset_settings(chosen))
         config = self._agreed({}, chosen)
-        return Situation(config, dataset, self.hardware, problem or start_problem(config.network))
+        return Situation(
+            config, dataset, self.hardware, problem or start_problem(config.network), processes=self.processes
+        )
 
     def _advised(self, chosen: Mapping[str, Any]) -> Situation:
         """The situation in which everything that nobody chose is recommended.

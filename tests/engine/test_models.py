@@ -342,3 +342,11 @@ def test_a_vae_is_told_by_its_entrance_and_another_kind_of_latents_is_refused():
     assert not is_vae(Header({"text_model.embeddings.position_embedding.weight": (77, 768)}, {}))
     with pytest.raises(PlainError, match="16 channels"):
         is_vae(Header({"decoder.conv_in.weight": (512, 16, 3, 3)}, {}))
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_every_attention_is_the_fused_one_of_pytorch(tiny_sd15: Path, tiny_sdxl: Path, family: str):
+    folder = {"sd15": tiny_sd15, "sdxl": tiny_sdxl}[family]
+    model = load(BaseModelSettings(path=str(folder), family=family), torch.float32)
+    assert {type(processor).__name__ for processor in model.unet.attn_processors.values()} == {"AttnProcessor2_0"}
+    assert {encoder.config._attn_implementation for encoder in model.text_encoders.values()} == {"sdpa"}

@@ -1,4 +1,4 @@
-"""Several processes on one computer, as torchrun (under `accelerate launch` too) starts them."""
+"""Several processes on one computer, as `accelerate launch` starts them with the arguments that the wizard writes."""
 
 import os
 import shutil
@@ -9,24 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from short_runs import PICTURES, ROOT, Configure, run_to_end, weights
+from short_runs import PICTURES, ROOT, Configure
 
 from engine.events import Failed, PictureSkipped, RunFinished, RunStarted, StepFinished, from_line
 from engine.run_folder import RunFolder
+from wizard.group import ENGINE_MODULE, Group, launch_arguments
 
-# On CPUs `accelerate launch` wants MPI; torch's own launcher, which it uses for GPUs, starts them without.
-LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+LAUNCH = ("-m", "accelerate.commands.launch", *launch_arguments(Group(processes=2), 0, "fp32"))
 
 
-def launched(run: RunFolder, *arguments: str, program: tuple[str, ...] = ("-m", "engine")) -> subprocess.Popen[str]:
+def launched(run: RunFolder, *arguments: str, program: tuple[str, ...] = ENGINE_MODULE) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *LAUNCH, *program, str(run.path), *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
 
 
@@ -36,28 +35,6 @@ def log_of(run: RunFolder) -> str:
 
 def events_of(run: RunFolder, kind: type) -> list[Any]:
     return [event for event in run.events() if isinstance(event, kind)]
-
-
-def test_two_processes_train_the_same_as_one_that_adds_up_two_batches(configure: Configure):
-    changes: dict[str, Any] = {
-        "dataset": {"shuffle_tags": True, "flip": True},
-        "network": {"dropout": 0.2},
-        "optimizer": {"learning_rate": 1e-3},
-    }
-    one, events = run_to_end(configure(**changes, schedule={"epochs": 2, "gradient_accumulation_steps": 2}))
-    two = RunFolder.create(configure(**changes, schedule={"epochs": 2, "gradient_accumulation_steps": 1}))
-    process = launched(two)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output + log_of(two)
-    alone = [event for event in events if isinstance(event, StepFinished)]
-    together = events_of(two, StepFinished)
-    # Sums of gradients are taken in another order; AdamW makes a thousandth of an update (1e-6) of the last bits.
-    for first, second in zip(alone, together, strict=True):
-        assert abs(first.loss - second.loss) < 1e-6
-        assert abs(first.gradient_norm - second.gradient_norm) < 1e-5 * first.gradient_norm
-    for name, tensor in weights(one).items():
-        torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-5, atol=1e-6)
-    assert len(events_of(two, RunFinished)) == 1  # only one of them tells
 
 
 def test_two_processes_stop_together_and_leave_a_state(configure: Configure):
