@@ -43,8 +43,9 @@ def import_(
 ) -> None:
     """Read another trainer's config, or the recipe inside a LoRA file, and say what becomes of every key.
 
-    Understood are sd-scripts (TOML with its dataset file, or a command in a script), kohya_ss (JSON), LoRA Easy
-    Training Scripts (TOML), OneTrainer (JSON), ai-toolkit (YAML) and LoRA files (.safetensors).
+    Understood are sd-scripts (TOML with its dataset file, or a command in a script of any shell), kohya_ss (JSON, and
+    its config.toml), LoRA Easy Training Scripts (TOML), OneTrainer (JSON), ai-toolkit (YAML), commands of diffusers'
+    training scripts, and LoRA files (.safetensors).
     """
     from knowledge.formats.reader import read_foreign
 

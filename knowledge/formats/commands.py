@@ -176,6 +176,7 @@ def options_of(words: list[str], remarks: list[str] | None = None) -> dict[str, 
     """
     known = facts_of("sd_scripts")
     switches = {key for key, value in known["options"].items() if isinstance(value, bool)}
+    switches |= {*facts_of("diffusers")["switches"]}
     options: dict[str, Any] = {}
     remarks = [] if remarks is None else remarks
     current: str | None = None

@@ -7,12 +7,15 @@ from typing import Any
 
 from knowledge.config import TrainingConfig, fields, value_of
 from knowledge.formats.export import Exported, Writing
+from knowledge.formats.sd_scripts import ENDLESS
+from knowledge.optimizer_arguments import all_arguments, unusual_arguments
 
 SCRIPTS = {
     "sd15": "train_text_to_image_lora.py",
     "sd2": "train_text_to_image_lora.py",
     "sdxl": "train_text_to_image_lora_sdxl.py",
 }
+NEVER = 1_000_000_000
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant")
 PRECISIONS = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
@@ -24,6 +27,8 @@ def to_diffusers(config: TrainingConfig, stem: str = "diffusers") -> Exported:
     script = SCRIPTS.get(job.value("base_model.family"), SCRIPTS["sd15"])
     if config.base_model.family not in SCRIPTS:
         job.lose("base_model.family", "It knows no such model.")
+    if config.base_model.family == "sd2":
+        job.lose("base_model.family", "The command does not say it; the script looks at the model itself.")
     job.lose_the_rest("Its script has no such argument.")
     words = [
         f"  --{key}" + ("" if value is True else f"={shlex.quote(str(value))}") for key, value in arguments.items()
@@ -49,9 +54,10 @@ def _arguments(job: Writing) -> dict[str, Any]:
         "mixed_precision": PRECISIONS[job.value("memory.precision")],
         "seed": job.value("seed"),
         "output_dir": f"{job.value('output.folder')}/{job.value('output.name')}",
-        "center_crop": True,
     }
-    if len(folders) > 1 or any(folder.repeats > 1 or folder.regularisation for folder in folders):
+    if not job.value("dataset.random_crop"):
+        arguments["center_crop"] = True
+    if len(folders) > 1 or any(f.repeats > 1 or f.regularisation or f.caption or f.masks for f in folders):
         job.lose(
             "dataset.folders",
             "It reads one folder, without repeats and regularisation, with a metadata file of captions.",
@@ -74,11 +80,23 @@ def _arguments(job: Writing) -> dict[str, Any]:
         arguments["lr_scheduler"] = "cosine"
     if warmup and warmup < 1:
         job.lose("schedule.warmup", "It counts warm-up in steps; a share of the run cannot be said.")
-    else:
-        arguments["lr_warmup_steps"] = int(warmup)
+    arguments["lr_warmup_steps"] = 0 if warmup < 1 else int(warmup)
+    betas, epsilon = (all_arguments(name, job.value("optimizer.arguments")).get(key) for key in ("betas", "eps"))
+    if name in ("adamw", "adamw8bit") and isinstance(betas, tuple):
+        arguments |= {"adam_beta1": betas[0], "adam_beta2": betas[1], "adam_epsilon": epsilon}
+    if set(unusual_arguments(name, config.optimizer.arguments)) - {"betas", "eps"} or (
+        config.optimizer.arguments and name not in ("adamw", "adamw8bit")
+    ):
+        job.lose("optimizer.arguments", "It takes AdamW's betas and epsilon alone.")
     limit = job.value("schedule.maximum_steps")
     arguments |= {"max_train_steps": limit} if limit else {"num_train_epochs": job.value("schedule.epochs")}
+    if limit and job.value("schedule.epochs") < ENDLESS:
+        job.lose("schedule.epochs", "It cannot hold both: only the step limit is written, and it ends the run.")
     job.done.add("schedule.epochs")
+    if scheduler == "cosine_with_restarts" and job.value("schedule.cycles") > 1:
+        job.lose("schedule.cycles", "Its script falls once.")
+    if scheduler == "polynomial" and job.value("schedule.power") != 1:
+        job.lose("schedule.power", "Its script falls in a straight line.")
     for ours, theirs in (("loss.minimum_snr_gamma", "snr_gamma"), ("noise.offset", "noise_offset")):
         if job.value(ours):
             arguments[theirs] = value_of(config, ours)
@@ -92,17 +110,41 @@ def _arguments(job: Writing) -> dict[str, Any]:
             job.lose("network.train_text_encoder", "It trains the UNet alone.")
     if job.value("base_model.prediction_type") == "v_prediction":
         arguments["prediction_type"] = "v_prediction"
-    prompts = job.value("sampling.prompts")
-    job.done |= {name for name in fields() if name.startswith("sampling.")}
+    vae = job.value("base_model.vae")
+    if vae and config.base_model.family == "sdxl":
+        arguments["pretrained_vae_model_name_or_path"] = vae
+    elif vae:
+        job.lose("base_model.vae", "Its script takes the VAE of the model.")
+    tracker = job.value("logging.tracker")
+    if tracker != "none":
+        arguments["report_to"] = tracker
+    _samples_and_files(job, arguments)
+    return arguments
+
+
+def _samples_and_files(job: Writing, arguments: dict[str, Any]) -> None:
+    prompts, every = job.value("sampling.prompts"), job.value("sampling.every_epochs")
     if prompts:
         arguments["validation_prompt"] = prompts[0]
-    if job.value("saving.every_steps"):
-        arguments["checkpointing_steps"] = config.saving.every_steps
-    job.done |= {
-        "memory.cache_latents",
-        "memory.cache_location",
-        "dataset.buckets",
-        "dataset.bucket_step",
-        "saving.precision",
-    }
-    return arguments
+        arguments["validation_epochs"] = every or 1
+    if len(prompts) > 1:
+        job.lose("sampling.prompts", "It draws one prompt, the first.")
+    if every is None:
+        job.lose("sampling.every_epochs", "It draws after every epoch unless told otherwise.")
+    if job.config.sampling.at_start:
+        job.lose("sampling.at_start", "It draws nothing before the first step.")
+    steps = job.value("saving.every_steps")
+    arguments["checkpointing_steps"] = steps or NEVER
+    if steps is None:
+        job.lose("saving.every_steps", f"It saves every so many steps; {NEVER:,} stands for never.")
+    if job.value("saving.every_epochs") is not None:
+        job.lose("saving.every_epochs", "It saves by steps alone.")
+    keep = job.value("saving.keep_last")
+    if keep is not None:
+        arguments["checkpoints_total_limit"] = keep
+    if job.value("saving.precision") != "fp32":
+        job.lose("saving.precision", "It writes fp32.")
+    if job.value("dataset.buckets"):
+        job.lose("dataset.buckets", "It has no buckets: every picture is cut to a square.")
+    if job.value("memory.cache_latents"):
+        job.lose("memory.cache_latents", "It encodes every picture anew each time, with the same result.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from knowledge.config import fields
+from knowledge.formats import diffusers_scripts
 from knowledge.formats.commands import training_command
 from knowledge.formats.kohya_network import DIALECT
 from knowledge.formats.sd_scripts import translate
@@ -107,6 +108,11 @@ def read_command_line(text: str, path: Path) -> Imported:
     Where it names an options file with --config_file, the options of the command stand above those of the file.
     """
     command = training_command(text, path)
+    if command.script in diffusers_scripts.SCRIPTS:
+        imported = diffusers_scripts.read_script(command.options, command.script)
+        launched = [_of_the_launcher(key, value, command.options) for key, value in command.launcher.items()]
+        notes, warnings = (*imported.notes, *launched), (*command.remarks, *imported.warnings)
+        return _with(imported, notes=notes, warnings=warnings)
     options, own = _with_config_file(command.options, path.parent)
     imported = read_options(options, "sd-scripts command line", path.parent, family=command.family)
     notes = tuple(note for note in imported.notes if note.key != "config_file")

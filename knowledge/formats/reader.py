@@ -15,7 +15,7 @@ from knowledge.formats.translation import Imported
 from knowledge.formats.vocabulary import facts_of
 
 COMMANDS = {".sh", ".bash", ".bat", ".cmd", ".ps1", ".txt"}
-KNOWN = "Known are sd-scripts, kohya_ss, LoRA Easy Training Scripts, OneTrainer and ai-toolkit."
+KNOWN = "Known are sd-scripts, kohya_ss, LoRA Easy Training Scripts, OneTrainer, ai-toolkit and diffusers' scripts."
 
 
 def is_foreign(path: Path | str) -> bool:
