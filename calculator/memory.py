@@ -23,7 +23,7 @@ from calculator.step_cost import (
     traced_networks,
 )
 from knowledge.architectures import Architecture, Layer
-from knowledge.config import NetworkSettings, OptimizerName, TrainingConfig, with_values
+from knowledge.config import SCHEDULE_FREE, NetworkSettings, OptimizerName, TrainingConfig, with_values
 from knowledge.facts import Hardware
 from knowledge.optimizer_arguments import Argument, all_arguments
 
@@ -129,6 +129,13 @@ def average_bytes(architecture: Architecture, config: TrainingConfig) -> int:
     if config.ema.decay is None:
         return 0
     return 4 * sum(layer.trainable for layer in network_layers(architecture, config.network))
+
+
+def set_aside_bytes(architecture: Architecture, config: TrainingConfig) -> int:
+    """The weights that a schedule-free optimizer goes on learning with, kept while others stand in their place."""
+    if config.optimizer.name not in SCHEDULE_FREE:
+        return 0
+    return trained_size(config) * sum(layer.trainable for layer in network_layers(architecture, config.network))
 
 
 # -- the estimate --------------------------------------------------------------------------------------------------
@@ -325,7 +332,7 @@ def _sampling(config: TrainingConfig, architecture: Architecture) -> dict[str, i
             "network": trained_size(config)
             * sum(layer.trainable for layer in network_layers(architecture, config.network)),
             "optimizer": optimizer_bytes(architecture, config),
-            "averaged weights": average_bytes(architecture, config),
+            "averaged weights": average_bytes(architecture, config) + set_aside_bytes(architecture, config),
             "picture": round(phase_bytes(architecture.family, half, name, area))
             + (made_whole if name == "denoise" else 0),
         }
@@ -341,7 +348,7 @@ def _saving(config: TrainingConfig, architecture: Architecture) -> dict[str, int
         "base model": _weights(config, architecture, _resident(config, architecture)),
         "network": trained_size(config) * trainable,
         "optimizer": optimizer_bytes(architecture, config),
-        "averaged weights": average_bytes(architecture, config),
+        "averaged weights": average_bytes(architecture, config) + set_aside_bytes(architecture, config),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 EXPLODED = 3.0
@@ -62,21 +62,30 @@ class LossWatch:
         self._past = Running()
 
     def check(self, loss: float, gradient_norm: float, *, norm_may_overflow: bool = False) -> None:
-        """Take in one update's mean loss and gradient norm. Raises NotANumberError or ExplodedError.
+        """Judge one update's mean loss and gradient norm before it is made. Raises NotANumberError or ExplodedError.
 
         With `norm_may_overflow` (fp16: the scaler then skips the update and scales less) only the loss must be finite.
         """
         if not math.isfinite(loss) or not (norm_may_overflow or math.isfinite(gradient_norm)):
             raise NotANumberError(loss, gradient_norm)
-        if len(self._recent) == WINDOW:
-            self._past.add(self._recent[0])
-        self._recent.append(loss)
-        if self._past.size < 2 * WINDOW:
+        losses, past = self._with(loss)
+        if past.size < 2 * WINDOW:
             return
-        recent, before = sum(self._recent) / WINDOW, self._past.mean
-        by_chance = self._past.deviation / math.sqrt(WINDOW)
+        recent, before = sum(losses) / WINDOW, past.mean
+        by_chance = past.deviation / math.sqrt(WINDOW)
         if recent > EXPLODED * before and recent > before + BEYOND_CHANCE * by_chance:
             raise ExplodedError(recent, before)
+
+    def take_in(self, loss: float) -> None:
+        """Remember the loss of an update that was made; one that was not is computed again, and counts once."""
+        self._recent, self._past = self._with(loss)
+
+    def _with(self, loss: float) -> tuple[deque[float], Running]:
+        """What would be remembered after this loss."""
+        past = replace(self._past)
+        if len(self._recent) == WINDOW:
+            past.add(self._recent[0])
+        return deque([*self._recent, loss], maxlen=WINDOW), past
 
     def state_dict(self) -> dict[str, Any]:
         return {"recent": list(self._recent), "past": [self._past.size, self._past.mean, self._past.squares]}

@@ -217,6 +217,7 @@ def train(
                 if config.network.maximum_norm is not None:
                     limit_norms(network, config.network.maximum_norm)
             step += 1
+            bench.watch.take_in(loss_value)
             if average is not None:
                 average.take_in(step)
             yield StepFinished(

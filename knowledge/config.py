@@ -140,6 +140,9 @@ CAPTION_CHANGES = (
 )
 """Settings of dataset that give a picture another caption each time it is shown."""
 
+SCHEDULE_FREE: frozenset[str] = frozenset({"prodigy_plus_schedule_free", "schedule_free_adamw"})
+"""Optimizers that learn with other weights than those that are saved and drawn with, and swap them for that while."""
+
 PACED_BY_ALL_WEIGHTS: frozenset[str] = frozenset({"prodigy", "prodigy_plus_schedule_free", "dadapt_adam"})
 """Optimizers that reckon one pace from all weights together, so that no weight can be updated before all are known."""
 

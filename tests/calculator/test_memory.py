@@ -9,11 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calculator import step_cost
-from calculator.memory import STATE_BYTES, estimate_memory, optimizer_bytes, step_bytes, untraced_bytes
+from calculator.memory import (
+    STATE_BYTES,
+    estimate_memory,
+    optimizer_bytes,
+    set_aside_bytes,
+    step_bytes,
+    untraced_bytes,
+)
 from calculator.network_size import network_layers
 from calculator.step_cost import DATA, RANKLESS, Course, Sizes, activation_bytes, course_of, sizes_of, work
 from knowledge.architectures import architecture, read_architecture
-from knowledge.config import CONVOLUTIONS_TOO, Algorithm, BaseModelSettings, TrainingConfig, with_values
+from knowledge.config import CONVOLUTIONS_TOO, Algorithm, BaseModelSettings, OptimizerName, TrainingConfig, with_values
 from knowledge.facts import Hardware
 from knowledge.optimizer_arguments import all_arguments
 
@@ -357,3 +364,22 @@ def test_every_combination_has_a_figure(family, algorithm):
             assert 0 < found.low_bytes <= found.likely_bytes <= found.high_bytes
             assert sum(found.parts.values()) == found.likely_bytes
             assert network_layers(architecture(family), config.network)
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_what_an_optimizer_swaps_for_samples_and_files_is_counted_where_it_swaps(name):
+    """The engine sets the weights aside for every optimizer that has other ones to draw and save with."""
+    import torch
+
+    from engine.optimizers import create_optimizer
+
+    config = config_of(optimizer__name=name, sampling__prompts=["a cat"])
+    weight = torch.nn.Parameter(torch.zeros(4, 4))
+    swaps = hasattr(create_optimizer({"unet": [weight]}, config.optimizer, config.schedule), "eval")
+    known = architecture("pocket")
+    aside = 4 * sum(layer.trainable for layer in network_layers(known, config.network)) if swaps else 0
+    assert set_aside_bytes(known, config) == aside
+    phases = estimate_memory(config, known, {(64, 64): 2}, CPU).phases
+    for phase in ("sampling", "saving"):
+        assert phases[phase].get("averaged weights", 0) == aside
+    assert "averaged weights" not in phases["training"]

@@ -20,6 +20,7 @@ def watched(losses: list[float], watch: LossWatch | None = None) -> int:
             watch.check(loss, 1.0)
         except ExplodedError:
             return number
+        watch.take_in(loss)
     return len(losses)
 
 
@@ -46,8 +47,17 @@ def test_a_gradient_may_overflow_under_fp16_and_a_loss_may_not():
 def test_a_watch_that_was_put_away_notices_the_same():
     losses = noisy(0.1, 200, 5) + noisy(1.5, 200, 6)
     first = LossWatch()
-    for loss in losses[:150]:
-        first.check(loss, 1.0)
+    assert watched(losses[:150], first) == 150
     resumed = LossWatch()
     resumed.load_state_dict(first.state_dict())
     assert 150 + watched(losses[150:], resumed) == watched(losses)
+
+
+def test_an_update_that_was_not_made_is_not_remembered():
+    watch = LossWatch()
+    assert watched(noisy(0.1, 100, 5), watch) == 100
+    before = watch.state_dict()
+    watch.check(0.2, 1.0)
+    assert watch.state_dict() == before
+    watch.take_in(0.2)
+    assert watch.state_dict()["recent"][-1] == 0.2

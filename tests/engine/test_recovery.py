@@ -165,7 +165,7 @@ def memory_ends_in_step(monkeypatch: pytest.MonkeyPatch, at: int, *, after_some:
 def test_memory_that_ends_in_the_optimizer_costs_no_step(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, at: int
 ):
-    config = configure(schedule={"epochs": 3})
+    config = configure(schedule={"epochs": 3}, saving={"state_every_epochs": 3})
     straight, _ = run_to_end(config)
     memory_ends_in_step(monkeypatch, at)
     run = RunFolder.create(config)
@@ -176,6 +176,8 @@ def test_memory_that_ends_in_the_optimizer_costs_no_step(
     assert [state.name for state in run.states()] == ([f"step-{at - 1:06d}"] if at > 1 else [])
     assert of_kind(told(run, resume=True), StepFinished)[0].step == at
     assert same(weights(run), weights(straight))
+    watched = [torch.load(one.states()[0] / "state.pt")["remembering"]["loss watch"] for one in (run, straight)]
+    assert watched[0] == watched[1]  # the loss of the update that was computed twice counts once
 
 
 def test_a_run_makes_room_for_the_optimizers_memory_and_goes_on(configure: Configure, monkeypatch: pytest.MonkeyPatch):
