@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from knowledge import library
 from knowledge.config import TrainingConfig, fields, with_values
 from knowledge.expressions import UnknownFactError, evaluate, fill, names_in
+from knowledge.optimizer_arguments import argument_problems
 from knowledge.parameters import Evidence, as_field_type, lookup_for
 
 Severity = Literal["blocks", "high", "warning", "note"]
@@ -71,12 +72,25 @@ def _finding(rule: Rule, facts: Mapping[str, Any]) -> Finding | None:
         return None
     try:
         fix = {name: as_field_type(name, evaluate(value, lookup)) for name, value in rule.fix.items()}
+        fix |= _arguments_after(fix, facts)
     except UnknownFactError:
         fix = {}
-    if all(name in facts and facts[name] == value for name, value in fix.items()):
-        fix = {}  # already as it would be made: nothing is left to offer
+    # What is already as it would be made is no part of it; where that is all of it, nothing is left to offer.
+    fix = {name: value for name, value in fix.items() if name not in facts or facts[name] != value}
     named = dict.fromkeys([*rule.fix, *rule.parameters, *(name for name in names_in(rule.when) if name in fields())])
     return Finding(rule.id, rule.severity, message, tuple(named), fix)
+
+
+def _arguments_after(fix: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What must go along with another optimizer: the arguments given to the one before that it takes too."""
+    optimizer, given = fix.get("optimizer.name"), facts.get("optimizer.arguments")
+    if not optimizer or not given:
+        return {}
+    return {
+        "optimizer.arguments": {
+            name: value for name, value in given.items() if not any(argument_problems(optimizer, {name: value}))
+        }
+    }
 
 
 def apply_fix(config: TrainingConfig, finding: Finding) -> TrainingConfig:

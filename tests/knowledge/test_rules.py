@@ -240,6 +240,43 @@ def test_the_pocket_models_family_can_be_set_whatever_was_set_for_sdxl_alone():
     assert (fixed.base_model.family, fixed.network.block_rates) == ("pocket", "")
 
 
+def test_another_optimizer_comes_without_arguments_that_it_does_not_take():
+    config_ = with_values(
+        TrainingConfig(), {"optimizer.name": "sgd", "optimizer.arguments": {"momentum": 0.0, "nesterov": False}}
+    )
+    (finding,) = [finding for finding in check(facts(config_)) if finding.rule == "plain-gradient-descent"]
+    fixed = apply_fix(config_, finding)
+    assert (fixed.optimizer.name, fixed.optimizer.arguments) == ("adamw", {})
+    paged = with_values(
+        TrainingConfig(), {"optimizer.name": "adamw8bit", "optimizer.arguments": {"eps": 1e-6, "min_8bit_size": 64}}
+    )
+    (finding,) = [
+        finding for finding in check(facts(paged, hardware=Hardware("CPU"))) if finding.rule == "eight-bit-on-a-cpu"
+    ]
+    assert apply_fix(paged, finding).optimizer.arguments == {"eps": 1e-6}
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(1, 1), (2, 2), (20, 16)])
+def test_too_few_updates_and_pictures_seen_too_often_do_not_undo_each_other(images, batch_size):
+    from calculator.plan import plan
+
+    config_ = with_values(
+        TrainingConfig(),
+        {"base_model.family": "sd15", "base_model.path": "x.safetensors", "schedule.batch_size": batch_size},
+    )
+    dataset, hardware = DatasetFacts((_folder(images, 1, "a cat", 640),)), Hardware("CPU")
+    taken: list[str] = []
+    while offered := [
+        finding
+        for finding in check(facts(config_, dataset, hardware, plan(config_, dataset, hardware).facts()))
+        if finding.rule in ("few-updates", "few-updates-of-many-pictures", "pictures-seen-too-often") and finding.fix
+    ]:
+        taken.append(offered[0].rule)
+        assert len(taken) < 6, taken
+        config_ = apply_fix(config_, offered[0])
+    assert "few-updates" in taken
+
+
 def test_a_fix_that_is_made_already_is_not_offered_again():
     known = facts(with_values(TrainingConfig(), {"saving.keep_last": 3}))
     full = known | {"plan.disk_bytes": 2**40, "plan.saved_files": 3, "hardware.disk_free_bytes": 2**30}
