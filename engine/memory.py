@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from collections.abc import Callable
+from functools import cache
+
 import psutil
 import torch
 
 
 def leave(*parts: torch.nn.Module, for_good: bool = False) -> None:
-    """Bring parts back to the CPU, or out of memory for good, and their room on the GPU back to everybody."""
+    """Bring parts back to the CPU, or out of memory for good, and their room back to everybody."""
     for part in parts:
         part.to("meta" if for_good else "cpu")
+    give_back()
+
+
+def give_back() -> None:
+    """Return to the system what was freed: both CUDA's allocator and glibc's keep it for what may come.
+
+    Without this SD 1.5's text encoder and VAE still took 0.7 of their 0.8 GB after they had left.
+    """
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's function, where it is glibc that allocates."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def device_name(device: torch.device) -> str:
@@ -37,7 +59,5 @@ def _resident_peak() -> int:
         import resource
     except ImportError:  # Windows, which counts in peak_wset
         return 0
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # KiB, except on macOS

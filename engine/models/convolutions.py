@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.models.linear import product
+
 MANY_WEIGHTS = 4 * 2**20
 """From here on the weights are too many for the caches: oneDNN rearranges them all in every call."""
 FEW_PIXELS = {torch.float32: 256, torch.bfloat16: 64}
@@ -30,10 +32,10 @@ class FrozenConvolution(nn.Conv2d):
         if device == "cpu" and outputs is not None and weight.dtype == dtype:
             pixels = len(input) * outputs[0] * outputs[1]
             if weight.numel() > MANY_WEIGHTS and pixels <= FEW_PIXELS.get(dtype, 0):
-                product: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+                few: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
                     input.to(dtype), weight, bias, self.stride, self.padding, outputs
                 )
-                return product
+                return few
         settings = (self.stride, self.padding, self.dilation, self.groups)
         kept_nothing: Tensor = _Convolution.apply(input, weight, bias, *settings)  # type: ignore[no-untyped-call]
         return kept_nothing
@@ -99,16 +101,19 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         ctx.weight, ctx.shape, ctx.stride, ctx.padding = weight, x.shape, stride, padding
         columns = F.unfold(x, weight.shape[2:], padding=padding, stride=stride)
-        product = weight.flatten(1) @ columns.transpose(0, 1).flatten(1)
+        columns = columns.transpose(0, 1).flatten(1)
+        result = product(weight.flatten(1), columns.t())
         if bias is not None:
-            product += bias.to(product.dtype)[:, None]
-        return product.view(-1, len(x), *out).transpose(0, 1).contiguous()
+            result += bias.to(result.dtype)[:, None]
+        return result.view(-1, len(x), *out).transpose(0, 1).contiguous()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), weight = gradients, ctx.weight
-        columns = weight.flatten(1).t() @ gradient.flatten(2).transpose(0, 1).flatten(1)
-        columns = columns.view(len(columns), len(gradient), -1).transpose(0, 1)
+        gradient = gradient.flatten(2)
+        # [pixels, channels x neighbours], which oneDNN computes faster than the other way round
+        columns = product(gradient.transpose(1, 2).flatten(0, 1), weight.flatten(1).t())
+        columns = columns.view(len(gradient), -1, columns.shape[1]).transpose(1, 2)
         back = F.fold(columns, ctx.shape[2:], weight.shape[2:], padding=ctx.padding, stride=ctx.stride)
         return back, None, None, None, None, None
 

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.models.convolutions import freeze_convolutions, order
+from engine.models.linear import quicken_linear_layers
 
 
 def keep_less(unet: nn.Module) -> None:
     """Let the layers of a frozen UNet keep only what their backward pass cannot cheaply compute again."""
     freeze_convolutions(unet)
+    quicken_linear_layers(unet)
     for module in unet.modules():
         if type(module) is ResnetBlock2D and _is_plain(module):
             module.__class__ = LeanResnetBlock

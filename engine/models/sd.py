@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from engine import diffusion, samplers
 from engine.loss import weighted_loss_per_image
+from engine.memory import give_back
 from engine.models.checkpointing import checkpoint_unet
 from engine.models.weights import weighted_ids
 from engine.timesteps import draw_timesteps
@@ -112,6 +113,7 @@ class StableDiffusion:
             if not any(part is left for left in but):
                 part.to(device)
         self.alphas_cumprod, self.snr = self.alphas_cumprod.to(device), self.snr.to(device)
+        give_back()
 
     def enable_gradient_checkpointing(self) -> None:
         """Compute activations a second time in the backward pass instead of keeping them."""
