@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ KINDS: dict[Kind, str] = {
     "remains": "half-written files of runs that were cut off",
     "drafts": "the answers kept for the next start of the guided path",
 }
+
+
+ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors")
+STATE = "state.pt"
 
 
 @dataclass(frozen=True)
@@ -62,30 +67,39 @@ def removable(runs: Path, drafts: Iterable[Path] = ()) -> Found:
 
 
 def _cache(folder: Path) -> Iterator[Removable]:
-    """The cache's own files: two hexadecimal digits, then KEY.safetensors; whatever else lies there is not ours."""
+    """The cache's own files: two digits of a digest, then all of it; whatever else lies there is not ours."""
     if folder.is_symlink() or not folder.is_dir():
         return
     files = tuple(
         file
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and not file.is_symlink() and (_is_entry(file) or file.name.endswith(".partial"))
+        if file.is_file() and not file.is_symlink() and (_is_entry(file) or _is_remain(file))
     )
     if files:
         yield Removable("caches", str(folder), "made again by the next run on these pictures", files, _bytes(files))
 
 
 def _is_entry(file: Path) -> bool:
-    return file.suffix == ".safetensors" and file.parent.name == file.stem[:2] and len(file.parent.name) == 2
+    return file.parent.name == file.name[:2] and ENTRY.fullmatch(file.name) is not None
+
+
+def _is_state(folder: Path) -> bool:
+    """Does it hold what a state holds and nothing that somebody put there?"""
+    return folder.is_dir() and all(path.name == STATE for path in folder.rglob("*"))
 
 
 def _states(run: RunFolder) -> Iterator[Removable]:
-    states = [state for state in run.states() if not state.is_symlink()]
+    states = run.states()
     ends = [event for event in run.events() if isinstance(event, RunStarted | RunFinished | Failed)]
     complete = bool(ends) and isinstance(ends[-1], RunFinished) and ends[-1].reason == "completed"
-    old = tuple(states if complete else states[1:])
+    old = tuple(state for state in states[0 if complete else 1 :] if not state.is_symlink() and _is_state(state))
     if old:
         why = "the run is finished" if complete else "a newer one is there to go on from"
         yield Removable("states", f"{run.name}/state", why, old, _bytes(old))
+
+
+def _is_remain(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith((".partial", ".part", ".replaced", ".removed"))
 
 
 def _remains(run: RunFolder) -> Iterator[Removable]:
@@ -95,7 +109,7 @@ def _remains(run: RunFolder) -> Iterator[Removable]:
         for place in places
         if place.is_dir()
         for path in sorted(place.glob(".*"))
-        if path.name.endswith((".partial", ".part", ".replaced")) and not path.is_symlink()
+        if _is_remain(path) and not path.is_symlink() and (path.is_file() or _is_state(path))
     )
     if cut:
         yield Removable("remains", run.name, "left behind by a run that was cut off", cut, _bytes(cut))

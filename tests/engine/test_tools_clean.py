@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 
@@ -82,6 +83,53 @@ def test_cleaning_takes_the_cache_and_leaves_everything_that_was_made(tmp_path):
     }
     assert freed == found.bytes > 4000
     assert ("ab" * 32) not in store
+
+
+TREASURES = (
+    "holiday.png", "face.JPG", "face.txt", "my.safetensors", "my-lora.safetensors", "report.html", ".secret.webp",
+    "step-000010.png", "ab.safetensors", "answers.toml", "state.pt.png", "picture.partial.png", "x.part.jpeg",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_lies_wherever_cleaning_takes_only_what_a_run_can_do_without(seed, tmp_path):
+    """Pictures, captions and finished files at random places, those of caches and states too, and links to them."""
+    chance = random.Random(seed)
+    runs = tmp_path / "runs"
+    for name in ("fox", "owl", "my")[: chance.randrange(1, 4)]:
+        run = make_run(runs, name, finished=chance.random() < 0.5, resumed=chance.random() < 0.3)
+        for left in (".step-000030.partial", ".step-000005.removed", ".step-000020.replaced"):
+            if chance.random() < 0.4:
+                (run.state / left).mkdir()
+                (run.state / left / "state.pt").write_bytes(b"half")
+    store = DiskStore(runs / ".cache" / "latents")
+    for digit in chance.sample("abcdef0123", 3):
+        store.write(digit * 64, {"x": torch.zeros(10)})
+    ours = {path for path in runs.rglob("*") if path.is_file()}
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "state.pt").write_bytes(b"of another program")
+    folders = [runs, tmp_path / "elsewhere", *(path for path in runs.rglob("*") if path.is_dir())]
+    treasures = set()
+    for name in chance.choices(TREASURES, k=15):
+        folder = chance.choice(folders)
+        if chance.random() < 0.3:
+            folder = folder / chance.choice(("my", "ab", "10_fox", "step-000010"))
+            folder.mkdir(exist_ok=True)
+        treasure = folder / name
+        if treasure not in ours:
+            treasure.write_bytes(b"cannot be made again")
+            treasures.add(treasure)
+    link = chance.choice(folders) / "step-000001"
+    link.symlink_to(tmp_path / "elsewhere")
+    remove(removable(runs).removable)
+    assert [path for path in treasures if not path.exists()] == []
+    assert (tmp_path / "elsewhere" / "state.pt").exists()
+    assert link.is_symlink()
+    gone = {path for path in ours if not path.exists()}
+    assert {path for path in gone if path.name != "state.pt" and ".cache" not in path.parts} == set()
+    for run in (RunFolder(path.parent) for path in runs.glob("*/config.toml")):
+        assert (run.checkpoints / f"{run.name}.safetensors").read_bytes() == b"finished"
+        assert (run.samples / "step-000010_00.png").exists()
 
 
 def test_a_run_in_training_and_the_cache_it_uses_are_left_alone(tmp_path):
