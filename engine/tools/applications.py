@@ -110,6 +110,8 @@ def _diffusers(module: str, adapter: Adapter, family: str) -> tuple[bool, str]:
     if adapter.algorithm not in BASIC or "mid" in adapter:
         kind = "LoRA with Tucker decomposition" if "mid" in adapter else NAMES[adapter.algorithm]
         return False, f"cannot load {kind}"
+    if "bias" in adapter and _kohya_named(module):
+        return False, "cannot load changes of biases"
     if adapter.decomposed and _kohya_named(module):
         return True, "drops DoRA's magnitudes with no more than a log line"
     return True, ""
