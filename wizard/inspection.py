@@ -207,7 +207,7 @@ def strength_chart(report: Report, path: Path) -> None:
     from matplotlib.figure import Figure
 
     from engine.sheet import ACCENT, HAIR, INK, QUIET
-    from engine.tools.files import atomic
+    from engine.tools.writing import atomic
     from wizard.charts import CHART_DPI, CHART_INCHES
 
     figure = Figure(figsize=CHART_INCHES, dpi=CHART_DPI, layout="constrained")

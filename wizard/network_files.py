@@ -94,9 +94,11 @@ def resize(
     """
     may_write_network(output, overwrite)
     from engine.tools.adapters import adapters
-    from engine.tools.files import PRECISIONS, open_tensors, save_tensors
+    from engine.tools.files import open_tensors
+    from engine.tools.headers import PRECISIONS
     from engine.tools.inspect import family_of
     from engine.tools.resize import resize as resized
+    from engine.tools.writing import save_tensors
 
     keep = keep_from(rank, values, norm, ranks)
     tensors = open_tensors(file)
@@ -151,9 +153,11 @@ def convert(
     from engine.tools.adapters import adapters, is_network
     from engine.tools.convert import convert as converted
     from engine.tools.convert import copied
-    from engine.tools.files import PRECISIONS, LoadedTensors, open_tensors, save_tensors
+    from engine.tools.files import LoadedTensors, open_tensors
+    from engine.tools.headers import PRECISIONS
     from engine.tools.inspect import family_of
     from engine.tools.merge import Weighted, combine
+    from engine.tools.writing import save_tensors
 
     tensors = open_tensors(file)
     dtype = PRECISIONS.get(precision or "")
@@ -254,9 +258,11 @@ def merge(
             )
     from engine.tools.adapters import adapters
     from engine.tools.checkpoints import Checkpoint
-    from engine.tools.files import PRECISIONS, open_tensors, save_tensors
+    from engine.tools.files import open_tensors
+    from engine.tools.headers import PRECISIONS
     from engine.tools.inspect import family_of
     from engine.tools.merge import Weighted, combine, merge_into
+    from engine.tools.writing import save_tensors
 
     opened = [open_tensors(file) for file in files]
     found = [adapters(tensors) for tensors in opened]
@@ -326,8 +332,9 @@ def extract(
     """
     may_write_network(output, overwrite)
     from engine.tools.checkpoints import Checkpoint
-    from engine.tools.files import PRECISIONS, save_tensors
+    from engine.tools.headers import PRECISIONS
     from engine.tools.merge import extract as extracted
+    from engine.tools.writing import save_tensors
 
     keep = keep_from(rank, values, norm, ranks)
     first, second = Checkpoint(base), Checkpoint(tuned)

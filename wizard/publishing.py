@@ -185,7 +185,7 @@ def _source(run_or_file: str, folder: str, all_files: bool) -> tuple[RunFolder |
     """The run, where one is named, the network files with the newest first, and the config they were made with."""
     path = Path(run_or_file).expanduser()
     if path.suffix == ".safetensors" or os.path.isfile(path):  # noqa: PTH113  (false for a name that cannot be)
-        from engine.tools.files import read_header
+        from engine.tools.headers import read_header
         from knowledge.formats.reader import read_foreign
 
         if path.suffix != ".safetensors":

@@ -99,7 +99,7 @@ def metadata(
     after = labels.edited(labels.stripped(before, everything) if strip else before, edits)
     if private_copy is not None:
         may_write(private_copy, overwrite)
-        from engine.tools.files import atomic
+        from engine.tools.writing import atomic
 
         with atomic(private_copy) as copy:
             copy.write(json.dumps(before, ensure_ascii=False, indent=1).encode())

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from engine.tools.files import LoadedTensors, Tensors, shown
+from engine.tools.files import LoadedTensors, Tensors
 from engine.tools.fit import refuse_misfit, said
+from engine.tools.headers import shown
 from engine.tools.metadata import document
 from engine.tools.names import canonical
 from engine.tools.strangers import not_a_lora

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.tools.files import TensorFile, open_tensors, write_stream
+from engine.tools.files import TensorFile, open_tensors
 from engine.tools.names import Target, checkpoint_targets, folder_target
 from engine.tools.progress import Progress, no_progress
+from engine.tools.writing import write_stream
 from knowledge.answers import PlainError
 
 COMPONENT_FOLDERS = ("unet", "text_encoder", "text_encoder_2")

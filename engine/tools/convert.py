@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from engine.tools.adapters import NAMES, Adapter, adapters
-from engine.tools.files import DTYPE_NAMES, DTYPES, LoadedTensors, Tensors, write_stream
+from engine.tools.files import LoadedTensors, Tensors
+from engine.tools.headers import DTYPE_NAMES, DTYPES
 from engine.tools.metadata import document
 from engine.tools.names import Naming, spelled
 from engine.tools.precision import Rounding, cast_exactly
 from engine.tools.progress import Progress, no_progress
+from engine.tools.writing import write_stream
 from knowledge.answers import PlainError
 
 ALPHAS = "lora_wizard.alphas"

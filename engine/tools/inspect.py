@@ -14,7 +14,8 @@ from engine.tools.adapters import NAMES, Adapter, adapters, algorithms
 from engine.tools.applications import Reading, readings
 from engine.tools.effect import change
 from engine.tools.families import families
-from engine.tools.files import DTYPE_NAMES, Tensors, body_hash, file_hash, open_tensors
+from engine.tools.files import Tensors, open_tensors
+from engine.tools.headers import DTYPE_NAMES, body_hash, file_hash
 from engine.tools.metadata import document, folders, tag_frequency, trigger_words
 from engine.tools.names import block_of, block_order
 from engine.tools.progress import Progress, no_progress

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.tools.files import PICKLES, opened, read_header, replace_metadata
+from engine.tools.files import PICKLES
+from engine.tools.headers import opened, read_header
+from engine.tools.writing import replace_metadata
 from knowledge.answers import PlainError
 
 WHAT_LOADING_NEEDS = (

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.acquire.huggingface import REPOSITORY, TOKENS_PAGE, endpoint, token
-from engine.tools.files import read_header
+from engine.tools.headers import read_header
 from knowledge.answers import PlainError
 
 CARD = "README.md"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from engine.tools.files import EMBEDDING, shown
+from engine.tools.files import EMBEDDING
+from engine.tools.headers import shown
 
 Layouts = Mapping[str, tuple[int, ...]]
 """The shape of every tensor by name."""

@@ -6,7 +6,7 @@ import torch
 from engine.models.load import load
 from engine.networks import ALGORITHMS, create_network
 from engine.pocket.examine import examine, merged
-from engine.tools.files import save_tensors
+from engine.tools.writing import save_tensors
 from knowledge.config import BaseModelSettings, NetworkSettings
 
 

@@ -18,9 +18,10 @@ from engine.tools.adapters import in_memory
 from engine.tools.checkpoints import Checkpoint
 from engine.tools.decompose import Keep
 from engine.tools.effect import change
-from engine.tools.files import TensorFile, save_tensors
+from engine.tools.files import TensorFile
 from engine.tools.merge import Weighted, merge_into
 from engine.tools.resize import resize
+from engine.tools.writing import save_tensors
 
 Array = NDArray[np.float64]
 OUT, IN = 32, 16

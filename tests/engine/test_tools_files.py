@@ -11,16 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from engine.tools.files import (
-    TensorFile,
-    body_hash,
-    file_hash,
-    open_tensors,
-    read_header,
-    replace_metadata,
-    save_tensors,
-    write_stream,
-)
+from engine.tools.files import TensorFile, open_tensors
+from engine.tools.headers import body_hash, file_hash, read_header
+from engine.tools.writing import replace_metadata, save_tensors, write_stream
 from knowledge.answers import PlainError
 
 KOHYA = Path(__file__).parent.parent / "data" / "network_fp16.safetensors"

@@ -17,10 +17,11 @@ from engine.tools.checkpoints import Checkpoint
 from engine.tools.convert import converted
 from engine.tools.decompose import Keep, leading, singular, singular_of_product
 from engine.tools.effect import change
-from engine.tools.files import LoadedTensors, TensorFile, open_tensors, save_tensors
+from engine.tools.files import LoadedTensors, TensorFile, open_tensors
 from engine.tools.inspect import inspect
 from engine.tools.merge import Weighted, combine, extract, merge_into
 from engine.tools.resize import resize
+from engine.tools.writing import save_tensors
 from knowledge.answers import PlainError
 
 KOHYA = Path(__file__).parent.parent / "data" / "network_fp16.safetensors"

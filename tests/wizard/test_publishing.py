@@ -23,8 +23,9 @@ from servers import Fault
 
 from engine.events import SampleSaved
 from engine.run_folder import RunFolder
-from engine.tools.files import read_header, save_tensors
+from engine.tools.headers import read_header
 from engine.tools.metadata import edited, write_metadata
+from engine.tools.writing import save_tensors
 from knowledge.answers import PlainError
 from knowledge.config import TrainingConfig, with_values
 from wizard.tools import tools

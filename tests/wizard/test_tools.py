@@ -171,7 +171,7 @@ def test_extract_without_a_difference_says_so(tiny_sd15, tmp_path):
 
 
 def test_metadata_is_shown_edited_and_stripped_with_the_hash_unchanged(tmp_path):
-    from engine.tools.files import body_hash
+    from engine.tools.headers import body_hash
 
     assert "ss_optimizer" in run("metadata", KOHYA)
     edited = tmp_path / "edited.safetensors"

@@ -20,7 +20,7 @@ def test_a_lora_of_sd_scripts_tells_its_recipe():
 
 
 def test_our_own_file_gives_its_config_back(tmp_path):
-    from engine.tools.files import replace_metadata
+    from engine.tools.writing import replace_metadata
 
     config = with_values(TrainingConfig(), {"network.rank": 24, "dataset.trigger_word": "sks"})
     target = tmp_path / "x.safetensors"
