@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import BaseModel
 
 from knowledge.answers import PlainError, read_answers, write_answers, write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from rich.console import RenderableType
 
+    from knowledge.config import TrainingConfig
     from knowledge.formats.export import Exported
-    from knowledge.formats.translation import Imported, Note
+    from knowledge.formats.translation import Imported, Note, Outcome
 
 FORMATS = {
     "sky": "wizard.sky:sky_task",
@@ -81,26 +85,12 @@ def import_document(imported: Imported, output: Path | None = None) -> dict[str,
 
 def show_import(imported: Imported, file: Path, everything: bool = False, brief: bool = False) -> None:
     """Prints the five lists; `brief`, as `check` shows them, names the keys that are taken over as they are alone."""
-    from rich.console import Group
-    from rich.text import Text
-
     from knowledge.formats.translation import TITLES
     from wizard import views, words
 
     console = views.console()
     console.print(views.heading(file.name, f"{imported.format}, {words.count(len(imported.notes), 'key')}"))
-    for outcome, title in TITLES.items():
-        notes = imported.listed(outcome)
-        if not notes:
-            continue
-        console.print(f"\n[{STYLES[outcome]}]{MARKS[outcome]}[/] [strong]{title}[/] [quiet]({len(notes)})[/]")
-        if (outcome == "no_effect" and not everything) or (outcome == "mapped" and brief):
-            more = ", …" if len(notes) > 8 else ""
-            keys = views.escape(", ".join(note.key for note in notes[:8]))
-            console.print(views.indented(Text.from_markup(f"[quiet]{keys}{more}[/]")))
-            continue
-        width = min(40, max(len(f"{note.key} = {_short(note.value)}") for note in notes))
-        console.print(views.indented(Group(*(_line(note, width) for note in notes))))
+    _show_lists(imported.notes, TITLES, everything, brief)
     if not everything:
         from knowledge.answers import quoted
 
@@ -116,6 +106,28 @@ def show_import(imported: Imported, file: Path, everything: bool = False, brief:
         console.print(views.finding("warning", warning))
     for problem in imported.problems:
         console.print(views.finding("blocks", problem))
+
+
+def _show_lists(notes: Sequence[Note], titles: Mapping[Outcome, str], everything: bool, brief: bool) -> None:
+    """Each list under its title; of those where nothing changes only the names, unless everything is asked for."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from wizard import views
+
+    console = views.console()
+    for outcome, title in titles.items():
+        listed = [note for note in notes if note.outcome == outcome]
+        if not listed:
+            continue
+        console.print(f"\n[{STYLES[outcome]}]{MARKS[outcome]}[/] [strong]{title}[/] [quiet]({len(listed)})[/]")
+        if (outcome == "no_effect" and not everything) or (outcome == "mapped" and brief):
+            more = ", …" if len(listed) > 8 else ""
+            keys = views.escape(", ".join(note.key for note in listed[:8]))
+            console.print(views.indented(Text.from_markup(f"[quiet]{keys}{more}[/]")))
+            continue
+        width = min(40, max(len(f"{note.key} = {_short(note.value)}") for note in listed))
+        console.print(views.indented(Group(*(_line(note, width) for note in listed))))
 
 
 def _line(note: Note, width: int) -> RenderableType:
@@ -150,8 +162,10 @@ def _words(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
     if isinstance(value, dict) and "path" in value:
-        return f"{value['path']} × {value.get('repeats', 1)}"
+        return f"{value['path']} × {_words(value.get('repeats', value.get('balancing', 1)))}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_words(held)}" for name, held in value.items())
     if isinstance(value, list | tuple):
@@ -185,30 +199,44 @@ def export(format_name: str, file: Path, folder: Path, overwrite: bool, as_json:
     FORMAT is sd-scripts, kohya_ss, onetrainer or diffusers; or sky, a task that trains on a GPU rented by SkyPilot.
     """
     module, _, function = FORMATS[format_name].partition(":")
-    exported: Exported = getattr(import_module(module), function)(read_answers(file), stem=file.stem)
+    config = read_answers(file)
+    exported: Exported = getattr(import_module(module), function)(config, stem=file.stem)
     existing = [name for name in exported.files if (folder / name).exists()]
     if existing and not overwrite:
         raise PlainError(f"{folder / existing[0]} exists already. Add --overwrite to replace it.", 2)
     for name, text in exported.files.items():
         write_whole(folder / name, text)
+    notes = [] if format_name == "sky" else _became(config, exported, folder)
     if as_json:
+        from knowledge.formats.translation import TITLES
+
+        lists: dict[str, Any] = {
+            outcome: [asdict(note) for note in notes if note.outcome == outcome] for outcome in TITLES
+        }
         document = {
             "files": [str(folder / name) for name in exported.files],
+            **lists,
             "lost": [asdict(lost) for lost in exported.lost],
             "command": exported.how,
         }
         print(json.dumps(document, ensure_ascii=False, default=str))
     else:
-        _show_export(exported, folder)
+        _show_export(exported, notes, folder)
 
 
-def _show_export(exported: Exported, folder: Path) -> None:
+def _became(config: TrainingConfig, exported: Exported, folder: Path) -> list[Note]:
+    """What became of each setting, by reading back what was written; the file that names the others comes first."""
+    from knowledge.formats.export_lists import what_became_of
+    from knowledge.formats.reader import read_foreign
+
+    return what_became_of(config, exported, read_foreign(folder / next(iter(exported.files))))
+
+
+def _show_export(exported: Exported, notes: list[Note], folder: Path) -> None:
+    from knowledge.formats.export_lists import EXPORT_TITLES
     from wizard import views
 
     for name in exported.files:
         views.say(f"[good]✓[/] [strong]{views.escape(str(folder / name))}[/]")
-    if exported.lost:
-        views.say("\n[strong]What it cannot express[/]")
-        lines = [(lost.name, _short(lost.value), lost.why) for lost in exported.lost]
-        views.console().print(views.indented(views.table(("ours", "value", "what happens there"), lines)))
+    _show_lists(notes, EXPORT_TITLES, everything=False, brief=True)
     views.say(f"\n[quiet]{views.escape(exported.how)}[/]")

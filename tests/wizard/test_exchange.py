@@ -111,3 +111,42 @@ def test_check_explains_a_foreign_file_and_plans_the_same_training(options):
     document = json.loads(CliRunner().invoke(check, [str(options), "--json"], standalone_mode=False).stdout)
     assert document["imported"]["format"] == "sd-scripts TOML"
     assert "findings" in document
+
+
+OURS = """schema_version = 1
+[base_model]
+path = "m.safetensors"
+family = "sdxl"
+[dataset]
+trigger_word = "sks"
+[[dataset.folders]]
+path = "pictures"
+repeats = 5
+[schedule]
+scheduler = "rex"
+[network]
+conv_rank = 4
+"""
+
+
+@pytest.mark.parametrize("kind", sorted(FORMATS.keys() - {"sky"}))
+def test_an_export_tells_in_five_lists_what_became_of_every_setting(kind, tmp_path):
+    (tmp_path / "ours.toml").write_text(OURS, encoding="utf-8")
+    document = json.loads(run(export, kind, tmp_path / "ours.toml", "--folder", tmp_path / kind, "--json").stdout)
+    for outcome, name in (
+        ("mapped", "base_model.path"),
+        ("changed", "schedule.scheduler"),
+        ("no_effect", "network.conv_rank"),
+        ("unsupported", "dataset.trigger_word"),
+    ):
+        assert name in {note["key"] for note in document[outcome]}, outcome
+    assert document["unknown"] == []
+    shown = run(export, kind, tmp_path / "ours.toml", "--folder", tmp_path / kind, "--overwrite").stdout
+    assert "Cannot be said there" in shown
+    assert "path=" not in shown  # values as one writes them, not as Python does
+
+
+def test_import_all_tells_every_key_and_what_the_file_leaves_unsaid(options):
+    shown = run(import_, options, "--all").stdout
+    assert "network_dim = 8" in shown
+    assert "What its defaults mean" in shown
