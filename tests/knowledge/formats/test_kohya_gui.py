@@ -112,3 +112,43 @@ def test_raw_parameters_override_the_form_and_replace_whole_lists(tmp_path):
 def test_networks_of_sd_scripts_itself_are_told_from_those_of_lycoris(kind, algorithm, tmp_path):
     imported = read(tmp_path, "x.json", FORM | {"LoRA_type": kind, "conv_dim": 0, "unit": 2, "factor": -1})
     assert (imported.config.network.algorithm, imported.config.network.convolutions) == (algorithm, False)
+
+
+@pytest.mark.parametrize("attention", [True, False, "xformers", "sdpa", "none", ""])
+def test_every_way_to_write_the_attention_of_the_form_is_known(attention, tmp_path):
+    imported = read(tmp_path, "x.json", FORM | {"xformers": attention})
+    assert outcome(imported, "xformers") == "no_effect"
+    assert imported.listed("unknown") == []
+
+
+def test_a_form_reads_the_same_whether_its_numbers_are_numbers_or_text(tmp_path):
+    numbers = {"lr_warmup": 10, "network_dim": 32, "max_train_epochs": 5, "text_encoder_lr": 5e-5, "clip_skip": 2}
+    as_text = {key: str(value) for key, value in numbers.items()}
+    as_floats = {key: float(value) for key, value in numbers.items()}
+    first, *others = [read(tmp_path, "x.json", FORM | given).config for given in (numbers, as_text, as_floats)]
+    assert others == [first, first]
+
+
+def test_quoted_arguments_of_the_optimizer_are_taken_apart(tmp_path):
+    given = {"optimizer": "Prodigy", "optimizer_args": '"decouple=True" "weight_decay=0.05" "d_coef=0.8"'}
+    imported = read(tmp_path, "x.json", FORM | given)
+    assert imported.config.optimizer.weight_decay == 0.05
+    assert imported.config.optimizer.arguments["d_coef"] == 0.8
+    assert imported.listed("unknown") == []
+
+
+def test_a_preset_for_whole_matrices_of_lokr_is_read(tmp_path):
+    given = {"LoRA_type": "LyCORIS/LoKr", "network_dim": 100000, "network_alpha": 100000, "conv_dim": 100000}
+    given |= {"conv_alpha": 100000, "factor": 8, "decompose_both": False, "use_cp": False, "LyCORIS_preset": "full"}
+    config = read(tmp_path, "x.json", FORM | given).config
+    assert (config.network.algorithm, config.network.rank, config.network.lokr_factor) == ("lokr", 1024, 8)
+    assert config.network.conv_alpha == 1024
+
+
+def test_folder_repeats_are_ignored_under_a_dataset_config(tmp_path):
+    (tmp_path / "img" / "10_fox").mkdir(parents=True)
+    (tmp_path / "data.toml").write_text('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "20_fox"\nnum_repeats = 3\n')
+    imported = read(tmp_path, "x.json", FORM | {"dataset_config": "data.toml"})
+    assert [(folder.path, folder.repeats) for folder in imported.config.dataset.folders] == [("20_fox", 3)]
+    assert outcome(imported, "train_data_dir") == "no_effect"
+    assert any("1600 steps" in warning for warning in imported.warnings)
