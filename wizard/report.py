@@ -24,6 +24,7 @@ from engine.run_folder import RunFolder, whole_file
 from knowledge.answers import answers_text
 from knowledge.config import TrainingConfig
 from knowledge.parameters import parameters
+from knowledge.rules import SEVERITIES
 from knowledge.starting_network import rank_in_words
 from wizard import views
 from wizard.charts import Charts, steps_of
@@ -50,6 +51,7 @@ def report(run: RunFolder, events: Sequence[Event], charts: Charts) -> str:
         _picture(charts.over_time, "How it came about: the same prompts, epoch by epoch", wide=True),
         _section("What happened to the loss", _loss(events, charts)),
         _section("Plan and reality", _comparison(run, events)),
+        _section("What was remarked before the start", _findings(run)),
         _section("Pictures that were left out", _left_out(events)),
         _section("How to use the file", _usage(events, config)),
         _section("The story", _story(events)),
@@ -89,6 +91,7 @@ def _verdict(ended: Failed | RunFinished | None, events: Sequence[Event]) -> tup
     return f"Not finished yet: {count(len(steps), 'step')} so far.", "pause"
 
 
+FINDING_TONES = {"blocks": "bad", "high": "warning", "warning": "warning"}
 COURSE_TONES = {
     "learns nothing": "bad",
     "undertrained": "pause",
@@ -100,8 +103,10 @@ COURSE_TONES = {
 
 def _judgement(found: Verdict) -> str:
     """The verdict in words, with the file to take."""
-    file = f" Take <code>{escape(found.file.path)}</code>." if found.file else ""
-    course = f"Its length: {found.course}" if found.course == "cannot be told" else found.course.capitalize()
+    untold = found.course == "cannot be told"
+    course = "Too short or too long: cannot be told" if untold else found.course.capitalize()
+    take = "Begin with" if untold else "Take"
+    file = f" {take} <code>{escape(found.file.path)}</code>." if found.file else ""
     return f"<b>{course}.</b> {escape(found.text)}{file}"
 
 
@@ -110,12 +115,14 @@ def _section(title: str, body: str) -> str:
 
 
 def _picture(path: Path | None, words: str, *, wide: bool = False) -> str:
-    """The picture as a figure; a wide one is moved sideways rather than made too small to see."""
+    """The picture as a figure; a wide one is moved sideways rather than made much smaller than it was drawn."""
     if path is None:
         return ""
     look = ' class="wide"' if wide else ""
+    width = int.from_bytes(path.read_bytes()[16:20], "big")  # where a PNG says it
+    least = f' style="min-width: {round(SMALLEST_SHARE * width)}px"' if wide else ""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<figure{look}><img alt="{escape(words, quote=True)}" src="data:image/png;base64,{data}"></figure>'
+    return f'<figure{look}><img{least} alt="{escape(words, quote=True)}" src="data:image/png;base64,{data}"></figure>'
 
 
 def _loss(events: Sequence[Event], charts: Charts) -> str:
@@ -135,17 +142,36 @@ def _loss(events: Sequence[Event], charts: Charts) -> str:
     )
 
 
-def _comparison(run: RunFolder, events: Sequence[Event]) -> str:
-    """What was promised before the start, beside what the run did."""
+def _plan(run: RunFolder) -> dict[str, Any]:
+    """The plan that was shown before the start; empty where none was kept."""
     try:
         plan: dict[str, Any] = json.loads((run.path / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        return {}
+    return plan
+
+
+def _comparison(run: RunFolder, events: Sequence[Event]) -> str:
+    """What was promised before the start, beside what the run did."""
+    plan = _plan(run)
+    if not plan:
         return ""
     rows = "".join(
         f"<tr><th>{escape(what)}</th><td>{escape(planned)}</td><td>{escape(real)}</td></tr>"
         for what, planned, real in _rows(plan, events)
     )
     return f"<table><thead><tr><th></th><th>plan</th><th>reality</th></tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _findings(run: RunFolder) -> str:
+    """What was remarked on the answers before the start, the gravest first; empty where nothing was."""
+    found = sorted(_plan(run).get("findings", ()), key=lambda finding: SEVERITIES.index(finding["severity"]))
+    rows = "".join(
+        f'<li class="{FINDING_TONES.get(finding["severity"], "")}"><span>{escape(finding["severity"])}</span>'
+        f"{escape(finding['message'])}</li>"
+        for finding in found
+    )
+    return f'<ul class="story">{rows}</ul>' if rows else ""
 
 
 def _rows(plan: dict[str, Any], events: Sequence[Event]) -> Iterator[tuple[str, str, str]]:
@@ -259,6 +285,8 @@ def _algorithm(config: TrainingConfig) -> str:
     return str(parameters()["network.algorithm"].choices[config.network.algorithm].title)
 
 
+SMALLEST_SHARE = 0.75
+"""Of the width that a picture of many columns was drawn at, how much it keeps on a narrow page."""
 STYLE = """
 :root { color-scheme: light; --ink: #1f2430; --quiet: #6b7183; --hair: #e6e8ee; --accent: #9b2fae; --paper: #fff; }
 * { box-sizing: border-box }
@@ -277,7 +305,7 @@ section, figure { background: var(--paper); border: 1px solid var(--hair); borde
   padding: 1.4rem 1.6rem }
 figure { padding: .5rem; text-align: center } section figure { border: 0; padding: 0; margin: .6rem 0 }
 img { max-width: 100%; height: auto }
-.wide { overflow-x: auto; text-align: left } .wide img { max-width: none }
+.wide { overflow-x: auto; text-align: left }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .4rem 1rem .4rem 0; border-bottom: 1px solid var(--hair); vertical-align: top }
 th { font-weight: 500 } tr:last-child > * { border-bottom: 0 }
@@ -285,7 +313,7 @@ code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monos
   border-radius: 5px; padding: .1em .35em } pre { padding: 1rem; overflow-x: auto }
 summary { cursor: pointer; color: var(--accent) }
 .story { list-style: none; padding: 0; margin: 0 }
-.story li { display: grid; grid-template-columns: 6rem 1fr; padding: .25rem 0 }
+.story li { display: grid; grid-template-columns: 6rem minmax(0, 1fr); padding: .25rem 0; overflow-wrap: anywhere }
 .story span { color: var(--quiet); font-variant-numeric: tabular-nums }
 .story .warning { color: #a86800 } .story .bad { color: #b00000 } .story .good { color: #1c7c36 }
 """

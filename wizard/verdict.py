@@ -85,22 +85,22 @@ def _judged_by_its_own_pictures(events: Sequence[Event]) -> Verdict | None:
     losses = list({event.step: event.loss for event in events if isinstance(event, StepFinished)}.values())
     quarter = len(losses) // 4
     blind = (
-        "No pictures were held out (validation.share), and the loss on the pictures that it learns from falls while it "
-        "learns them by heart too"
+        "No pictures were held out (validation.share), and the loss on those it learns from goes on falling while it "
+        "learns them by heart"
     )
-    look = "its samples show what you asked for and still follow the other words of a prompt"
+    good = "samples show what you asked for and still follow the other words of a prompt"
     if quarter >= ENOUGH_STEPS // 3:
         before, last = Sample.of(losses[-2 * quarter : -quarter]), Sample.of(losses[-quarter:])
         if welch_t(before, last) < -SURE:
             return Verdict(
                 "undertrained",
                 f"Its loss was still falling in the last quarter, from {number(before.mean)} to {number(last.mean)}, "
-                f"more than chance explains: learning had not ended. {blind}. So train longer only as long as {look}.",
+                f"more than chance explains: learning had not ended. {blind}, so train longer only while {good}.",
                 files[-1],
             )
+    earlier = ": where the last one does not, try those before it" if len({file.path for file in files}) > 1 else ""
     return Verdict(
         "cannot be told",
-        f"{blind}: no number here says whether the run was too long. Begin with the last file, and go back to earlier "
-        f"ones until {look}.",
+        f"{blind}, so no number here says which. The right file is one whose {good}{earlier}.",
         files[-1],
     )

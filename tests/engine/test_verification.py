@@ -37,6 +37,12 @@ def test_a_new_network_is_silent_a_trained_one_is_not_and_its_readers_are_known(
     assert exact == {name for name, known in EXACT.items() if algorithm in known}
 
 
+def test_no_application_has_the_pocket_model(tiny_sd15):
+    made = network(tiny_sd15, "lora", "sd15")
+    assert verify(made.saved_tensors(), made.base_shapes(), "sd15").applications
+    assert verify(made.saved_tensors(), made.base_shapes(), "pocket").applications == {}
+
+
 def test_weights_that_rounding_takes_away_are_noticed(tiny_sd15):
     made = network(tiny_sd15, "lora", "sd15")
     tiny = {name: torch.full_like(tensor, 1e-9).half() for name, tensor in made.saved_tensors().items()}

@@ -80,6 +80,23 @@ def test_a_finished_run_tells_what_was_asked_what_happened_and_how_to_use_it(run
     assert not re.search(r'(src|href)="(?!data:)', html)
 
 
+def test_what_was_remarked_before_the_start_is_told_the_gravest_first(run, story):
+    _, text = page(run, story([0.1] * 5))
+    assert "before the start" not in text
+    findings = [{"severity": "note", "message": "A <note>."}, {"severity": "high", "message": "A danger."}]
+    (run.path / "plan.json").write_text(json.dumps(PLAN | {"findings": findings}))
+    _, text = page(run, story([0.1] * 5))
+    assert "What was remarked before the start high A danger. note A <note>." in text
+
+
+def test_a_run_without_held_out_pictures_is_told_which_file_to_begin_with(run, story, losses):
+    html, text = page(run, story(losses(lambda share: 0.1, 60, 1), samples_every=20))
+    assert "Too short or too long: cannot be told. No pictures were held out (validation.share)" in text
+    assert "Begin with checkpoints/fox.safetensors ." in text
+    with Image.open(run.path / "samples-over-time.png") as sheet:
+        assert f"min-width: {round(0.75 * sheet.width)}px" in html  # a sheet of many columns shrinks no further
+
+
 def test_a_failed_run_says_why_and_what_to_do(run, story):
     events = [*story([0.1] * 5, finished=False), Failed(cause="It broke.", remedy="Mend it.", phase="training")]
     _, text = page(run, events)
