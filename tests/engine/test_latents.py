@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from engine.dataset import latents
 from engine.dataset.batches import Batch, dataset_items, epoch_batches
 from engine.dataset.folders import scan
 from engine.dataset.images import Look
-from engine.dataset.latents import LatentCache, pixels
+from engine.dataset.latents import LatentCache, decoded, pixels
 from engine.dataset.store import STORES, DiskStore, MemoryStore, weights_digest
 from knowledge.answers import PlainError
 from knowledge.config import DatasetFolder, DatasetSettings
@@ -176,3 +178,17 @@ def test_weights_have_one_digest_wherever_they_lie():
     second.bias.data[0] += 1
     assert weights_digest(first) != weights_digest(second)
     assert weights_digest(first) != weights_digest(first.to(torch.bfloat16))
+
+
+def test_pictures_are_decoded_on_every_core_at_once(folder, tmp_path, monkeypatch):
+    cores = 3
+    together = Barrier(cores)  # nobody gets past it before all of them are there
+
+    def decoded_together(item, look):
+        together.wait(timeout=20)
+        return decoded(item, look)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(latents, "decoded", decoded_together)
+    vae, (settings, _) = TinyVae(), batches(folder)
+    assert fill(LatentCache(DiskStore(tmp_path / "cache"), vae), vae, settings)[-1] == (3, 3)
