@@ -256,6 +256,28 @@ def test_another_optimizer_comes_without_arguments_that_it_does_not_take():
     assert apply_fix(paged, finding).optimizer.arguments == {"eps": 1e-6}
 
 
+@pytest.mark.parametrize(
+    "hardware",
+    [
+        Hardware("CPU"),
+        Hardware("NVIDIA GeForce GTX 1660", vram_bytes=6 * 2**30, capability=(7, 5)),
+        Hardware("NVIDIA GeForce RTX 2070", vram_bytes=8 * 2**30, capability=(7, 5)),
+    ],
+    ids=lambda hardware: hardware.name,
+)
+def test_a_precision_for_this_card_takes_along_what_only_another_can_have(hardware):
+    changes = {"memory.precision": "bf16", "memory.full_half": True, "memory.fused_backward": True}
+    config_ = with_values(
+        TrainingConfig(),
+        {"base_model.family": "sd15", "base_model.path": "x.safetensors", "optimizer.maximum_gradient_norm": 0.0}
+        | changes,
+    )
+    offered = [f for f in check(facts(config_, hardware=hardware)) if "memory.precision" in f.fix]
+    assert offered
+    for finding in offered:
+        assert not apply_fix(config_, finding).memory.full_half
+
+
 @pytest.mark.parametrize(("images", "batch_size"), [(1, 1), (2, 2), (20, 16)])
 def test_too_few_updates_and_pictures_seen_too_often_do_not_undo_each_other(images, batch_size):
     from calculator.plan import plan
