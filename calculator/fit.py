@@ -105,11 +105,17 @@ def _offload(config: TrainingConfig, hardware: Hardware) -> Changes:
 def _smaller_batch(config: TrainingConfig, hardware: Hardware) -> Changes:
     """Half the batch, added up over twice as many: the same pictures behind every step."""
     schedule = config.schedule
-    if schedule.batch_size == 1:
+    if schedule.batch_size == 1 or config.memory.fused_backward:
         return {}
     smaller = schedule.batch_size // 2
     added_up = schedule.gradient_accumulation_steps * schedule.batch_size // smaller
     return {"schedule.batch_size": smaller, "schedule.gradient_accumulation_steps": added_up}
+
+
+def _fewer_at_once(config: TrainingConfig, hardware: Hardware) -> Changes:
+    """Half the batch where nothing can be added up, since each weight is updated as soon as its gradient is known."""
+    usable = config.memory.fused_backward and config.schedule.batch_size > 1
+    return {"schedule.batch_size": config.schedule.batch_size // 2} if usable else {}
 
 
 def _no_text_encoder(config: TrainingConfig, hardware: Hardware) -> Changes:
@@ -128,8 +134,10 @@ def _smaller_rank(config: TrainingConfig, hardware: Hardware) -> Changes:
 
 
 def _plain_lora(config: TrainingConfig, hardware: Hardware) -> Changes:
-    own = config.network.algorithm == "lora" or config.network.ranks_in_start
-    return {} if own else {"network.algorithm": "lora"}
+    network = config.network
+    if network.algorithm == "lora" or network.ranks_in_start:
+        return {}
+    return {"network.algorithm": "lora"} | ({"network.convolutions": False} if network.convolutions else {})
 
 
 def _smaller_pictures(config: TrainingConfig, hardware: Hardware) -> Changes:
@@ -177,6 +185,7 @@ FOR_MEMORY = (
         "eight-bit base", 4.0, "The base model is rounded while it is learned from.", _eight_bit_base, keeps_state=True
     ),
     Move("no text encoder", 5.0, "A new word is learned a little less firmly.", _no_text_encoder),
+    Move("fewer at once", 5.5, "Each step learns from fewer pictures, so that there are more of them.", _fewer_at_once),
     Move("plain LoRA", 6.0, "Another network, with less room for fine detail.", _plain_lora),
     Move("smaller rank", 6.5, "Less room for detail; a smaller file.", _smaller_rank),
     Move(

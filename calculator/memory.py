@@ -21,6 +21,7 @@ from calculator.step_cost import (
     sizes_of,
     traced_as,
     traced_networks,
+    traced_rank,
 )
 from knowledge.architectures import Architecture, Layer
 from knowledge.config import SCHEDULE_FREE, NetworkSettings, OptimizerName, TrainingConfig, with_values
@@ -270,7 +271,8 @@ def untraced_bytes(config: TrainingConfig, architecture: Architecture) -> float:
     weights = sum(sign * _trained(architecture, one) for sign, one in signed)
     if network.train_text_encoder:  # of which LoRA's were traced
         text = {"train_unet": False, "convolutions": False}
-        lora = network.model_copy(update=text | {"algorithm": "lora"})
+        rank = traced_rank(network, network.rank)
+        lora = network.model_copy(update=text | {"algorithm": "lora", "rank": rank})
         weights += max(0, _trained(architecture, network.model_copy(update=text)) - _trained(architecture, lora))
     # A sum of weight and difference is cast, and not the difference itself.
     size = 4.0 * weights + (2 * max(weights, 0) if half and network.algorithm != "full" else 0)

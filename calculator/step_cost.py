@@ -107,12 +107,18 @@ def course_of(config: TrainingConfig) -> Course:
     )
 
 
+def traced_rank(network: NetworkSettings, rank: int) -> int:
+    """The rank at which traces say what this one costs: where it does not cost anything, or not any more, another."""
+    if network.algorithm in RANKLESS or (network.lokr_full_matrix and network.algorithm in LARGEST_TRACED_RANK):
+        return TRACED_RANK
+    return min(rank, LARGEST_TRACED_RANK.get(network.algorithm, rank))
+
+
 def sizes_of(config: TrainingConfig, batch: int, area: float) -> Sizes:
     """The sizes of a config's step on pictures of this many latent pixels."""
     network = with_ranks_of_start(config.network)
-    largest = LARGEST_TRACED_RANK.get(network.algorithm, max(network.rank, network.conv_rank))
-    rank = TRACED_RANK if network.algorithm in RANKLESS else min(network.rank, largest)
-    conv_rank = min(network.conv_rank, largest) if network.adapts_convolutions else 0
+    conv_rank = traced_rank(network, network.conv_rank) if network.adapts_convolutions else 0
+    rank = traced_rank(network, network.rank)
     return Sizes(batch, area, rank, conv_rank, config.base_model.maximum_tokens + 2)
 
 
@@ -124,8 +130,10 @@ def traced_as(course: Course) -> Course:
     """
     as_usual: dict[str, Any] = {"base_weights": "same", "offloaded": False}
     others = (replace(course, full_half=False), replace(course, **as_usual))
-    known = _document(course.family)["cases"]
     usual = replace(course, full_half=False, **as_usual)
+    document = _document(course.family)
+    # A trace of an earlier form of the step says less than one of today's on plain weights.
+    known = document["cases"].keys() - (() if usual.name in document["outdated"] else document["outdated"])
     return next((one for one in (course, *others) if one.name in known), usual)
 
 
@@ -151,13 +159,13 @@ def traced_networks(network: NetworkSettings, course: Course) -> tuple[list[Netw
     What it trains more or less than these do comes on top.
     """
     network = with_ranks_of_start(network)
-    rank = LARGEST_TRACED_RANK.get(network.algorithm, network.rank) if network.lokr_full_matrix else network.rank
     usual: dict[str, Any] = {"convolutions": False, "lokr_factor": NetworkSettings().lokr_factor}
-    usual |= {"train_text_encoder": False, "rank": rank, "lokr_full_matrix": False}
+    usual |= {"train_text_encoder": False, "lokr_full_matrix": False}
+    usual |= {"rank": traced_rank(network, network.rank), "conv_rank": traced_rank(network, network.conv_rank)}
     plain = network.model_copy(update=usual | dict.fromkeys(blocks.LISTS, ""))
     own: dict[str, Any] = {"algorithm": course.algorithm, "convolutions": has_traced_convolutions(course)}
-    if network.algorithm in RANKLESS:
-        own |= {"algorithm": network.algorithm if is_traced(course) else "lora", "rank": TRACED_RANK}
+    if network.algorithm in RANKLESS and not is_traced(course):
+        own["algorithm"] = "lora"
     added = [plain.model_copy(update=own)]
     if not course.convolutions or own["convolutions"]:
         return added, []
@@ -169,7 +177,8 @@ def activation_bytes(course: Course, sizes: Sizes, *, fused_backward: bool = Fal
 
     With `fused_backward` gradients do not gather.
     """
-    return _combined(course, sizes, _peak_without_gradients if fused_backward else _peak)
+    peak = _combined(course, sizes, _peak)
+    return min(peak, _combined(course, sizes, _peak_without_gradients)) if fused_backward else peak
 
 
 def work(course: Course, sizes: Sizes) -> Work:
@@ -215,12 +224,15 @@ def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
     course = traced_as(course)
     cases = _document(course.family)["cases"]
     found: dict[str, Any] | None = cases.get(course.name)
-    if found is not None and not (course.text_encoder and sizes.tokens > 77):
+    lora = Course(course.family, "lora", False, True, course.checkpointing)
+    if found is not None and (sizes.tokens == 77 or (course.algorithm == "lora" and not course.text_encoder)):
         return float(measure(found, sizes))
     words = replace(sizes, tokens=77, area=0.0)
-    lora = Course(course.family, "lora", False, True, course.checkpointing)
 
     def figure(one: Course, sizes: Sizes = sizes) -> float:
+        if sizes.tokens > 77 and one.algorithm != "lora":  # traced with short captions
+            short = replace(sizes, tokens=77)
+            return figure(one, short) + figure(lora, sizes) - figure(lora, short)
         if one.name not in cases:  # as much more than LoRA as on the pocket model
             small = _document(SMALL)["cases"]
             if measure is _peak and one.algorithm in RANKLESS:  # what they rebuild is added up by its own size

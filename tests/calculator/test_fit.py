@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from possible_configs import possible_configs
 
 from calculator.fit import FOR_MEMORY, FOR_TIME, Case, allowed, fit_memory, fit_steps, fit_time, table
 from knowledge.config import TrainingConfig, with_values
@@ -55,23 +56,26 @@ def test_the_base_model_is_rounded_before_the_network_suffers_and_carried_before
     assert fit_memory(case, 2 * GIB).changes == {"memory.base_weights": "fp8", "memory.offload_blocks": True}
 
 
+def test_where_weights_are_updated_at_once_fewer_pictures_are_the_way_and_not_adding_up():
+    changes = {"memory__fused_backward": True, "optimizer__maximum_gradient_norm": 0.0, "memory__precision": "bf16"}
+    found = fit_memory(case_of(**changes, memory__gradient_checkpointing=True), round(2 * GIB))
+    assert found.reached
+    assert found.changes["schedule.batch_size"] < 4
+    assert "schedule.gradient_accumulation_steps" not in found.changes
+    assert any("fewer pictures" in effect for effect in found.effects)
+
+
+def test_another_network_leaves_the_convolutions_that_it_does_not_adapt():
+    changes = {"network__algorithm": "full", "network__convolutions": True, "memory__precision": "bf16"}
+    found = fit_memory(case_of(**changes, memory__gradient_checkpointing=True), 4 * GIB)
+    assert found.changes["network.algorithm"] == "lora"
+    assert found.changes["network.convolutions"] is False
+
+
 @settings(deadline=None, max_examples=25)
-@given(
-    limit=st.floats(2.5, 16),
-    batch=st.integers(1, 8),
-    rank=st.sampled_from([4, 32, 128]),
-    precision=st.sampled_from(["fp32", "bf16"]),
-    text_encoder=st.booleans(),
-    family=st.sampled_from(["pocket", "sd15"]),
-)
-def test_what_is_proposed_fits(limit, batch, rank, precision, text_encoder, family):
-    case = case_of(
-        base_model__family=family,
-        schedule__batch_size=batch,
-        network__rank=rank,
-        memory__precision=precision,
-        network__train_text_encoder=text_encoder,
-    )
+@given(limit=st.floats(1.0, 16), values=possible_configs(), side=st.sampled_from([512, 1024]))
+def test_what_is_proposed_fits(limit, values, side):
+    case = Case(with_values(TrainingConfig(), values | {"dataset.resolution": side}), DATASET, CARD)
     found = fit_memory(case, round(limit * GIB))
     config = with_values(case.config, found.changes)
     again = Case(config, DATASET, CARD).plan

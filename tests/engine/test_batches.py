@@ -5,14 +5,18 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from calculator.buckets import place
+from calculator.plan import plan
 from calculator.steps import batches, views
+from calculator.validation import trained_on
 from engine.dataset.batches import dataset_items, epoch_batches
 from engine.dataset.folders import scan, suggest_folders
 from engine.dataset.images import Look
-from knowledge.config import DatasetFolder, DatasetSettings
-from knowledge.facts import DatasetFacts, FolderFacts, Picture
+from knowledge.config import DatasetFolder, DatasetSettings, TrainingConfig, with_values
+from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture
 
 DATA = Path(__file__).parents[1] / "data"
 REFERENCE = json.loads((DATA / "dataset_batches.json").read_text())
@@ -54,6 +58,59 @@ def test_the_preview_is_the_run():
         made = Counter((batch.width, batch.height) for batch in epoch)
         assert made == batches(views(dataset, KOHYA), batch_size)
         assert all(len(batch.items) <= batch_size for batch in epoch)
+
+
+SHAPES = st.tuples(st.integers(16, 3000), st.integers(16, 3000))
+FOLDERS = st.tuples(st.lists(SHAPES, min_size=1, max_size=8), st.integers(1, 4), st.booleans())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    folders=st.lists(FOLDERS, min_size=1, max_size=4),
+    resolution=st.sampled_from([256, 512, 768]),
+    step=st.sampled_from([32, 64]),
+    buckets=st.booleans(),
+    no_upscale=st.booleans(),
+    batch_size=st.integers(1, 6),
+    accumulation=st.integers(1, 3),
+    epochs=st.integers(1, 3),
+    held_out=st.sampled_from([0.0, 0.2]),
+)
+def test_the_plan_of_any_dataset_is_what_the_loader_makes(
+    folders, resolution, step, buckets, no_upscale, batch_size, accumulation, epochs, held_out
+):
+    dataset = facts(
+        *(
+            FolderFacts(
+                tuple(Picture(f"{n}/{i}", *size, f"{i}") for i, size in enumerate(sizes)), repeats, n > 0 and reg
+            )
+            for n, (sizes, repeats, reg) in enumerate(folders)
+        )
+    )
+    config = with_values(
+        TrainingConfig(),
+        {
+            "dataset.resolution": resolution,
+            "dataset.bucket_step": step,
+            "dataset.buckets": buckets,
+            "dataset.bucket_no_upscale": no_upscale,
+            "schedule.batch_size": batch_size,
+            "schedule.gradient_accumulation_steps": accumulation,
+            "schedule.epochs": epochs,
+            "validation.share": held_out,
+        },
+    )
+    told = plan(config, dataset, Hardware("CPU", cores=2))
+    trained = trained_on(dataset, config)
+    updates = 0
+    for epoch in range(1, epochs + 1):
+        made = epoch_batches(trained, config.dataset, batch_size, seed=1, epoch=epoch)
+        shapes = Counter((batch.width, batch.height) for batch in made)
+        assert shapes == {(bucket.width, bucket.height): bucket.batches for bucket in told.buckets}
+        assert sum(len(batch.items) for batch in made) == told.views_per_epoch
+        assert sum(len(batch.items) < batch_size for batch in made) == told.partial_batches
+        updates += sum(1 for _ in range(0, len(made), accumulation))
+    assert updates == told.total_steps
 
 
 def test_epochs_differ_and_each_is_the_same_every_time():
