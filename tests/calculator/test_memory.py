@@ -1,12 +1,14 @@
 """VRAM: traces agree with the engine, state bytes with real optimizers, and more never needs less."""
 
 import json
+from pathlib import Path
 from statistics import median
 from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from possible_configs import possible_configs
 
 from calculator import step_cost
 from calculator.memory import (
@@ -18,7 +20,7 @@ from calculator.memory import (
     untraced_bytes,
 )
 from calculator.network_size import network_layers
-from calculator.step_cost import DATA, RANKLESS, Course, Sizes, activation_bytes, course_of, sizes_of, work
+from calculator.step_cost import DATA, RANKLESS, Course, Sizes, activation_bytes, course_of, phase_bytes, sizes_of, work
 from knowledge.architectures import architecture, read_architecture
 from knowledge.config import CONVOLUTIONS_TOO, Algorithm, BaseModelSettings, OptimizerName, TrainingConfig, with_values
 from knowledge.facts import Hardware
@@ -27,10 +29,8 @@ from knowledge.optimizer_arguments import all_arguments
 CARD = Hardware("RTX 3060", 12 * 1024**3, capability=(8, 6))
 CPU = Hardware("CPU", cores=2)
 FAMILIES = sorted(path.stem for path in DATA.glob("*.json"))
-COURSES = 24
-"""What the tracer traces of a family; figures that are put together from others need not grow with everything."""
-TRACED = [family for family in FAMILIES if len(json.loads((DATA / f"{family}.json").read_text())["cases"]) >= COURSES]
 ALGORITHMS = get_args(Algorithm)
+TESTS_DATA = Path(__file__).parents[1] / "data"
 
 
 def config_of(**changes):
@@ -101,11 +101,11 @@ PUT_TOGETHER = {
     "OFT of other blocks": ({"network.algorithm": "oft", "network.rank": 8}, (0.9, 1.2)),
     "DyLoRA as LoRA": ({"network.algorithm": "dylora"}, (0.95, 1.2)),
     "full text encoders": ({"network.algorithm": "full", "network.train_text_encoder": True}, (0.9, 1.3)),
-    "whole LoKr": ({"network.algorithm": "lokr", "network.lokr_full_matrix": True}, (0.95, 1.2)),
+    "whole LoKr": ({"network.algorithm": "lokr", "network.lokr_full_matrix": True}, (0.95, 1.3)),
     **{
         f"{algorithm} on convolutions": (
             {"network.algorithm": algorithm, "network.convolutions": True},
-            (0.99, 1.01) if algorithm in ("loha", "full") else (0.95, 1.2),
+            (0.99, 1.01) if algorithm in ("loha", "full") else (0.95, 1.3),
         )
         for algorithm in sorted(CONVOLUTIONS_TOO)
     },
@@ -149,7 +149,7 @@ def test_a_family_without_a_trace_of_rebuilt_weights_has_them_added_up(algorithm
     for case in ("checkpointed", "plain"):
         monkeypatch.delitem(step_cost._document("pocket")["cases"], f"{algorithm}/unet/half/{case}")
     added_up = activation_bytes(course, sizes) + untraced_bytes(config, architecture("pocket"))
-    assert 0.9 <= added_up / traced <= 1.65
+    assert 0.9 <= added_up / traced <= 1.8
 
 
 # Peaks of one step in MiB, recorded by a tracer that was written apart from ours: rank 16, AdamW, flash attention,
@@ -187,16 +187,47 @@ def recorded_config(family, side, batch, checkpointing):
     )
 
 
-def test_recorded_peaks_are_met_within_eight_percent_and_within_four_in_the_middle():
-    apart: dict[tuple[str, int, bool], float] = {}
+def distances_to_recorded():
+    """How far the forecast of what is allocated lies above each recorded peak, as a share of it."""
+    apart = {}
     for (family, side, batch, checkpointing), recorded in RECORDED.items():
         config = recorded_config(family, side, batch, checkpointing)
         found = estimate_memory(config, architecture(family), {(side, side): 8}, CARD)
         assert found.phase == "training"
-        allocated = (found.low_bytes - found.parts["CUDA context"]) / 1024**2
-        apart[family, batch, checkpointing] = allocated / recorded - 1
+        apart[family, batch, checkpointing] = (found.low_bytes - found.parts["CUDA context"]) / 1024**2 / recorded - 1
+    return apart
+
+
+def test_recorded_peaks_are_met_within_eight_percent_and_within_four_in_the_middle(monkeypatch):
+    # They are of diffusers' own step. Traces of it, made when the engine's was still that, stand in for today's.
+    for family, cases in json.loads((TESTS_DATA / "memory_of_the_usual_step.json").read_text()).items():
+        for name, case in cases.items():
+            monkeypatch.setitem(step_cost._document(family)["cases"], name, case)
+    apart = distances_to_recorded()
     assert max(map(abs, apart.values())) <= 0.08
     assert median(map(abs, apart.values())) <= 0.04
+
+
+def test_todays_step_keeps_less_than_the_recorded_one_and_nearly_as_much_with_checkpoints():
+    for (family, batch, checkpointing), apart in distances_to_recorded().items():
+        low, high = (-0.08, 0.02) if checkpointing else (-0.3, -0.1)
+        assert low < apart < high, (family, batch)
+
+
+# From the same recording: MiB of weights, bytes a pixel while pictures are encoded (fp32) and samples decoded.
+def test_recorded_weights_and_pictures_are_met():
+    def mebibytes(family, *parts):
+        return sum(architecture(family).weights[part] for part in parts) * 2 / 2**20
+
+    assert 2 * mebibytes("sd15", "vae") == pytest.approx(319, rel=0.01)
+    assert mebibytes("sd15", "text_encoder") == pytest.approx(235, rel=0.01)
+    assert mebibytes("sdxl", "text_encoder", "text_encoder_2") == pytest.approx(1560, rel=0.01)
+    assert mebibytes("sd15", "unet") == pytest.approx(1640, rel=0.01)
+    assert mebibytes("sdxl", "unet") == pytest.approx(4897, rel=0.01)
+    for family in ("sd15", "sdxl"):
+        for phase, recorded in (("encode", 2572), ("decode", 3072)):
+            found = phase_bytes(family, False, phase, 128 * 128)
+            assert found / 1024**2 == pytest.approx(recorded, rel=0.01)
 
 
 @pytest.mark.parametrize("case", RECORDED_WORK)
@@ -291,51 +322,55 @@ def test_sdxl_at_1024_fits_where_its_training_fits():
     assert estimate_memory(crowded, architecture("sdxl"), views, CARD).likely_bytes > found.likely_bytes + 2**30
 
 
-CONFIGS = st.fixed_dictionaries(
-    {
-        "base_model.family": st.sampled_from(TRACED),
-        # The blocks of rotations do not grow with the rank at every width.
-        "network.algorithm": st.sampled_from([name for name in ALGORITHMS if name not in ("oft", "boft")]),
-        "network.dylora_block_size": st.just(1),
-        "network.rank": st.sampled_from([1, 4, 16, 32, 128]),
-        "network.conv_rank": st.sampled_from([1, 8, 32]),
-        "network.train_text_encoder": st.booleans(),
-        "schedule.batch_size": st.integers(1, 8),
-        "schedule.gradient_accumulation_steps": st.sampled_from([1, 4]),
-        "memory.precision": st.sampled_from(["bf16", "fp16", "fp32"]),
-        "memory.gradient_checkpointing": st.booleans(),
-        "memory.cache_latents": st.booleans(),
-        "optimizer.name": st.sampled_from(sorted(STATE_BYTES)),
-        "base_model.maximum_tokens": st.sampled_from([75, 150, 225]),
-    }
-)
 SIDES = st.sampled_from([256, 384, 512, 768, 1024])
 
 
-def likely(values, side):
-    config = with_values(TrainingConfig(), {"base_model.path": "model", **values})
+def needed(values, side, **changes):
+    changed = {name.replace("__", "."): value for name, value in changes.items()}
+    config = with_values(TrainingConfig(), {**values, **changed})
     return estimate_memory(config, architecture(values["base_model.family"]), {(side, side): 100}, CARD).likely_bytes
 
 
 @settings(deadline=None, max_examples=40)
-@given(values=CONFIGS, side=SIDES)
+@given(values=possible_configs(), side=SIDES)
 def test_more_of_anything_never_needs_less(values, side):
-    least = likely(values, side)
-    assert likely(values, side + 64) >= least
-    assert likely({**values, "schedule.batch_size": values["schedule.batch_size"] + 1}, side) >= least
+    least = needed(values, side)
+    assert needed(values, side + 64) >= least
+    assert needed(values, side, schedule__batch_size=values["schedule.batch_size"] + 1) >= least
     # LoKr's second factor turns into a whole matrix at high ranks, of which Adafactor keeps a few bytes less.
-    assert likely({**values, "network.rank": values["network.rank"] * 2}, side) >= 0.999 * least
-    assert likely({**values, "memory.precision": "fp32"}, side) >= least
-    assert likely({**values, "base_model.maximum_tokens": 225}, side) >= least
+    assert needed(values, side, network__rank=values["network.rank"] * 2) >= 0.999 * least
+    assert needed(values, side, network__conv_rank=values["network.conv_rank"] * 2) >= 0.999 * least
+    assert needed(values, side, base_model__maximum_tokens=225) >= least
+    assert needed(values, side, ema__decay=0.9) >= least
+    if not values["memory.full_half"]:
+        assert needed(values, side, memory__precision="fp32") >= least
 
 
 @settings(deadline=None, max_examples=40)
-@given(values=CONFIGS, side=SIDES, shapes=st.integers(1, 3))
+@given(values=possible_configs(), side=SIDES)
+def test_what_saves_memory_never_needs_more(values, side):
+    without = {"memory__fused_backward": False, "memory__full_half": False, "memory__offload_blocks": False}
+    most = needed(values, side, **without, memory__base_weights="same")
+    # Making one layer whole may take a little more than what is saved on a model as small as the pocket one.
+    for form in ("fp8", "8bit", "nf4"):
+        assert needed(values, side, **without, memory__base_weights=form) <= 1.01 * most
+    assert (
+        needed(values, side, **without | {"memory__offload_blocks": True}, memory__base_weights="same") <= 1.01 * most
+    )
+    plain = needed(values, side, **without)
+    if values["memory.precision"] == "bf16":
+        assert needed(values, side, **without | {"memory__full_half": True}) <= plain
+    if values["memory.fused_backward"]:
+        assert needed(values, side, **without | {"memory__fused_backward": True}) <= plain
+
+
+@settings(deadline=None, max_examples=40)
+@given(values=possible_configs(), side=SIDES, shapes=st.integers(1, 3))
 def test_checkpointing_never_needs_more(values, side, shapes):
     views = {(side, side - 64 * number): 100 for number in range(shapes)}
     plain, checkpointed = (
         estimate_memory(
-            with_values(TrainingConfig(), {"base_model.path": "model", **values, "memory.gradient_checkpointing": on}),
+            with_values(TrainingConfig(), {**values, "memory.gradient_checkpointing": on}),
             architecture(values["base_model.family"]),
             views,
             CARD,
