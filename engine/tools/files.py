@@ -6,6 +6,7 @@ Reading a safetensors file here needs memory for its header and for one tensor, 
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -96,7 +97,9 @@ def _read_pickle(path: Path) -> LoadedTensors:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickle protocols, which a user can do nothing about
-            document = torch.load(path, map_location="cpu", weights_only=True)
+            # mapped, the tensors are read when they are asked for; files of before PyTorch 1.6 cannot be
+            mapped = zipfile.is_zipfile(path)
+            document = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise PlainError(
