@@ -38,6 +38,7 @@ READ: Mapping[str, Callable[[TrainingConfig], bool]] = {
     "network.dylora_block_size": _under("network.algorithm", "dylora"),
     "network.block_rate_threshold": _with("network.block_rates"),
     "network.text_encoder_share": _with("network.train_text_encoder"),
+    "network.rank_from_start": _with("network.start_from"),
     "optimizer.text_encoder_learning_rate": _with("network.train_text_encoder"),
     "optimizer.text_encoder_2_learning_rate": _with("network.train_text_encoder"),
     "schedule.cycles": _under("schedule.scheduler", "cosine_with_restarts"),

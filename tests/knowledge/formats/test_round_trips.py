@@ -152,7 +152,8 @@ def meaning(config: TrainingConfig, name: str) -> object:
     if name in ("sampling.width", "sampling.height"):
         return value or config.dataset.resolution
     if name == "optimizer.text_encoder_2_learning_rate":
-        return value or config.optimizer.text_encoder_learning_rate or config.optimizer.learning_rate
+        first = config.optimizer.text_encoder_learning_rate or config.optimizer.learning_rate
+        return None if value == first else value
     if name == "optimizer.arguments":
         return all_arguments(config.optimizer.name, value, config.schedule.scheduler)
     if name == "network.block_rates":  # SDXL's first and last block hold no layer that is trained
