@@ -25,10 +25,16 @@ class OptimizerRecipe:
 
     kind: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    on_gpu: Mapping[str, Any] = field(default_factory=dict)
+    """More arguments where the weights are on a GPU."""
 
 
 OPTIMIZERS: dict[OptimizerName, OptimizerRecipe] = {
-    "adamw": OptimizerRecipe("torch.optim:AdamW", {"fused": True}),
+    "adamw": OptimizerRecipe(
+        # A CPU's fused kernel rounds otherwise than the plain one, with which sd-scripts' runs replay to 3e-8.
+        "torch.optim:AdamW",
+        on_gpu={"fused": True},
+    ),
     "adamw8bit": OptimizerRecipe("bitsandbytes.optim:AdamW8bit"),
     "paged_adamw8bit": OptimizerRecipe("bitsandbytes.optim:PagedAdamW8bit"),
     "lion": OptimizerRecipe("pytorch_optimizer:Lion"),
@@ -66,7 +72,9 @@ def create_optimizer(
         {"params": list(weights), "lr": learning_rate(part, settings, schedule), "name": part}
         for part, weights in parameters.items()
     ]
-    arguments = {**recipe.arguments, **all_arguments(settings.name, settings.arguments, schedule.scheduler)}
+    on_gpu = all(weight.is_cuda for weights in parameters.values() for weight in weights)
+    chosen = {**recipe.arguments, **(recipe.on_gpu if on_gpu else {})}
+    arguments = {**chosen, **all_arguments(settings.name, settings.arguments, schedule.scheduler)}
     try:
         optimizer: torch.optim.Optimizer = kind(
             groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, **arguments

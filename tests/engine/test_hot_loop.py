@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from short_runs import Configure
 from torch.overrides import TorchFunctionMode
 
 from engine.events import StepFinished
+from engine.optimizers import OPTIMIZERS
 from engine.run_folder import RunFolder
 from engine.train import train
 
@@ -36,7 +38,11 @@ class Reads(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "schedule_free_adamw"])
-def test_an_update_waits_for_the_gpu_once_however_many_batches_it_takes(configure: Configure, optimizer: str):
+def test_an_update_waits_for_the_gpu_once_however_many_batches_it_takes(
+    configure: Configure, optimizer: str, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = OPTIMIZERS[optimizer]  # type: ignore[index]
+    monkeypatch.setitem(OPTIMIZERS, optimizer, replace(recipe, arguments={**recipe.arguments, **recipe.on_gpu}))
     config = configure(
         optimizer={"name": optimizer},
         schedule={"gradient_accumulation_steps": 2, "maximum_steps": 5, "epochs": 5},
