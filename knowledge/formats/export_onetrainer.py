@@ -161,7 +161,7 @@ def _schedule(job: Writing) -> dict[str, Any]:
         "learning_rate_scheduler": word or "COSINE",
         "learning_rate_warmup_steps": job.value("schedule.warmup"),
         "learning_rate_min_factor": job.value("schedule.minimum_ratio"),
-        **({"learning_rate_cycles": float(job.config.schedule.cycles)} if name == "cosine_with_restarts" else {}),
+        **({"learning_rate_cycles": float(job.value("schedule.cycles"))} if name == "cosine_with_restarts" else {}),
         "epochs": epochs,
         "batch_size": job.value("schedule.batch_size"),
         "gradient_accumulation_steps": job.value("schedule.gradient_accumulation_steps"),
