@@ -10,10 +10,17 @@ from typing import Any
 
 import pytest
 from hubs import Civitai, Hub
+from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"
 """Tiny models are slower on several threads, and sums in another order would not be the same bits. The processes that
 tests start take it over."""
+
+settings.register_profile("same for all", derandomize=True)
+settings.register_profile("search", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same for all"))
+"""What a property is tried on is drawn alike everywhere, so that a change that breaks nothing fails nowhere;
+HYPOTHESIS_PROFILE=search draws anew."""
 
 TOKENIZER = Path(__file__).parent.parent / "engine" / "pocket" / "model" / "tokenizer"
 
