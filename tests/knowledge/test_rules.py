@@ -299,6 +299,15 @@ def test_too_few_updates_and_pictures_seen_too_often_do_not_undo_each_other(imag
     assert "few-updates" in taken
 
 
+def test_fewer_pictures_in_an_update_never_make_a_larger_batch():
+    values = {"schedule.batch_size": 100, "schedule.gradient_accumulation_steps": 271, "schedule.epochs": 100}
+    known = facts(with_values(TrainingConfig(), values)) | {"plan.total_steps": 100, "plan.views_per_image": 200}
+    (finding,) = [finding for finding in check(known) if finding.rule == "few-updates-of-many-pictures"]
+    fixed = apply_fix(with_values(TrainingConfig(), values), finding).schedule
+    assert fixed.batch_size <= 100
+    assert fixed.batch_size * fixed.gradient_accumulation_steps < 100 * 271
+
+
 def test_a_fix_that_is_made_already_is_not_offered_again():
     known = facts(with_values(TrainingConfig(), {"saving.keep_last": 3}))
     full = known | {"plan.disk_bytes": 2**40, "plan.saved_files": 3, "hardware.disk_free_bytes": 2**30}
