@@ -19,6 +19,17 @@ PICTURES = ROOT / "tests" / "data" / "pictures" / "10_sks toy"
 Values = dict[str, Any]
 Configure = Callable[..., TrainingConfig]
 
+RESTLESS: dict[str, Values] = {
+    "prodigy": {"learning_rate": 1.0, "arguments": {"d0": 1e-3}},
+    "prodigy_plus_schedule_free": {
+        "learning_rate": 1.0,
+        "maximum_gradient_norm": 0.0,
+        "arguments": {"d0": 1e-3, "d_limiter": False},
+    },
+    "dadapt_adam": {"learning_rate": 1.0, "arguments": {"d0": 1e-3}},
+}
+"""Settings under which an optimizer changes its pace within a few updates, so that all it remembers matters."""
+
 
 def short_config(model_folder: Path, family: str, folder: Path, **changes: Any) -> TrainingConfig:
     """A short run on six small pictures in three buckets: three batches, two updates an epoch, four in all."""
