@@ -118,7 +118,13 @@ def _values(name):
     return st.one_of(st.none(), values) if type(None) in kinds else values
 
 
-GENERATED = {name: values for name in FIELDS if "folders" not in name and (values := _values(name)) is not None}
+ELSEWHERE = {"network.rank_from_start"}
+"""A plan reads the ranks from the file that the run starts from, and none of these starts from a file that is there."""
+GENERATED = {
+    name: values
+    for name in FIELDS
+    if "folders" not in name and name not in ELSEWHERE and (values := _values(name)) is not None
+}
 
 
 WRITTEN = {
