@@ -111,7 +111,7 @@ def _values(name):
         values = st.one_of(whole, st.sampled_from([n for n in (8, 16, 64, 512) if low <= n <= high] or [int(low)]))
     elif float in kinds:
         everyday = [value for value in (1e-6, 1e-4, 1e-2, 1.0) if low < value < high]
-        values = st.floats(low, min(high, 1e5), exclude_min=True, exclude_max=True)
+        values = st.floats(low, min(high, 1e5), exclude_min=True, exclude_max=True, allow_subnormal=False)
         values = st.one_of(values, st.sampled_from(everyday)) if everyday else values
     else:
         return None
