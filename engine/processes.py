@@ -14,9 +14,7 @@ from engine.dataset.batches import Batch
 from engine.dataset.images import UnreadablePictureError
 from engine.networks import Network
 from knowledge.answers import PlainError
-from knowledge.config import Precision
-
-MIXED_PRECISION: dict[Precision, str] = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+from knowledge.config import MIXED_PRECISION, Precision
 
 
 def create_accelerator(precision: Precision) -> Accelerator:

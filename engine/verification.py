@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.tools.adapters import Adapter, in_memory
 from engine.tools.applications import readings
-from engine.tools.fit import size_of_change
+from engine.tools.part_shapes import size_of_change
 from knowledge.answers import PlainError
 
 ACTS_THROUGH: dict[str, tuple[tuple[str, ...], ...]] = {

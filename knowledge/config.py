@@ -54,6 +54,8 @@ AverageSaved = Literal["average", "both"]
 LossFunction = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 Precision = Literal["fp32", "fp16", "bf16"]
+MIXED_PRECISION: dict[Precision, str] = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+"""Precisions as accelerate, and every trainer that is built on it, calls them."""
 BaseWeights = Literal["same", "fp8", "8bit", "nf4"]
 CacheLocation = Literal["disk", "memory"]
 TimestepSampling = Literal["uniform", "logit_normal"]

@@ -13,14 +13,13 @@ import click
 
 from engine.run_folder import RunFolder, whole_file
 from knowledge.answers import PlainError
-from knowledge.config import Precision
+from knowledge.config import MIXED_PRECISION, Precision
 
 FILE = "group.json"
 """In the run folder: a run goes on with as many processes as it was begun with."""
 ENGINE_MODULE = ("-m", "engine")
 PORT = 29500
 """Where machines meet unless another port is named: torch's own choice."""
-MIXED_PRECISION: dict[Precision, str] = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
 
 @dataclass(frozen=True)

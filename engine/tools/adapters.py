@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from engine.tools.files import LoadedTensors, Tensors
-from engine.tools.fit import refuse_misfit, said
 from engine.tools.headers import shown
 from engine.tools.metadata import document
 from engine.tools.names import canonical
+from engine.tools.part_shapes import refuse_misfit, said
 from engine.tools.strangers import not_a_lora
 from knowledge.answers import PlainError
 

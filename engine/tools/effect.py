@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.tools.adapters import NAMES, Adapter
-from engine.tools.fit import size_of_change
+from engine.tools.part_shapes import size_of_change
 from knowledge.answers import PlainError
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from engine.tools.adapters import Adapter
-from engine.tools.fit import size_of_change
+from engine.tools.part_shapes import size_of_change
 
 
 def families(found: Mapping[str, Adapter]) -> Iterator[str]:

@@ -24,8 +24,8 @@ from engine.tools.decompose import (
     singular_of_product,
 )
 from engine.tools.effect import bias_change, change
-from engine.tools.fit import size_of_change
 from engine.tools.names import Naming, block_of, spelled
+from engine.tools.part_shapes import size_of_change
 from engine.tools.precision import cast, cast_exactly
 from engine.tools.progress import Progress, no_progress
 from engine.tools.resize import Resized, ResizedLayer, Weights, no_base

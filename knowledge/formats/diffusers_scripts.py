@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from knowledge.config import MIXED_PRECISION
 from knowledge.formats.sorting import rest, take_name, take_optimizer
 from knowledge.formats.translation import Imported, Translation
 from knowledge.formats.values import as_number, is_empty
@@ -20,7 +21,7 @@ SCRIPTS = {
     "train_dreambooth_lora_sdxl.py": "sdxl",
 }
 """The scripts that we know, and what they train unless the model is of another kind."""
-PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
+PRECISIONS = {theirs: ours for ours, theirs in MIXED_PRECISION.items()}
 DEFAULTS: dict[str, Any] = {
     "base_model.path": "",
     "network.rank": 4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from knowledge.config import TrainingConfig, choices, fields, value_of
+from knowledge.config import MIXED_PRECISION, TrainingConfig, choices, fields, value_of
 from knowledge.formats.kohya_network import DIALECT, write_network
 from knowledge.formats.meaning import idle
 from knowledge.formats.sd_scripts import ENDLESS, RULED, implied
@@ -23,7 +23,6 @@ DATASET_OPTIONS = {
     "secondary_separator", "caption_separator", "token_warmup_min", "token_warmup_step",
 }  # fmt: skip
 """Options that stand in the dataset file; sd-scripts reads them there alone when there is one."""
-PRECISIONS = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 SAVED_PRECISIONS = {"fp32": "float", "fp16": "fp16", "bf16": "bf16"}
 SAMPLERS = {ours: theirs for theirs, ours in KOHYA_SAMPLERS.items()}
 ALWAYS = {"dataset.resolution", "seed", "output.name", "output.folder"}
@@ -248,7 +247,7 @@ def _schedule(job: Writing) -> None:
 def _memory_and_saving(job: Writing) -> None:
     if job.value("memory.fused_backward"):
         job.lose("memory.fused_backward", "Its LoRA training has the switch and does not read it.")
-    job.options["mixed_precision"] = PRECISIONS[job.value("memory.precision")]
+    job.options["mixed_precision"] = MIXED_PRECISION[job.value("memory.precision")]
     to_disk = job.value("memory.cache_location") == "disk"
     for name, key in (
         ("memory.cache_latents", "cache_latents"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from knowledge.config import TrainingConfig, fields, value_of
+from knowledge.config import MIXED_PRECISION, TrainingConfig, fields, value_of
 from knowledge.formats.export import Exported, Writing
 from knowledge.formats.sd_scripts import ENDLESS
 from knowledge.optimizer_arguments import all_arguments, unusual_arguments
@@ -17,7 +17,6 @@ SCRIPTS = {
 }
 NEVER = 1_000_000_000
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant")
-PRECISIONS = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
 
 def to_diffusers(config: TrainingConfig, stem: str = "diffusers") -> Exported:
@@ -51,7 +50,7 @@ def _arguments(job: Writing) -> dict[str, Any]:
         "adam_weight_decay": job.value("optimizer.weight_decay"),
         "max_grad_norm": job.value("optimizer.maximum_gradient_norm"),
         "rank": job.value("network.rank"),
-        "mixed_precision": PRECISIONS[job.value("memory.precision")],
+        "mixed_precision": MIXED_PRECISION[job.value("memory.precision")],
         "seed": job.value("seed"),
         "output_dir": f"{job.value('output.folder')}/{job.value('output.name')}",
     }
