@@ -88,16 +88,19 @@ def launch_arguments(group: Group, machine: int, precision: Precision) -> list[s
 
 def launch_command(run: RunFolder, group: Group, machine: int, *, resume: bool) -> list[str]:
     """The whole command of one machine."""
-    told = launch_arguments(group, machine, run.config().memory.precision)
-    again = ["--resume"] if resume else []
-    return [sys.executable, "-m", "accelerate.commands.launch", *told, *ENGINE_MODULE, str(run.path.absolute()), *again]
+    return [sys.executable, "-m", "accelerate.commands.launch", *_told(run, group, machine, resume=resume)]
 
 
 def commands_elsewhere(run: RunFolder, group: Group, *, resume: bool) -> Iterator[str]:
     """What to start on every other machine, as one types it."""
     for machine in range(1, group.machines):
-        _, _, _, *told = launch_command(run, group, machine, resume=resume)
-        yield f"accelerate launch {shlex.join(told)}"
+        yield f"accelerate launch {shlex.join(_told(run, group, machine, resume=resume))}"
+
+
+def _told(run: RunFolder, group: Group, machine: int, *, resume: bool) -> list[str]:
+    """What follows `accelerate launch` on one machine: its arguments, and the engine with its own."""
+    told = launch_arguments(group, machine, run.config().memory.precision)
+    return [*told, *ENGINE_MODULE, str(run.path.absolute()), *(["--resume"] if resume else [])]
 
 
 def remember_group(run: RunFolder, group: Group) -> None:
