@@ -88,8 +88,15 @@ def _eight_bit(config: TrainingConfig, hardware: Hardware) -> Changes:
     return {"optimizer.name": "adamw8bit"} if usable else {}
 
 
+def _selective_checkpointing(config: TrainingConfig, hardware: Hardware) -> Changes:
+    memory = config.memory
+    possible = not (memory.gradient_checkpointing or memory.selective_checkpointing)
+    return {"memory.selective_checkpointing": True} if possible else {}
+
+
 def _checkpointing(config: TrainingConfig, hardware: Hardware) -> Changes:
-    return {} if config.memory.gradient_checkpointing else {"memory.gradient_checkpointing": True}
+    wanted: Changes = {"memory.gradient_checkpointing": True, "memory.selective_checkpointing": False}
+    return {} if config.memory.gradient_checkpointing else wanted
 
 
 def _eight_bit_base(config: TrainingConfig, hardware: Hardware) -> Changes:
@@ -152,7 +159,9 @@ def _smaller_pictures(config: TrainingConfig, hardware: Hardware) -> Changes:
 
 
 def _no_checkpointing(config: TrainingConfig, hardware: Hardware) -> Changes:
-    return {"memory.gradient_checkpointing": False} if config.memory.gradient_checkpointing else {}
+    memory = config.memory
+    wanted: Changes = {"memory.gradient_checkpointing": False, "memory.selective_checkpointing": False}
+    return wanted if memory.gradient_checkpointing or memory.selective_checkpointing else {}
 
 
 def _fewer_samples(config: TrainingConfig, hardware: Hardware) -> Changes:
@@ -170,6 +179,13 @@ FOR_MEMORY = (
         1.0,
         "Numbers are rounded more; the pictures look the same.",
         _half_precision,
+        keeps_state=True,
+    ),
+    Move(
+        "selective checkpointing",
+        1.5,
+        "Each step takes a little longer; the result is the same.",
+        _selective_checkpointing,
         keeps_state=True,
     ),
     Move("checkpointing", 2.0, "Each step takes longer; the result is the same.", _checkpointing, keeps_state=True),
@@ -304,20 +320,24 @@ def _search(
     counter = itertools.count()
     waiting = [_Path(0.0, next(counter), {}, (), case.config, 0)]
     nearest = Proposal({}, (), before, before, reached=False)
+    seen: set[tuple[tuple[str, Any], ...]] = set()
     for _ in range(MOST_TRIED):
         if not waiting:
             break
         path = heapq.heappop(waiting)
         after = replace(case, config=path.config).plan if path.changes else before
         if reached(after):
-            return Proposal(_netted(case.config, path.changes), path.effects, before, after)
+            return Proposal(path.changes, path.effects, before, after)
         if need(after) < need(nearest.after) and (room is None or after.vram.likely_bytes <= room):
-            nearest = Proposal(_netted(case.config, path.changes), path.effects, before, after, reached=False)
+            nearest = Proposal(path.changes, path.effects, before, after, reached=False)
         for index in range(path.last, len(moves)):
             move = moves[index]
             changes = move.changes(path.config, case.hardware)
             if changes:
-                made = {**path.changes, **changes}
+                made = _netted(case.config, {**path.changes, **changes})
+                if (known := tuple(sorted(made.items()))) in seen:  # one move may take back another
+                    continue
+                seen.add(known)
                 effects = path.effects if move.effect in path.effects else (*path.effects, move.effect)
                 config = with_values(case.config, made)
                 heapq.heappush(waiting, _Path(path.hurt + move.hurt, next(counter), made, effects, config, index))

@@ -24,7 +24,7 @@ from calculator.step_cost import (
     traced_rank,
 )
 from knowledge.architectures import Architecture, Layer
-from knowledge.config import SCHEDULE_FREE, NetworkSettings, OptimizerName, TrainingConfig, with_values
+from knowledge.config import SCHEDULE_FREE, NetworkSettings, OptimizerName, TrainingConfig, value_of, with_values
 from knowledge.facts import Hardware
 from knowledge.optimizer_arguments import Argument, all_arguments
 
@@ -152,6 +152,10 @@ WORKSPACE_SHARE = 0.15
 """Published figures lie up to this much above what is allocated and fragmented; kernels' workspaces are the suspect."""
 
 
+COMPUTED_AGAIN = ("memory.gradient_checkpointing", "memory.selective_checkpointing")
+"""The settings by which a step computes again instead of keeping; the first that is on counts."""
+
+
 def estimate_memory(
     config: TrainingConfig,
     architecture: Architecture,
@@ -254,11 +258,10 @@ def step_bytes(config: TrainingConfig, architecture: Architecture, batch: int, a
     if memory.full_half and not traced_as(course).full_half and not memory.fused_backward:
         # The traces are of gradients in fp32.
         need -= (4 - trained_size(config)) * _trained(architecture, config.network)
-    if not memory.gradient_checkpointing:
+    again = next((way for way in COMPUTED_AGAIN if value_of(config, way)), None)
+    if again is None:
         return need
-    return min(
-        need, step_bytes(with_values(config, {"memory.gradient_checkpointing": False}), architecture, batch, area)
-    )
+    return min(need, step_bytes(with_values(config, {again: False}), architecture, batch, area))
 
 
 def untraced_bytes(config: TrainingConfig, architecture: Architecture) -> float:

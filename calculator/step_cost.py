@@ -67,13 +67,15 @@ class Course:
     base_weights: BaseWeights = "same"
     offloaded: bool = False
     full_half: bool = False
+    selective: bool = False
+    """Whether norms and activation functions alone are computed again; never along with `checkpointing`."""
 
     @property
     def name(self) -> str:
         """The course's name in the data that the tracer writes."""
         targets = "unet" + "+conv" * self.convolutions + "+text" * self.text_encoder
         words = [self.algorithm, targets, "half" if self.half else "fp32"]
-        words += ["checkpointed" if self.checkpointing else "plain"]
+        words += ["checkpointed" if self.checkpointing else "selective" if self.selective else "plain"]
         words += [self.base_weights] * (self.base_weights != "same")
         words += ["offloaded"] * self.offloaded + ["full half"] * self.full_half
         return "/".join(words)
@@ -104,6 +106,7 @@ def course_of(config: TrainingConfig) -> Course:
         memory.base_weights,
         memory.offload_blocks,
         memory.full_half,
+        memory.selective_checkpointing and not memory.gradient_checkpointing,
     )
 
 
@@ -218,8 +221,9 @@ def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
     """A figure of a course, put together where it was not traced itself.
 
     Text encoders add to any algorithm what they add to LoRA, once for every 75 tokens. Convolutions add to those that
-    can leave them out what LoCon adds to LoRA. fp32 multiplies as it does there at the family's usual size: taken at
-    each size anew, the share would fall faster than the step grows, and a larger step would seem to need less.
+    can leave them out what LoCon adds to LoRA. Selective checkpointing saves what it does for these two. fp32
+    multiplies as it does for LoRA at the family's usual size: taken at each size anew, the share would fall faster than
+    the step grows, and a larger step would seem to need less.
     """
     course = traced_as(course)
     cases = _document(course.family)["cases"]
@@ -227,6 +231,12 @@ def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
     lora = Course(course.family, "lora", False, True, course.checkpointing)
     if found is not None and (sizes.tokens == 77 or (course.algorithm == "lora" and not course.text_encoder)):
         return float(measure(found, sizes))
+    if course.selective:
+        # Convolutions that learn keep their input.
+        learn = course.convolutions or course.algorithm in CONV_ALGORITHMS
+        like = Course(course.family, "locon" if learn else "lora", False, course.half, False)
+        saved = measure(cases[like.name], sizes) - measure(cases[replace(like, selective=True).name], sizes)
+        return _combined(replace(course, selective=False), sizes, measure) - float(saved)
     words = replace(sizes, tokens=77, area=0.0)
 
     def figure(one: Course, sizes: Sizes = sizes) -> float:

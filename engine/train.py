@@ -116,6 +116,8 @@ def train(
     # What is trained: a network on the base model.
     if config.memory.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    elif config.memory.selective_checkpointing:  # computes less again, and has nothing to add to the other
+        model.enable_selective_checkpointing()
     network = create_network(model, config.network, config.seed).to(accelerator.device)
     if config.memory.full_half:
         network.halve()

@@ -313,6 +313,7 @@ class MemorySettings(Settings):
     base_weights: BaseWeights = "same"
     offload_blocks: bool = False
     gradient_checkpointing: bool = False
+    selective_checkpointing: bool = False
     fused_backward: bool = False
     cache_latents: bool = True
     cache_text_encoder_outputs: bool = False

@@ -151,7 +151,6 @@ SPELLED: Mapping[float, str] = {
     0.25: "a quarter",
     0.33: "a third",
     0.5: "half",
-    0.67: "two thirds",
     **dict(
         enumerate(
             ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]

@@ -49,6 +49,7 @@ def possible_configs(families: list[str] | None = None) -> st.SearchStrategy[dic
             "memory.base_weights": st.sampled_from(get_args(BaseWeights)),
             "memory.offload_blocks": st.booleans(),
             "memory.gradient_checkpointing": st.booleans(),
+            "memory.selective_checkpointing": st.booleans(),
             "memory.fused_backward": st.booleans(),
             "memory.cache_latents": st.booleans(),
             "optimizer.name": st.sampled_from(sorted(STATE_BYTES)),

@@ -1,5 +1,5 @@
-"""Frozen convolutions: nothing is kept for the gradient of a weight that has none, and on a CPU few pixels with many
-weights, as a UNet's lowest levels have them, are one matrix product."""
+"""Frozen convolutions: on a CPU few pixels with many weights, as a UNet's lowest levels have them, are one matrix
+product; and where it is asked for, nothing is kept for the gradient of a weight that has none."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ FEW_PIXELS = {torch.float32: 256, torch.bfloat16: 64}
 1280 channels at 8x8 take 24 ms instead of 50 in float32, and 10 instead of 13 in bfloat16."""
 
 
-class FrozenConvolution(nn.Conv2d):
-    """What nn.Conv2d computes, by the faster way for its input; torch's own keeps the input even of a frozen one."""
+class FewPixelsConvolution(nn.Conv2d):
+    """What nn.Conv2d computes, by the faster way for its input."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         # LyCORIS makes its own small layers of the class of the layer that it adapts; those learn.
@@ -36,9 +36,11 @@ class FrozenConvolution(nn.Conv2d):
                     input.to(dtype), weight, bias, self.stride, self.padding, outputs
                 )
                 return few
-        settings = (self.stride, self.padding, self.dilation, self.groups)
-        kept_nothing: Tensor = _Convolution.apply(input, weight, bias, *settings)  # type: ignore[no-untyped-call]
-        return kept_nothing
+        return self._many_pixels(input, weight, bias)
+
+    def _many_pixels(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        usual: Tensor = super()._conv_forward(input, weight, bias)
+        return usual
 
     def _outputs(self, input: Tensor) -> list[int] | None:  # noqa: A002
         """Height and width of what comes out; None of a convolution that is no simple product of neighbourhoods."""
@@ -92,6 +94,15 @@ class _Convolution(torch.autograd.Function):
         return back, *(None,) * (2 + len(ctx.settings))
 
 
+class LeanConvolution(FewPixelsConvolution):
+    """The same without its input kept, which torch's own convolution keeps even where its weight is frozen."""
+
+    def _many_pixels(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        settings = (self.stride, self.padding, self.dilation, self.groups)
+        kept_nothing: Tensor = _Convolution.apply(input, weight, bias, *settings)  # type: ignore[no-untyped-call]
+        return kept_nothing
+
+
 class _Product(torch.autograd.Function):
     """Every pixel's neighbourhood as a column, times the weights; gradients reach the input only."""
 
@@ -118,8 +129,16 @@ class _Product(torch.autograd.Function):
         return back, None, None, None, None, None
 
 
-def freeze_convolutions(module: nn.Module) -> None:
-    """Let the convolutions of a frozen module keep no input, and choose the faster way on a CPU."""
+def quicken_convolutions(module: nn.Module) -> None:
+    """Let the convolutions of a frozen module choose the faster way on a CPU."""
     for layer in module.modules():
         if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
-            layer.__class__ = FrozenConvolution
+            layer.__class__ = FewPixelsConvolution
+
+
+def keep_no_inputs(module: nn.Module) -> None:
+    """Let the convolutions of a frozen module keep no input for the gradient of a weight that has none."""
+    quicken_convolutions(module)
+    for layer in module.modules():
+        if type(layer) is FewPixelsConvolution:
+            layer.__class__ = LeanConvolution

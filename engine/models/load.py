@@ -13,7 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from engine.models.convolutions import quicken_convolutions
 from engine.models.detect import Detected, detect, read_header
+from engine.models.linear import quicken_linear_layers
 from engine.models.reading import read_weights, weight_files, without_weights
 from engine.models.sd import StableDiffusion
 from engine.models.sdxl import StableDiffusionXL
@@ -45,8 +47,6 @@ def load(settings: BaseModelSettings, dtype: torch.dtype, *, unet_later: bool = 
     caches pictures and captions first never holds everything at once. Raises PlainError, then as now, when the files
     are not what the settings say, or are broken.
     """
-    from engine.models.frozen import keep_less  # and with it diffusers, which takes seconds
-
     quiet_libraries()
     detected = detect(settings.path)
     _check(settings, detected)
@@ -56,7 +56,8 @@ def load(settings: BaseModelSettings, dtype: torch.dtype, *, unet_later: bool = 
         parts["vae"] = load_vae(Path(settings.vae).expanduser(), detected.family)
     for name in ("unet", "vae", *TEXT_ENCODERS[detected.family]):
         parts[name].requires_grad_(False).eval()
-    keep_less(parts["unet"])
+    quicken_convolutions(parts["unet"])
+    quicken_linear_layers(parts["unet"])
     layers = parts["text_encoder"].config.num_hidden_layers
     if settings.clip_skip > layers:
         raise PlainError(

@@ -122,6 +122,12 @@ class StableDiffusion:
             encoder.gradient_checkpointing_enable({"use_reentrant": False})
             encoder.train()  # transformers checkpoints in training mode only; CLIP has no dropout
 
+    def enable_selective_checkpointing(self) -> None:
+        """Compute again only what is cheap: norms and activation functions of the UNet."""
+        from engine.models.selective_checkpointing import keep_less  # and with it diffusers, which takes seconds
+
+        keep_less(self.unet)
+
     # -- text ----------------------------------------------------------------------------------------------------------
 
     def encode_prompt(self, captions: Sequence[str], *, padded: bool = True) -> Conditioning:

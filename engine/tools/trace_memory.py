@@ -285,8 +285,6 @@ def meta_model(family: Family, dtype: torch.dtype) -> StableDiffusion:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from engine.models.frozen import keep_less
-
     configs = architecture(family).configs
     with META:
         unet: Any = UNet2DConditionModel.from_config(dict(configs["unet"]))
@@ -299,7 +297,6 @@ def meta_model(family: Family, dtype: torch.dtype) -> StableDiffusion:
             encoders[name] = kind(CLIPTextConfig(**configs[name])).to(dtype)
         for part in (unet, vae, *encoders.values()):
             part.requires_grad_(False).eval()
-        keep_less(unet)
         return FAMILIES[family](unet, vae, encoders, [Tokenizer()] * len(encoders))
 
 
@@ -336,6 +333,8 @@ def trace(case: Course, points: Sequence[Point]) -> list[Trace]:
         keep_off_the_device(model)
     if case.checkpointing:
         model.enable_gradient_checkpointing()
+    elif case.selective:
+        model.enable_selective_checkpointing()
     traces = []
     for point in points:
         model.maximum_tokens = point.tokens - 2
@@ -536,6 +535,7 @@ def phases(family: Family, half: bool) -> dict[str, Any]:
 
 
 ALGORITHMS: tuple[Algorithm, ...] = ("loha", "lokr", "dora", "locon", "glora", "oft", "boft", "ia3", "full")
+IN_FP32: tuple[Algorithm, ...] = ("lora", "locon")
 CONVOLUTIONS: tuple[Algorithm, ...] = ("loha", "lokr", "full")
 HELD: tuple[dict[str, Any], ...] = (
     *({"base_weights": form} for form in ("fp8", "nf4", "8bit")),
@@ -546,15 +546,15 @@ HELD: tuple[dict[str, Any], ...] = (
 
 
 def cases(family: Family) -> Iterator[Course]:
-    """What is traced: every algorithm on the UNet; for LoRA also text encoders in training, fp32, and each way to hold
-    weights smaller or elsewhere.
+    """What is traced: every algorithm on the UNet; for LoRA also text encoders in training, fp32 (for LoCon too), and
+    each way to hold weights smaller or elsewhere.
 
     The calculator adds and scales by what these make of LoRA where another algorithm meets them.
     """
-    for checkpointing in (True, False):
-        yield (lora := Course(family, "lora", False, True, checkpointing))
+    for checkpointing, selective in ((True, False), (False, False), (False, True)):
+        yield (lora := Course(family, "lora", False, True, checkpointing, selective=selective))
         yield replace(lora, text_encoder=True)
-        yield replace(lora, half=False)
+        yield from (replace(lora, algorithm=algorithm, half=False) for algorithm in IN_FP32)
         yield from (replace(lora, algorithm=algorithm) for algorithm in ALGORITHMS)
         yield from (replace(lora, algorithm=algorithm, convolutions=True) for algorithm in CONVOLUTIONS)
         yield from (replace(lora, **changes) for changes in HELD)

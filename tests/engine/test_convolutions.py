@@ -6,7 +6,7 @@ from torch import nn
 
 from engine.low_rank import LowRank
 from engine.models import convolutions
-from engine.models.convolutions import freeze_convolutions
+from engine.models.convolutions import quicken_convolutions
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_the_product_is_the_convolution_and_so_is_its_gradient(
     expected = layer(plain)
     weights = torch.randn(expected.shape, generator=generator)
     (expected * weights).sum().backward()
-    freeze_convolutions(layer)
+    quicken_convolutions(layer)
     found = layer(quick)
     (found * weights).sum().backward()
     assert counted == [(batch, 8, 6, 10)]
@@ -50,7 +50,7 @@ def test_under_autocast_it_computes_in_the_precision_of_autocast(counted: list[t
     x = torch.randn((1, 8, 4, 4), generator=torch.Generator().manual_seed(0), requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         expected = layer(x)
-        freeze_convolutions(layer)
+        quicken_convolutions(layer)
         found = layer(x)
     found.float().square().mean().backward()
     assert len(counted) == 1
@@ -62,7 +62,7 @@ def test_under_autocast_it_computes_in_the_precision_of_autocast(counted: list[t
 
 def test_many_pixels_go_the_usual_way(counted: list[tuple[int, ...]]):
     layer = nn.Conv2d(8, 6, 3, padding=1).requires_grad_(False)
-    freeze_convolutions(layer)
+    quicken_convolutions(layer)
     layer(torch.zeros(1, 8, 16, 17))
     assert counted == []
     layer(torch.zeros(1, 8, 16, 16))
@@ -72,14 +72,14 @@ def test_many_pixels_go_the_usual_way(counted: list[tuple[int, ...]]):
 def test_layers_with_few_weights_go_the_usual_way(counted: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(convolutions, "MANY_WEIGHTS", 1000)
     for layer in (nn.Conv2d(8, 6, 3), nn.Conv2d(64, 64, 1)):
-        freeze_convolutions(layer.requires_grad_(False))
+        quicken_convolutions(layer.requires_grad_(False))
         layer(torch.zeros(1, layer.in_channels, 4, 4))
     assert counted == []
 
 
 def test_an_adapter_of_such_a_layer_learns(counted: list[tuple[int, ...]]):
     layer = nn.Conv2d(8, 6, 3, padding=1).requires_grad_(False)
-    freeze_convolutions(layer)
+    quicken_convolutions(layer)
     adapter = LowRank("x", layer, 1.0, 4, 4.0, dropout=0.5, bypass_mode=True).train()
     nn.init.ones_(adapter.lora_up.weight)
     adapter.apply_to()

@@ -93,6 +93,7 @@ def test_every_option_changes_the_weights(configure: Configure, change: str, pla
 SAME_WEIGHTS: dict[str, Values] = {
     "latents encoded in every step": {"memory": {"cache_latents": False}},
     "gradient checkpointing": {"memory": {"gradient_checkpointing": True}},
+    "selective checkpointing": {"memory": {"selective_checkpointing": True}},
     "samples in between": {"sampling": {"prompts": ["a toy --s 2"], "every_steps": 1}},
     "saves in between": {"saving": {"every_steps": 1, "state_every_epochs": 1}},
 }
@@ -104,6 +105,28 @@ def test_what_only_costs_or_saves_changes_nothing(configure: Configure, change: 
     other, _ = run_to_end(configure(**SAME_WEIGHTS[change]))
     for name, tensor in weights(straight).items():
         torch.testing.assert_close(weights(other)[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_both_ways_of_checkpointing_keep_less_for_the_backward_pass(configure: Configure):
+    def kept(**memory: bool) -> int:
+        total = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            total += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            run_to_end(configure(memory=memory, schedule={"maximum_steps": 1, "gradient_accumulation_steps": 1}))
+        return total
+
+    everything = kept()
+    selective = kept(selective_checkpointing=True)
+    assert selective < 0.9 * everything
+    # where everything is computed again the small layers are too
+    again = kept(gradient_checkpointing=True)
+    assert again < selective
+    assert kept(gradient_checkpointing=True, selective_checkpointing=True) == again
 
 
 def test_cached_text_outputs_change_nothing(configure: Configure):

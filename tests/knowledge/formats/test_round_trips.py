@@ -29,7 +29,14 @@ BLOCKS = {
     "network.block_ranks", "network.block_alphas", "network.conv_block_ranks", "network.conv_block_alphas",
     "network.block_rates", "network.block_rate_threshold",
 }  # fmt: skip
-NOWHERE = {"base_model.pad_captions", "memory.make_room", "dataset.trigger_word", "ema.saved", "saving.metadata"}
+NOWHERE = {
+    "base_model.pad_captions",
+    "memory.make_room",
+    "memory.selective_checkpointing",
+    "dataset.trigger_word",
+    "ema.saved",
+    "saving.metadata",
+}
 
 
 def of_sd_scripts(config: TrainingConfig) -> set[str]:

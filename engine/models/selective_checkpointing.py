@@ -1,4 +1,4 @@
-"""A frozen UNet that keeps less for its backward pass than torch does by itself, to the same bits.
+"""Selective checkpointing: a frozen UNet that keeps less for its backward pass than torch does, to the same bits.
 
 Kept is what a gradient needs and what would be dear to compute again. A norm with its activation is cheap, but torch
 keeps three tensors around it: what goes into the norm, into the activation and into the convolution behind.
@@ -14,14 +14,12 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.models.convolutions import freeze_convolutions, order
-from engine.models.linear import quicken_linear_layers
+from engine.models.convolutions import keep_no_inputs, order
 
 
 def keep_less(unet: nn.Module) -> None:
     """Let the layers of a frozen UNet keep only what their backward pass cannot cheaply compute again."""
-    freeze_convolutions(unet)
-    quicken_linear_layers(unet)
+    keep_no_inputs(unet)
     for module in unet.modules():
         if type(module) is ResnetBlock2D and _is_plain(module):
             module.__class__ = LeanResnetBlock

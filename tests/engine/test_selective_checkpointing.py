@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from engine.models.frozen import _SingleLayerNorm, keep_less
+from engine.models.selective_checkpointing import _SingleLayerNorm, keep_less
 
 
 def residual(**changes: Any) -> nn.Module:
