@@ -24,7 +24,7 @@ from engine.dataset.batches import Batch, epoch_batches, still_batches
 from engine.dataset.folders import scan
 from engine.dataset.latents import LatentCache
 from engine.dataset.masks import create_masks
-from engine.dataset.store import STORES
+from engine.dataset.store import STORES, vocabulary_digest
 from engine.dataset.text_outputs import TextCache
 from engine.events import (
     Event,
@@ -104,6 +104,7 @@ def train(
             config.base_model.maximum_tokens,
             config.dataset.weighted_captions,
             config.memory.precision,
+            *map(vocabulary_digest, model.tokenizers),
         )
         if config.memory.cache_text_encoder_outputs
         else None,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.dataset.batches import Batch, Item
-from engine.dataset.images import Look, load_picture, to_tensor
-from engine.dataset.store import Store, digest, file_digest, gone, weights_digest
+from engine.dataset.images import Look, UnreadablePictureError, load_picture, to_tensor
+from engine.dataset.store import Store, digest, file_digest, gone, module_digest
 from knowledge.answers import PlainError
 
 VERSION = 1
@@ -31,8 +31,8 @@ class LatentCache:
 
     def __init__(self, store: Store, vae: nn.Module) -> None:
         self._store = store
-        self._vae = weights_digest(vae)
-        self._pictures: dict[int, str] = {}
+        self._vae = module_digest(vae)
+        self._pictures: dict[int, str | None] = {}
 
     def fill(self, items: Iterable[Item], encode: Encode, *, flipped: bool = False) -> Iterator[tuple[int, int]]:
         """Encodes what is not there yet, also mirrored when asked; yields how many are done, and of how many.
@@ -46,11 +46,13 @@ class LatentCache:
             digests = pool.map(_digest_or_none, dict.fromkeys(item.picture.path for item, _ in views))
             by_path = dict(zip(dict.fromkeys(item.picture.path for item, _ in views), digests, strict=True))
             for item, _ in views:
-                self._pictures[item.index] = by_path[item.picture.path] or ""
-            missing = [view for view in views if self._key(*view) not in self._store]
+                self._pictures[item.index] = by_path[item.picture.path]
+            missing = [
+                view for view in views if not self._pictures[view[0].index] or self._key(*view) not in self._store
+            ]
             done = len(views) - len(missing)
             yield done, len(views)
-            for (item, flip), pixels in zip(missing, _ahead(pool, missing), strict=True):
+            for (item, flip), pixels in zip(missing, self._ahead(pool, missing), strict=True):
                 try:
                     mean, std = _encoded(pixels.result(), item, encode)
                 except PlainError as error:
@@ -81,6 +83,15 @@ class LatentCache:
         placement = item.placement
         return digest(VERSION, self._pictures[item.index], placement.resized, placement.bucket, flip, self._vae)
 
+    def _ahead(self, pool: ThreadPoolExecutor, views: Iterable[tuple[Item, bool]]) -> Iterator[Future[Tensor]]:
+        """The pictures' pixels, decoded a few ahead of what is asked for."""
+        waiting: deque[Future[Tensor]] = deque()
+        for item, flip in views:
+            waiting.append(pool.submit(_decoded_as_counted, item, Look(flip=flip), self._pictures[item.index]))
+            if len(waiting) > 2 * (os.cpu_count() or 1):
+                yield waiting.popleft()
+        yield from waiting
+
 
 def pixels(batch: Batch) -> Tensor:
     """The batch's pictures [batch, 3, height, width] in [-1, 1], decoded now."""
@@ -95,18 +106,23 @@ def _digest_or_none(path: str) -> str | None:
 
 
 def decoded(item: Item, look: Look) -> Tensor:
-    """The picture [3, height, width] in [-1, 1], as it is shown this time."""
-    return to_tensor(load_picture(item.picture.path), item.placement, look)
+    """The picture [3, height, width] in [-1, 1], as it is shown this time. Raises UnreadablePictureError."""
+    path, counted = item.picture.path, (item.picture.width, item.picture.height)
+    picture = load_picture(path)
+    if picture.size != counted:  # its place in the bucket would squeeze it
+        was, now = (f"{width}x{height}" for width, height in (counted, picture.size))
+        raise UnreadablePictureError(
+            path, f"was {was} pixels when the dataset was counted and is {now} now.", "Start again."
+        )
+    return to_tensor(picture, item.placement, look)
 
 
-def _ahead(pool: ThreadPoolExecutor, views: Iterable[tuple[Item, bool]]) -> Iterator[Future[Tensor]]:
-    """The pictures' pixels, decoded a few ahead of what is asked for."""
-    waiting: deque[Future[Tensor]] = deque()
-    for item, flip in views:
-        waiting.append(pool.submit(decoded, item, Look(flip=flip)))
-        if len(waiting) > 2 * (os.cpu_count() or 1):
-            yield waiting.popleft()
-    yield from waiting
+def _decoded_as_counted(item: Item, look: Look, content: str | None) -> Tensor:
+    """`decoded`, of a file that is what its digest says, so that no picture's latents are kept under another's name."""
+    pixels = decoded(item, look)
+    if content is None or _digest_or_none(item.picture.path) != content:
+        raise UnreadablePictureError(item.picture.path, "was changed while it was being read.", "Start again.")
+    return pixels
 
 
 @torch.no_grad()

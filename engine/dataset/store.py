@@ -80,6 +80,9 @@ class DiskStore:
         return self.folder / key[:2] / f"{key}.safetensors"
 
 
+_SAYS_NOTHING = frozenset({"architectures", "dtype", "torch_dtype", "transformers_version"})
+"""What a configuration says beside how to compute; the type of the weights is read off the weights."""
+
 STORES: Mapping[CacheLocation, Callable[[Path], Store]] = {"disk": DiskStore, "memory": MemoryStore}
 
 
@@ -99,11 +102,27 @@ def file_digest(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def weights_digest(*modules: nn.Module) -> str:
-    """SHA-256 of the modules' weights with their names and types: another VAE, or the same one in fp16, differs."""
+def module_digest(*modules: nn.Module) -> str:
+    """SHA-256 of all that decides what the modules compute: configurations, and weights with their names and types.
+
+    Another VAE, or the same one in fp16, differs; so does a text encoder whose config.json was mended.
+    """
     total = hashlib.sha256()
     for module in modules:
+        total.update(digest(_configuration(module)).encode())
         for name, weights in module.state_dict().items():
             total.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
             total.update(weights.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
     return total.hexdigest()
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """SHA-256 of what a tokenizer makes numbers with: its words, and the marks that it puts around and behind them."""
+    return digest(tokenizer.get_vocab(), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+def _configuration(module: nn.Module) -> dict[str, str]:
+    """A part's configuration without where it came from and what wrote it; nothing of a module that has none."""
+    config: Any = getattr(module, "config", {})
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return {name: repr(value) for name, value in values.items() if name[0] != "_" and name not in _SAYS_NOTHING}

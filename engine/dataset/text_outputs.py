@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.dataset.store import Store, digest, gone, weights_digest
+from engine.dataset.store import Store, digest, gone, module_digest
 from engine.models.sd import Conditioning
 
 VERSION = 1
@@ -22,9 +22,9 @@ class TextCache:
     """The conditioning of every caption, for runs in which captions and text encoders stay as they are."""
 
     def __init__(self, store: Store, text_encoders: Iterable[nn.Module], *settings: Any) -> None:
-        """`settings` are plain values that change what the encoders give, as clip skip."""
+        """`settings` are plain values that change what the encoders are given or give, as clip skip."""
         self._store = store
-        self._encoders = digest(VERSION, weights_digest(*text_encoders), settings)
+        self._encoders = digest(VERSION, module_digest(*text_encoders), settings)
 
     @torch.no_grad()
     def fill(self, captions: Iterable[str], encode: Encode) -> Iterator[tuple[int, int]]:

@@ -21,6 +21,7 @@ class BaseModel(Protocol):
     unet: Any
     vae: Any
     text_encoders: dict[str, Any]
+    tokenizers: Sequence[Any]
     weighted_captions: bool
     latent_factor: int
     latent_channels: int

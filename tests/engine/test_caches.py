@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,12 @@ from calculator.caches import text_output_bytes
 from engine.checkpoints import DTYPES
 from engine.dataset.store import MemoryStore
 from engine.dataset.text_outputs import TextCache
+from engine.events import PhaseStarted
 from engine.models.load import load
+from engine.run_folder import RunFolder
+from engine.train import train
 from knowledge.architectures import read_architecture
+from knowledge.config import TrainingConfig
 
 
 def test_a_run_that_caches_in_memory_writes_no_cache_and_is_the_same_stopped_or_not(configure: Configure):
@@ -39,3 +46,43 @@ def test_a_kept_caption_takes_what_the_calculator_says(configure: Configure, fam
     (entry,) = store._kept.values()
     said = text_output_bytes(config, read_architecture(Path(config.base_model.path)))
     assert sum(tensor.nbytes for tensor in entry.values()) == said
+
+
+ANOTHER: dict[str, dict[str, Any]] = {
+    "clip skip": {"base_model": {"clip_skip": 2}},
+    "length of captions": {"base_model": {"maximum_tokens": 150}},
+    "weighted words": {"dataset": {"weighted_captions": True}},
+    "precision": {"memory": {"precision": "bf16"}},
+    "filling of captions": {"tokenizer/tokenizer_config.json": {"pad_token": "!"}},
+    "reading of the same weights": {"text_encoder/config.json": {"hidden_act": "gelu"}},
+}
+
+
+def text_entries(config: TrainingConfig) -> set[str]:
+    """What the cache of captions holds once a run has filled it; the run goes no further."""
+    run = RunFolder.create(config)
+    for event in train(config, run):
+        if isinstance(event, PhaseStarted) and event.detail == "UNet":
+            break
+    return {path.name for path in (run.cache / "text").rglob("*.safetensors")}
+
+
+def test_what_another_run_made_of_captions_is_used_only_where_everything_is_the_same(
+    configure: Configure, tiny_sd15: Path, tmp_path: Path
+):
+    cached = {"network": {"train_text_encoder": False}, "memory": {"cache_text_encoder_outputs": True}}
+    kept = text_entries(configure(**cached))
+    count = len(kept)
+    assert text_entries(configure(**cached)) == kept
+    for name, change in ANOTHER.items():
+        if name in ("filling of captions", "reading of the same weights"):
+            ((file, values),) = change.items()
+            folder = tmp_path / name
+            shutil.copytree(tiny_sd15, folder)
+            settings = json.loads((folder / file).read_text())
+            (folder / file).write_text(json.dumps(settings | values))
+            change = {"base_model": {"path": str(folder)}}
+        changed = {section: values | change.get(section, {}) for section, values in cached.items()}
+        now = text_entries(configure(**change | changed))
+        assert len(now - kept) == count, name
+        kept = now

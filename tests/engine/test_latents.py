@@ -14,7 +14,7 @@ from engine.dataset.batches import Batch, dataset_items, epoch_batches
 from engine.dataset.folders import scan
 from engine.dataset.images import Look
 from engine.dataset.latents import LatentCache, decoded, pixels
-from engine.dataset.store import STORES, DiskStore, MemoryStore, weights_digest
+from engine.dataset.store import STORES, DiskStore, MemoryStore, module_digest
 from knowledge.answers import PlainError
 from knowledge.config import DatasetFolder, DatasetSettings
 
@@ -122,7 +122,43 @@ def test_a_mirrored_picture_has_latents_of_its_own(folder, tmp_path):
     assert not torch.equal(cache.distribution(mirrored)[0], cache.distribution(plain)[0])
 
 
-@pytest.mark.parametrize("change", ["picture", "vae", "precision", "resolution"])
+def test_a_picture_that_changes_while_it_is_encoded_is_kept_under_no_name(folder, tmp_path, monkeypatch):
+    vae, (settings, epoch) = TinyVae(), batches(folder)
+    before = (folder / "1.png").read_bytes()
+
+    def edited_meanwhile(item, look):
+        if item.picture.path.endswith("1.png"):
+            Image.new("RGB", (80, 64), "green").save(item.picture.path)
+        return decoded(item, look)
+
+    monkeypatch.setattr(latents, "decoded", edited_meanwhile)
+    with pytest.raises(PlainError, match=r"1\.png was changed while it was being read"):
+        fill(LatentCache(DiskStore(tmp_path / "cache"), vae), vae, settings)
+    monkeypatch.undo()
+    (folder / "1.png").write_bytes(before)  # and the edit is taken back
+    cache = LatentCache(DiskStore(tmp_path / "cache"), vae)
+    fill(cache, vae, settings)
+    for batch in epoch:
+        assert torch.equal(cache.distribution(batch)[0], vae.encode(pixels(batch))[0].detach())
+
+
+def test_pictures_whose_content_cannot_be_read_at_first_do_not_share_latents(folder, tmp_path, monkeypatch):
+    vae, (settings, _) = TinyVae(), batches(folder)
+    monkeypatch.setattr(latents, "file_digest", lambda path: (_ for _ in ()).throw(OSError("the disk is busy")))
+    with pytest.raises(PlainError) as error:
+        fill(LatentCache(DiskStore(tmp_path / "cache"), vae), vae, settings)
+    assert all(f"{number}.png was changed" in str(error.value) for number in range(3))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_picture_of_another_size_than_was_counted_is_not_squeezed_into_its_bucket(folder):
+    _, (batch, *_) = batches(folder)
+    Image.new("RGB", (64, 80), "green").save(batch.items[0].picture.path)
+    with pytest.raises(PlainError, match=r"was 80x64 pixels when the dataset was counted and is 64x80 now"):
+        pixels(batch)
+
+
+@pytest.mark.parametrize("change", ["picture", "vae", "precision", "resolution", "cut", "size before the cut"])
 def test_a_stale_cache_is_never_used(folder, tmp_path, change):
     vae, (settings, _) = TinyVae(), batches(folder)
     fill(LatentCache(DiskStore(tmp_path / "cache"), vae), vae, settings)
@@ -136,6 +172,10 @@ def test_a_stale_cache_is_never_used(folder, tmp_path, change):
         other = other.double()
     if change == "resolution":
         settings, _ = batches(folder, resolution=128)
+    if change == "cut":  # 80x64 whole, where it was cut to 64x64 before
+        settings, _ = batches(folder, resolution=96, bucket_no_upscale=True)
+    if change == "size before the cut":  # 81x64 to the same 64x64
+        settings, _ = batches(folder, bucket_no_upscale=True, bucket_step=64)
     fill(LatentCache(DiskStore(tmp_path / "cache"), other), vae, settings)
     assert vae.encoded == 3 + (1 if change == "picture" else 3)
 
@@ -171,13 +211,18 @@ def test_values_that_are_not_numbers_are_not_cached(folder, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
-def test_weights_have_one_digest_wherever_they_lie():
+def test_a_module_has_one_digest_wherever_it_lies():
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     second.load_state_dict(first.state_dict())
-    assert weights_digest(first) == weights_digest(second)
+    assert module_digest(first) == module_digest(second)
     second.bias.data[0] += 1
-    assert weights_digest(first) != weights_digest(second)
-    assert weights_digest(first) != weights_digest(first.to(torch.bfloat16))
+    assert module_digest(first) != module_digest(second)
+    assert module_digest(first) != module_digest(first.to(torch.bfloat16))
+    told = []
+    for config in ({"hidden_act": "gelu"}, {"hidden_act": "gelu", "_name_or_path": "/here"}, {"hidden_act": "relu"}):
+        first.config = config
+        told.append(module_digest(first))
+    assert told[0] == told[1] != told[2]
 
 
 def test_pictures_are_decoded_on_every_core_at_once(folder, tmp_path, monkeypatch):

@@ -45,12 +45,14 @@ def test_the_next_run_encodes_only_what_is_new(tmp_path):
     assert again.conditioning(["b"]).pooled.item() == 1
 
 
-@pytest.mark.parametrize("change", ["weights", "settings"])
+@pytest.mark.parametrize("change", ["weights", "settings", "configuration"])
 def test_a_stale_cache_is_never_used(tmp_path, change):
     encoder = Encoder(pooled=False)
     list(TextCache(DiskStore(tmp_path), [encoder.module], 1).fill(["a"], encoder.encode_prompt))
     if change == "weights":
         encoder.module.weight.data += 1
+    if change == "configuration":
+        encoder.module.config = {"hidden_act": "gelu"}
     list(
         TextCache(DiskStore(tmp_path), [encoder.module], 2 if change == "settings" else 1).fill(
             ["a"], encoder.encode_prompt
