@@ -27,11 +27,15 @@ def fill(
     prompts: Sequence[SamplePrompt],
 ) -> Iterator[Event]:
     """Encode what the caches lack; one part of the base model after the other is on the device for it."""
+    items = dict.fromkeys(
+        (*dataset_items(dataset, config.dataset), *(item for batch in batches for item in batch.items))
+    )
+    if caches.masks is not None:
+        yield PhaseStarted(phase="caching", detail="masks")
+        for done, total in caches.masks.fill(items, model.latent_factor):
+            yield PhaseProgress(phase="caching", done=done, total=total)
     if caches.latents is not None:
         yield PhaseStarted(phase="caching", detail="pictures")
-        items = dict.fromkeys(
-            (*dataset_items(dataset, config.dataset), *(item for batch in batches for item in batch.items))
-        )
         model.vae.to(accelerator.device)
         for done, total in caches.latents.fill(items, model.encode_pictures, flipped=config.dataset.flip):
             yield PhaseProgress(phase="caching", done=done, total=total)

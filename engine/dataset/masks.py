@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from torch.nn import functional as F
 
 from engine.dataset.batches import Batch, Item
 from engine.dataset.folders import mask_files
-from engine.dataset.images import TURNS, UNREADABLE, Look, opened, orientation, placed
+from engine.dataset.images import AS_IT_IS, TURNS, UNREADABLE, Look, eight_bits, opened, orientation, placed
 from knowledge.answers import PlainError
 from knowledge.config import DatasetSettings
 
@@ -27,9 +30,32 @@ class Masks:
         """Raises PlainError for a mask folder that is missing or holds no mask for any picture of its folder."""
         self._alpha = settings.alpha_masks
         self._files: dict[Path, Path] = {}
-        self._read: dict[tuple[int, Look, int, int], Tensor] = {}
+        self._still: dict[tuple[int, int, int], Tensor] = {}
         for folder in settings.folders:
             self._files |= mask_files(folder)
+
+    def fill(self, items: Iterable[Item], latent_factor: int) -> Iterator[tuple[int, int]]:
+        """Reads the masks before they are needed; yields how many are done, and of how many.
+
+        So that they belong to the pictures as these are encoded, and none can break any more, but where every view is
+        cut anew. Raises PlainError that names every mask that cannot be read.
+        """
+
+        def problem(item: Item) -> str | None:
+            width, height = item.placement.bucket
+            try:
+                self._mask(item, AS_IT_IS, height // latent_factor, width // latent_factor)
+            except PlainError as error:
+                return str(error)
+            return None
+
+        shown, problems = list(items), []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for done, told in enumerate(pool.map(problem, shown), start=1):
+                problems += [told] if told else []
+                yield done, len(shown)
+        if problems:
+            raise PlainError("\n".join(dict.fromkeys(problems)))
 
     def of(self, batch: Batch, height: int, width: int) -> Tensor:
         """The batch's masks [batch, 1, height, width] at the size of its latents, 0 to 1."""
@@ -37,22 +63,23 @@ class Masks:
         return torch.stack([self._mask(item, look, height, width) for item, look in views])
 
     def _mask(self, item: Item, look: Look, height: int, width: int) -> Tensor:
-        key = (item.index, look, height, width)
-        if key in self._read:
-            return self._read[key]
+        if look.cut is not None:  # a random cut never comes again
+            return self._shown(item, look, height, width)
+        key = (item.index, height, width)
+        if key not in self._still:
+            self._still[key] = self._shown(item, AS_IT_IS, height, width)
+        return self._still[key].flip(-1) if look.flip else self._still[key]
+
+    def _shown(self, item: Item, look: Look, height: int, width: int) -> Tensor:
         mask = self._image(Path(item.picture.path))
         if mask is None:
-            tensor = torch.ones(1, height, width)
-        else:
-            size = (item.picture.width, item.picture.height)
-            if mask.size != size:  # a mask may be kept smaller than its picture
-                mask = mask.resize(size, Image.Resampling.BILINEAR)
-            shown = placed(mask.convert("RGB"), item.placement, look)
-            pixels = torch.from_numpy(np.array(shown.getchannel("R"))).float().div(255)
-            tensor = F.interpolate(pixels[None, None], size=(height, width), mode="area")[0]
-        if look.cut is None:  # a random cut never comes again
-            self._read[key] = tensor
-        return tensor
+            return torch.ones(1, height, width)
+        size = (item.picture.width, item.picture.height)
+        if mask.size != size:  # a mask may be kept smaller than its picture
+            mask = mask.resize(size, Image.Resampling.BILINEAR)
+        shown = placed(mask.convert("RGB"), item.placement, look)
+        pixels = torch.from_numpy(np.array(shown.getchannel("R"))).float().div(255)
+        return F.interpolate(pixels[None, None], size=(height, width), mode="area")[0]
 
     def _image(self, picture: Path) -> Image.Image | None:
         """The mask in grey, upright; None where the picture has none."""
@@ -63,7 +90,7 @@ class Masks:
             with opened(file or picture) as image:
                 turn = TURNS.get(orientation(image))
                 if file is not None:
-                    mask = image.convert("L")
+                    mask = eight_bits(image).convert("L")
                 elif image.has_transparency_data:
                     mask = image.convert("RGBA").getchannel("A")
                 else:

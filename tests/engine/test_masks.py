@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -60,6 +61,45 @@ def test_masks_are_mirrored_and_cut_with_their_picture(folder):
     assert torch.allclose(masks.of(flipped, 8, 8)[0], masks.of(plain, 8, 8)[0].flip(-1), atol=0.02)
 
 
+def test_a_mask_is_cut_where_its_picture_is_and_anew_each_time(tmp_path):
+    Image.new("RGB", (128, 64), "red").save(tmp_path / "a.png")
+    (tmp_path / "masks").mkdir()
+    mask = Image.new("L", (128, 64))
+    mask.paste(255, (0, 0, 64, 64))
+    mask.save(tmp_path / "masks" / "a.png")
+    chosen = settings(tmp_path, str(tmp_path / "masks"), buckets=False, random_crop=True)
+    (batch,) = epoch_batches(scan(chosen), chosen, 1, 1, 1)
+    masks = Masks(chosen)
+    # White are the left 64 columns of 128; a cut of 64 that begins at 0, 48 or 64 shows 64, 16 or none of them.
+    for left, flip, white in ((0, False, range(8)), (48, False, range(2)), (48, True, range(6, 8)), (64, False, ())):
+        look = Look(flip=flip, cut=(left, 0))
+        shown = masks.of(Batch(batch.items, batch.captions, (look,), 64, 64), 8, 8)[0, 0]
+        expected = torch.zeros(8, 8)
+        expected[:, list(white)] = 1
+        assert torch.equal(shown, expected), look
+
+
+def test_masks_are_read_once_before_they_are_needed_however_pictures_are_mirrored_and_coloured(folder):
+    chosen = settings(folder, str(folder / "masks"))
+    batch, masks = batch_of(chosen), Masks(chosen)
+    assert list(masks.fill(batch.items, latent_factor=8)) == [(1, 2), (2, 2)]
+    plain = masks.of(batch, 8, 8)
+    (folder / "masks" / "a.jpg").write_bytes(b"broken since")
+    for look in (Look(), Look(hue=3.0), Look(gamma=0.97), Look(flip=True, hue=-5.5)):
+        shown = masks.of(Batch(batch.items, batch.captions, (look, look), 64, 64), 8, 8)
+        assert torch.equal(shown, plain.flip(-1) if look.flip else plain)
+
+
+def test_a_mask_of_sixteen_bits_keeps_its_shades(folder):
+    grey = np.full((64, 64), 0x8000, np.uint16)
+    grey[:, 32:] = 0x0200  # nearly black, though above 255
+    Image.fromarray(grey).save(folder / "masks" / "b.png")
+    chosen = settings(folder, str(folder / "masks"))
+    mask = Masks(chosen).of(batch_of(chosen), 8, 8)[1, 0]
+    assert torch.allclose(mask[:, :4], torch.full((8, 4), 128 / 255))
+    assert torch.allclose(mask[:, 4:], torch.full((8, 4), 2 / 255))
+
+
 def test_transparency_is_a_mask_when_asked(folder):
     picture = Image.new("RGBA", (64, 64), (255, 0, 0, 255))
     picture.paste((0, 0, 0, 0), (0, 0, 64, 32))
@@ -70,6 +110,12 @@ def test_transparency_is_a_mask_when_asked(folder):
     assert (masks[1, 0, :4] == 0).all()
     assert (masks[1, 0, 4:] == 1).all()
     assert create_masks(settings(folder)) is None
+    # Beside masks of a folder, transparency counts only when asked.
+    for asked in (True, False):
+        mixed = settings(folder, str(folder / "masks"), alpha_masks=asked)
+        found = create_masks(mixed).of(batch_of(mixed), 8, 8)
+        assert found[0].min() < 0.02
+        assert (found[1] == 1).all() == (not asked)
 
 
 def test_a_mask_folder_that_fits_no_picture_is_named(folder):
@@ -83,8 +129,10 @@ def test_a_mask_folder_that_fits_no_picture_is_named(folder):
 def test_a_broken_mask_is_named(folder):
     (folder / "masks" / "a.jpg").write_bytes(b"no picture")
     chosen = settings(folder, str(folder / "masks"))
-    with pytest.raises(PlainError, match=r"The mask .*a\.jpg cannot be read"):
-        Masks(chosen).of(batch_of(chosen), 8, 8)
+    batch = batch_of(chosen)
+    for read in (lambda: Masks(chosen).of(batch, 8, 8), lambda: list(Masks(chosen).fill(batch.items, 8))):
+        with pytest.raises(PlainError, match=r"The mask .*a\.jpg cannot be read"):
+            read()
 
 
 def test_a_masked_loss_is_sd_scripts():
