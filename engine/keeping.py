@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -41,6 +41,7 @@ def write_network(bench: Bench, step: int, path: Path, kind: Literal["network", 
         step=step,
         epoch=bench.epoch_of(step),
         started_at=bench.started_at,
+        held_out=len(bench.held_out),
     )
     verified = verify(tensors, bench.network.base_shapes(), config.base_model.family)
     size = save_network(tensors, path, metadata)
@@ -60,7 +61,8 @@ def write_network(bench: Bench, step: int, path: Path, kind: Literal["network", 
             parameters=("optimizer.learning_rate", "saving.precision"),
         )
     if config.saving.keep_last is not None:
-        for old in sorted(path.parent.glob(f"{config.output.name}-step*.safetensors"))[: -config.saving.keep_last]:
+        kept = path.parent.glob(f"{config.output.name}-step*.safetensors")
+        for old in by_step(kept)[: -config.saving.keep_last]:
             old.unlink()
 
 
@@ -118,6 +120,11 @@ def load_newest_state(bench: Bench) -> int:
                 raise
             bench.run.remove_state(states.pop(0))
     return 0
+
+
+def by_step(files: Iterable[Path]) -> list[Path]:
+    """Files of one network in the order of their steps: a longer number is a later one."""
+    return sorted(files, key=lambda file: (len(file.name), file.name))
 
 
 def network_file(bench: Bench, step: int) -> Path:

@@ -88,9 +88,10 @@ def network_metadata(
     epoch: int,
     started_at: float,
     finished_at: float | None = None,
+    held_out: int = 0,
 ) -> dict[str, str]:
     """What is written into the header of a network file saved after this step, with the hashes of its weights; how much
-    of it, saving.metadata says.
+    of it, saving.metadata says. `dataset` is what is trained on, `held_out` the pictures beside it.
 
     Times in seconds since 1970. Values are text, as safetensors wants them; what does not apply is "None", as
     sd-scripts writes it.
@@ -104,7 +105,7 @@ def network_metadata(
             _run(config, length, step, epoch, started_at, finished_at)
             | _network(config)
             | _base_model(config)
-            | _dataset(config, dataset)
+            | _dataset(config, dataset, held_out)
         ).items()
     }
     described = _modelspec(config, finished_at)
@@ -151,7 +152,7 @@ def _run(
 ) -> dict[str, Any]:
     """How it was trained."""
     schedule, optimizer, loss, noise = config.schedule, config.optimizer, config.loss, config.noise
-    network, memory = config.network, config.memory
+    network, memory, validation = config.network, config.memory, config.validation
     text_encoder_rate: Any = optimizer.text_encoder_learning_rate or optimizer.learning_rate
     if optimizer.text_encoder_2_learning_rate is not None:
         text_encoder_rate = [text_encoder_rate, optimizer.text_encoder_2_learning_rate]
@@ -203,9 +204,9 @@ def _run(
         "ip_noise_gamma_random_strength": False,
         "scale_weight_norms": network.maximum_norm,
         "validation_seed": None,
-        "validation_split": 0.0,
-        "validate_every_n_epochs": None,
-        "validate_every_n_steps": None,
+        "validation_split": validation.share,
+        "validate_every_n_epochs": validation.every_epochs if validation.share else None,
+        "validate_every_n_steps": validation.every_steps if validation.share else None,
         "max_validation_steps": None,
     }
 
@@ -294,7 +295,7 @@ def _file_hashes(path: Path, size: int, changed: int) -> tuple[str, str]:
         return hashlib.sha256(file.read(0x10000)).hexdigest()[:8], digest
 
 
-def _dataset(config: TrainingConfig, dataset: DatasetFacts) -> dict[str, Any]:
+def _dataset(config: TrainingConfig, dataset: DatasetFacts, held_out: int) -> dict[str, Any]:
     """The pictures, in numbers and tags."""
     settings = config.dataset
     names = [_name(folder.path) for folder in settings.folders]
@@ -307,7 +308,7 @@ def _dataset(config: TrainingConfig, dataset: DatasetFacts) -> dict[str, Any]:
     return {
         "num_train_images": dataset.views_per_epoch,
         "num_reg_images": sum(len(f.pictures) * f.repeats for f in dataset.folders if f.regularisation),
-        "num_validation_images": 0,
+        "num_validation_images": held_out,
         "dataset_dirs": json.dumps(directories[False], ensure_ascii=False),
         "reg_dataset_dirs": json.dumps(directories[True], ensure_ascii=False),
         "tag_frequency": json.dumps(frequency, ensure_ascii=False),

@@ -14,13 +14,13 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from calculator.schedule import learning_rate_multiplier
 from calculator.steps import run_length, sampling_steps, saving_steps, state_steps, text_encoder_steps
-from calculator.validation import held_out, trained_on, validation_steps
+from calculator.validation import trained_on, validation_steps
 from engine.averages import create_average
 from engine.batch_loss import loss_per_image
 from engine.bench import Bench, Caches
 from engine.caching import fill
 from engine.checkpoints import DTYPES, start_from
-from engine.dataset.batches import Batch, epoch_batches, still_batches
+from engine.dataset.batches import Batch, epoch_batches
 from engine.dataset.folders import scan
 from engine.dataset.latents import LatentCache
 from engine.dataset.masks import create_masks
@@ -53,7 +53,7 @@ from engine.recovery import marks
 from engine.run_folder import RunFolder
 from engine.sample_grid import samples_until
 from engine.samples import sample_prompts
-from engine.watching import draw_samples, validate
+from engine.watching import draw_samples, held_out_batches, validate
 from knowledge.answers import PlainError
 from knowledge.config import TrainingConfig
 
@@ -86,14 +86,13 @@ def train(
         )
     check_optimizer(config.optimizer, schedule)
     everything = scan(config.dataset)
-    dataset = trained_on(everything, config)
+    dataset, apart = trained_on(everything, config), held_out_batches(everything, config)
     prompts = sample_prompts(config.sampling, config.dataset.resolution)
     model = load(config.base_model, DTYPES[config.memory.precision], unet_later=True)
     model.weighted_captions = config.dataset.weighted_captions
 
     # What it learns from: pictures as latents, captions as text or as what the encoders make of them.
     first_epoch = epoch_batches(dataset, config.dataset, schedule.batch_size, config.seed, epoch=1)
-    apart = still_batches(held_out(everything, config), config.dataset, everything.pictures_shown)
     store = STORES[config.memory.cache_location]
     caches = Caches(
         LatentCache(store(run.cache / "latents"), model.vae) if config.memory.cache_latents else None,

@@ -7,13 +7,27 @@ from collections.abc import Iterator
 
 import torch
 
-from calculator.validation import DRAWS
+from calculator.validation import DRAWS, held_out
 from engine.batch_loss import clean_latents, loss_of_draw
 from engine.bench import Bench, seeded
+from engine.dataset.batches import Batch, still_batches
 from engine.events import Event, PhaseStarted, SampleSaved, Validated
 from engine.sample_grid import GRID, samples_over_time
 from engine.samples import denoised, picture, write_picture
-from knowledge.config import LossSettings, NoiseSettings
+from knowledge.answers import PlainError
+from knowledge.config import LossSettings, NoiseSettings, TrainingConfig
+from knowledge.facts import DatasetFacts
+
+
+def held_out_batches(dataset: DatasetFacts, config: TrainingConfig) -> list[Batch]:
+    """The held-out pictures one by one. Raises PlainError where some are asked for and none can be spared."""
+    pictures = held_out(dataset, config)
+    if config.validation.share and not pictures:
+        raise PlainError(
+            f"validation.share is {config.validation.share:g}, but there is one picture alone, which is trained on; "
+            "nothing is left to measure. Set validation.share to 0, or add pictures."
+        )
+    return still_batches(pictures, config.dataset, dataset.pictures_shown)
 
 
 def validate(bench: Bench, step: int) -> Iterator[Event]:
@@ -22,9 +36,13 @@ def validate(bench: Bench, step: int) -> Iterator[Event]:
         return
     yield PhaseStarted(phase="validating")
     model, device, begun = bench.model, bench.accelerator.device, time.perf_counter()
-    losses = []
+    losses, broken = [], []
     with bench.at_rest(), torch.no_grad():
         for number, batch in enumerate(bench.held_out):
+            readable, problems = bench.caches.readable(batch)
+            broken += [(problem.path, problem.reason) for problem in problems]
+            if not readable.items:
+                continue
             generator = torch.Generator().manual_seed(seeded(bench.config.seed, "validation", number))
             latents = model.scaled(clean_latents(bench, batch, generator))
             for _ in range(DRAWS):
@@ -33,13 +51,15 @@ def validate(bench: Bench, step: int) -> Iterator[Event]:
                 drawn = [part.to(device) for part in (latents, noise, timesteps)]
                 noisy = model.add_noise(*drawn)
                 losses.append(loss_of_draw(bench, batch, drawn[0], drawn[1], noisy, drawn[2], LossSettings()).mean())
-    yield Validated(
-        step=step,
-        epoch=bench.epoch_of(step),
-        loss=torch.stack(losses).mean().item(),
-        images=len(bench.held_out),
-        seconds=time.perf_counter() - begun,
-    )
+    yield from bench.skipped.tell(broken, step)
+    if losses:
+        yield Validated(
+            step=step,
+            epoch=bench.epoch_of(step),
+            loss=torch.stack(losses).mean().item(),
+            images=len(losses) // DRAWS,
+            seconds=time.perf_counter() - begun,
+        )
 
 
 def draw_samples(bench: Bench, step: int) -> Iterator[Event]:

@@ -84,14 +84,16 @@ def epoch_batches(
 def still_batches(pictures: Sequence[Picture], settings: DatasetSettings, first_index: int) -> list[Batch]:
     """These pictures one by one, as they are: whole captions, nothing mirrored, cut or recoloured.
 
-    They are numbered from `first_index`, which no other picture of the run may have.
+    Of a caption with wildcards one reading is drawn, always the same. They are numbered from `first_index`, which no
+    other picture of the run may have.
     """
     usual = DatasetSettings()
-    still = settings.model_copy(update={name: getattr(usual, name) for name in CAPTION_CHANGES})
+    changes = [name for name in CAPTION_CHANGES if name != "wildcards"]
+    still = settings.model_copy(update={name: getattr(usual, name) for name in changes})
     found = []
     for index, picture in enumerate(pictures, first_index):
         item = Item(picture, place(picture.width, picture.height, settings), False, index)
-        caption = trained_caption(picture.caption, still, Random(0), epoch=1)
+        caption = trained_caption(picture.caption, still, Random(index), epoch=1)
         found.append(Batch((item,), (caption,), (Look(False, None, 0.0, 1.0),), *item.placement.bucket))
     return found
 

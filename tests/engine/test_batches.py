@@ -12,7 +12,7 @@ from calculator.buckets import place
 from calculator.plan import plan
 from calculator.steps import batches, views
 from calculator.validation import trained_on
-from engine.dataset.batches import dataset_items, epoch_batches
+from engine.dataset.batches import dataset_items, epoch_batches, still_batches
 from engine.dataset.folders import scan, suggest_folders
 from engine.dataset.images import Look
 from knowledge.config import DatasetFolder, DatasetSettings, TrainingConfig, with_values
@@ -141,6 +141,30 @@ def test_regularisation_pictures_are_shown_as_often_as_training_pictures():
     shown = Counter(item.picture.path for batch in epoch for item in batch.items)
     assert sum(n for path, n in shown.items() if path.startswith("reg")) == 30
     assert {n for path, n in shown.items() if path.startswith("reg")} == {7, 8}  # 30 over 4
+
+
+def test_regularisation_pictures_show_their_own_captions_without_the_trigger_word():
+    settings = DatasetSettings(trigger_word="sks")
+    epoch = epoch_batches(facts(folder(2), folder(2, regularisation=True)), settings, 1, 42, 1)
+    said = {caption for batch in epoch for caption in batch.captions}
+    assert said == {"sks, img 0", "sks, img 1", "reg 0", "reg 1"}
+
+
+def test_captions_are_left_out_in_every_second_epoch():
+    settings = DatasetSettings(caption_dropout_every_epochs=2)
+    said = [{c for b in epoch_batches(facts(folder(2)), settings, 1, 42, n) for c in b.captions} for n in (1, 2, 3, 4)]
+    assert said == [{"img 0", "img 1"}, {""}, {"img 0", "img 1"}, {""}]
+
+
+def test_of_a_held_out_caption_with_wildcards_one_reading_is_measured_every_time():
+    pictures = [Picture(f"{i}.png", 64, 64, "a {red|blue} toy\ntwo {{toys}}") for i in range(20)]
+    settings = DatasetSettings(wildcards=True, shuffle_tags=True, caption_dropout_rate=1.0, flip=True)
+    held_out = still_batches(pictures, settings, 7)
+    captions = [caption for batch in held_out for caption in batch.captions]
+    assert set(captions) == {"a red toy", "a blue toy", "two {toys}"}
+    assert held_out == still_batches(pictures, settings, 7)
+    assert all(batch.looks == (Look(),) for batch in held_out)
+    assert [item.index for batch in held_out for item in batch.items] == list(range(7, 27))
 
 
 def test_regularisation_pictures_beyond_the_balance_are_not_even_cached():

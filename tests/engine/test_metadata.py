@@ -25,6 +25,7 @@ from knowledge.config import (
     SavingSettings,
     ScheduleSettings,
     TrainingConfig,
+    ValidationSettings,
 )
 
 DATA = Path(__file__).parents[1] / "data"
@@ -51,10 +52,11 @@ def config(**values) -> TrainingConfig:
     )
 
 
-def metadata(config: TrainingConfig) -> dict[str, str]:
+def metadata(config: TrainingConfig, **more) -> dict[str, str]:
     dataset = scan(config.dataset)
     length = run_length(sum(batches(views(dataset, config.dataset), 1).values()), config.schedule)
-    return network_metadata(config, dataset, length, TENSORS, step=12, epoch=1, started_at=1e9, finished_at=1e9 + 60)
+    times = {"started_at": 1e9, "finished_at": 1e9 + 60}
+    return network_metadata(config, dataset, length, TENSORS, step=12, epoch=1, **times, **more)
 
 
 def test_every_key_is_as_sd_scripts_wrote_it():
@@ -147,6 +149,17 @@ def test_settings_that_sd_scripts_knows_are_told_by_its_names():
     }
     assert {name: known[f"ss_{name}"] for name in expected} == expected
     assert known["modelspec.prediction_type"] == "v"
+
+
+def test_what_was_held_out_is_told_by_sd_scripts_names():
+    known = metadata(config(validation=ValidationSettings(share=0.2, every_steps=50)), held_out=2)
+    expected = {
+        "ss_validation_split": "0.2",
+        "ss_validate_every_n_epochs": "1",
+        "ss_validate_every_n_steps": "50",
+        "ss_num_validation_images": "2",
+    }
+    assert {name: known[name] for name in expected} == expected
 
 
 def test_a_single_file_is_known_by_its_hashes(tmp_path):

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from short_runs import Configure, of_kind, run_to_end, same, weights
 
+from calculator.validation import held_out
 from engine import __main__ as process
+from engine.dataset.folders import scan
 from engine.events import (
     CheckpointSaved,
     Event,
@@ -17,6 +19,7 @@ from engine.events import (
     RunFinished,
     SettingsChanged,
     StepFinished,
+    Validated,
 )
 from engine.loss_watch import NotANumberError, TrainingBrokeError
 from engine.models.load import load
@@ -260,6 +263,21 @@ def test_a_picture_that_breaks_meanwhile_is_named_once_and_left_out(configure: C
     assert "cannot be read" in skipped[0].reason
     assert isinstance(events[-1], RunFinished)
     assert len(of_kind(events, StepFinished)) == 12
+
+
+def test_a_held_out_picture_that_breaks_meanwhile_is_measured_no_more(configure: Configure, pictures: Path):
+    config = configure(
+        dataset={"folders": [{"path": str(pictures)}]},
+        memory={"cache_latents": False},
+        schedule={"epochs": 3, "batch_size": 2, "gradient_accumulation_steps": 1},
+        validation={"share": 0.5},
+    )
+    broken = Path(held_out(scan(config.dataset), config)[0].path)
+    run = RunFolder.create(config)
+    events = breaking(train(config, run), broken, after=2)
+    assert [(Path(event.path), event.step) for event in of_kind(events, PictureSkipped)] == [(broken, 2)]
+    assert [(event.step, event.images) for event in of_kind(events, Validated)] == [(0, 2), (1, 2), (2, 1), (3, 1)]
+    assert isinstance(events[-1], RunFinished)
 
 
 def test_a_step_without_any_readable_picture_is_said_in_words(configure: Configure, pictures: Path):

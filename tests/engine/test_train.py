@@ -15,6 +15,7 @@ from calculator.validation import held_out, trained_on
 from engine.dataset.folders import scan
 from engine.events import (
     CheckpointSaved,
+    PhaseStarted,
     RunFinished,
     RunStarted,
     SampleSaved,
@@ -22,6 +23,7 @@ from engine.events import (
     Validated,
     Warned,
 )
+from engine.keeping import by_step
 from engine.models.load import load
 from engine.run_folder import RunFolder
 from engine.train import train
@@ -136,6 +138,18 @@ def test_averaged_weights_are_what_is_saved_and_drawn(configure: Configure, name
     first, second = (of_kind(one, SampleSaved)[0].path for one in (events, drawn))
     assert (run.path / first).exists()
     assert Image.open(run.path / first).tobytes() == Image.open(again.path / second).tobytes()
+
+
+def test_of_one_picture_none_can_be_held_out_and_that_is_said(configure: Configure, tmp_path: Path):
+    shutil.copy(PICTURES / "a.png", tmp_path)
+    config = configure(dataset={"folders": [{"path": str(tmp_path)}]}, validation={"share": 0.2})
+    with pytest.raises(PlainError, match=r"validation\.share is 0\.2, but there is one picture alone"):
+        next(event for event in train(config, RunFolder.create(config)) if not isinstance(event, PhaseStarted))
+
+
+def test_files_are_in_the_order_of_their_steps_beyond_six_digits():
+    names = [f"a-step{step}.safetensors" for step in ("000002", "999999", "1000000", "20000000")]
+    assert [path.name for path in by_step(Path(name) for name in sorted(names))] == names
 
 
 def test_keep_last_keeps_the_newest_files_and_the_final_one(configure: Configure):
