@@ -46,6 +46,15 @@ def test_pictures_are_counted_with_sizes_and_captions():
     assert facts.captions_missing == 0
 
 
+def test_a_caption_file_says_more_than_the_phrase_of_its_folder(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / name)
+    (tmp_path / "a.txt").write_text("sks, red")
+    (tmp_path / "b.txt").write_text("")
+    found = scan(settings(DatasetFolder(path=str(tmp_path), caption="sks"))).folders[0].pictures
+    assert [each.caption for each in found] == ["sks, red", "", "sks"]
+
+
 def test_sizes_are_those_of_the_upright_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
