@@ -54,7 +54,12 @@ def test_our_settings_reach_the_same_functions():
     assert place(768, 512, settings).bucket == (640, 384)
     # 300 × 200 is smaller than the resolution: kept, and cut down to multiples of 64
     assert place(300, 200, settings.model_copy(update={"bucket_no_upscale": True})).bucket == (256, 192)
+    finer = settings.model_copy(update={"bucket_no_upscale": True, "bucket_step": 40})
+    assert place(300, 200, finer).bucket == (280, 200)
     assert place(1920, 1080, settings.model_copy(update={"buckets": False})).resized == (910, 512)
+    limited = settings.model_copy(update={"bucket_minimum_side": 448, "bucket_maximum_side": 576, "bucket_step": 32})
+    # Sides from 448 to 576 in steps of 32, at most 512 × 512 = 262144 pixels: 262144 / 576 = 455, / 544 = 481.
+    assert bucket_sizes(limited) == ((448, 576), (480, 544), (512, 512), (544, 480), (576, 448))
 
 
 def test_limits_between_two_multiples_are_widened():

@@ -102,6 +102,15 @@ def test_tensors_hold_colours_from_minus_one_to_one():
     assert flipped.flip(-1).equal(tensor)
 
 
+def test_tensors_have_the_colours_of_their_look():
+    picture, placement = Image.new("RGB", (1, 1), (255, 128, 0)), Placed((1, 1), (1, 1))
+    for look in (Look(hue=10.0), Look(gamma=1.05)):
+        expected = recoloured(picture, look.hue, look.gamma).getpixel((0, 0))
+        assert expected != (255, 128, 0)
+        shown = (to_tensor(picture, placement, look).flatten() + 1) * 127.5
+        assert shown.tolist() == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_cut_takes_the_part_that_the_look_names():
     picture = Image.new("RGB", (8, 4))
     picture.paste("red", (6, 0, 8, 4))
