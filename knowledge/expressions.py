@@ -108,8 +108,8 @@ def fill(text: str, lookup: Lookup) -> str:
 
 
 def in_words(value: Any, form: str = "") -> str:
-    """A value as prose writes it: 1e-4, 1,600, "on"; `form` is GiB, MB, %, time, name, word, Word (spelled out), or a
-    Python format."""
+    """A value as prose writes it: 1e-4, 1,600, "on"; `form` is GiB (binary, as cards are sold: "8 GB"), GB, MB, %,
+    time, name, word, Word (spelled out), or a Python format."""
     if form in _FORMS:
         return _FORMS[form](value)
     if form:
@@ -174,7 +174,8 @@ def _capital_word(value: float) -> str:
 
 
 _FORMS: dict[str, Callable[[Any], str]] = {
-    "GiB": lambda count: f"{count / 2**30:.3g} GiB",
+    "GiB": lambda count: f"{count / 2**30:.3g} GB",
+    "GB": lambda count: f"{count / 1e9:.3g} GB",
     "MB": lambda count: f"{count / 1e6:,.1f} MB" if count < 1e7 else f"{count / 1e6:,.0f} MB",
     "%": lambda share: f"{share * 100:.3g} %",
     "time": _time,

@@ -54,7 +54,7 @@ def test_every_figure_stands_beside_a_claim():
     entry = find("schedule.batch_size")
     told = " ".join(myth.truth for myth in entry.myths)
     for name in FIGURES:
-        assert f"{entry.numbers[name] / 2**30:.3g} GiB" in told
+        assert f"{entry.numbers[name] / 2**30:.3g} GB" in told
     claims = " ".join(myth.claim for myth in entry.myths)
     for claimed in ("6-8 GB", "4-6 GB", "8 GB", "6 GB"):
         assert claimed in claims

@@ -210,7 +210,7 @@ def test_little_memory_counts_the_page_file():
     assert lines(small)["memory"].mend
     assert lines(replace(small, swap_bytes=8 * 2**30))["memory"].state == "good"
     sdxl = replace(small, swap_bytes=8 * 2**30, situation=planned(base_model__family="sdxl"))
-    assert (lines(sdxl)["memory"].state, "16 GiB" in lines(sdxl)["memory"].matters) == ("warning", True)
+    assert (lines(sdxl)["memory"].state, "16 GB" in lines(sdxl)["memory"].matters) == ("warning", True)
     assert ".wslconfig" in lines(replace(small, places=("WSL",)))["memory"].mend
 
 
