@@ -18,6 +18,8 @@ from knowledge.facts import DatasetFacts, Hardware
 Changes = dict[str, Any]
 STEPS_OF_RESOLUTION = 64
 MOST_TRIED = 400
+USABLE = 0.95
+"""The share of a card that a run may fill; the screen and other programs have the rest. The rules warn above it."""
 LEAST_RELIEF = 0.05
 """The share of the estimated memory by which a change after running out of it must need less."""
 
@@ -52,14 +54,41 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """Changes that reach the goal, what each of them does to the result, and the plan after them."""
+class Made:
+    """A move as it is made: the settings it changes, what becomes of the result, and the plan before and after it."""
 
     changes: Changes
-    effects: tuple[str, ...]
+    effect: str
     before: Plan
     after: Plan
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Moves that reach the goal, the gentlest first, and the plan without and with them."""
+
+    moves: tuple[Made, ...]
+    before: Plan
     reached: bool = True
+
+    @property
+    def changes(self) -> Changes:
+        """What all of the moves change together."""
+        return {name: value for move in self.moves for name, value in move.changes.items()}
+
+    @property
+    def effects(self) -> tuple[str, ...]:
+        """What becomes of the result, each thing said once."""
+        return tuple(dict.fromkeys(move.effect for move in self.moves))
+
+    @property
+    def after(self) -> Plan:
+        return self.moves[-1].after if self.moves else self.before
+
+
+def usable(card_bytes: int) -> float:
+    """The bytes of a card of this size that a run may fill."""
+    return USABLE * card_bytes
 
 
 # -- what can be given up ------------------------------------------------------------------------------------------
@@ -207,7 +236,7 @@ FOR_MEMORY = (
     Move(
         "base model in main memory",
         8.0,
-        "Each step takes several times as long; the result is the same.",
+        "Each step waits for the base model, the more the smaller the batch; the result is the same.",
         _offload,
         keeps_state=True,
     ),
@@ -229,8 +258,9 @@ FOR_TIME = (
 
 
 def fit_memory(case: Case, vram_bytes: int) -> Proposal:
-    """The changes that hurt least and bring the likely need under this much memory."""
-    return _search(case, FOR_MEMORY, lambda found: found.vram.likely_bytes <= vram_bytes, lambda f: f.vram.likely_bytes)
+    """The changes that hurt least and bring the likely need under what a card of this size has for a run."""
+    room = usable(vram_bytes)
+    return _search(case, FOR_MEMORY, lambda found: found.vram.likely_bytes <= room, lambda f: f.vram.likely_bytes)
 
 
 def relieve_memory(case: Case) -> Proposal:
@@ -250,7 +280,7 @@ def fit_time(case: Case, limit_seconds: float) -> Proposal:
 
     Nothing is proposed that would not fit the card any more.
     """
-    room = max(case.hardware.vram_bytes, case.plan.vram.likely_bytes)
+    room = max(usable(case.hardware.vram_bytes), case.plan.vram.likely_bytes)
 
     def reached(found: Plan) -> bool:
         return found.duration.likely_seconds <= limit_seconds and found.vram.likely_bytes <= room
@@ -261,9 +291,7 @@ def fit_time(case: Case, limit_seconds: float) -> Proposal:
         return free
     shorter = _fewer_epochs(replace(case, config=with_values(case.config, free.changes)), limit_seconds)
     if shorter is not None:
-        changes, after = shorter
-        told = "Each picture is seen fewer times."
-        return Proposal({**free.changes, **changes}, (*free.effects, told), free.before, after)
+        return Proposal((*free.moves, shorter), free.before)
     return _search(case, FOR_TIME, reached, lambda found: found.duration.likely_seconds, room)
 
 
@@ -271,28 +299,30 @@ def fit_steps(case: Case, steps: int) -> Proposal:
     """Exactly this many steps: whole epochs, and a limit inside the last one where they do not divide."""
     before = case.plan
     if not before.updates_per_epoch:
-        return Proposal({}, (), before, before, reached=False)
+        return Proposal((), before, reached=False)
     epochs = ceil(steps / before.updates_per_epoch)
     limit = None if epochs * before.updates_per_epoch == steps else steps
-    wanted = {"schedule.epochs": epochs, "schedule.maximum_steps": limit}
-    changes = {name: value for name, value in wanted.items() if value_of(case.config, name) != value}
+    changes = _netted(case.config, {"schedule.epochs": epochs, "schedule.maximum_steps": limit})
+    if not changes:
+        return Proposal((), before)
     after = replace(case, config=with_values(case.config, changes)).plan
-    ratio = after.views_per_image / before.views_per_image if before.views_per_image else 1.0
-    effect = "more often" if ratio > 1 else "less often"
-    told = (f"Each picture is seen {after.views_per_image:,.0f} times, {effect} than before.",) if changes else ()
-    return Proposal(changes, told, before, after)
+    effect = "more often" if after.views_per_image > before.views_per_image else "less often"
+    told = f"Each picture is seen {after.views_per_image:,.0f} times, {effect} than before."
+    return Proposal((Made(changes, told, before, after),), before)
 
 
-def _fewer_epochs(case: Case, limit_seconds: float) -> tuple[Changes, Plan] | None:
+def _fewer_epochs(case: Case, limit_seconds: float) -> Made | None:
     """The most epochs that end in time; None when one is too many."""
     low, high = 0, case.config.schedule.epochs
-    found: tuple[Changes, Plan] | None = None
+    before = case.plan
+    found: Made | None = None
     while high - low > 1:
         middle = (low + high) // 2
         changes: Changes = {"schedule.epochs": middle}
         after = replace(case, config=with_values(case.config, changes)).plan
         if after.duration.likely_seconds <= limit_seconds:
-            low, found = middle, (changes, after)
+            told = f"Each picture is seen {after.views_per_image:,.0f} times instead of {before.views_per_image:,.0f}."
+            low, found = middle, Made(changes, told, before, after)
         else:
             high = middle
     return found
@@ -300,12 +330,15 @@ def _fewer_epochs(case: Case, limit_seconds: float) -> tuple[Changes, Plan] | No
 
 @dataclass(order=True)
 class _Path:
+    """Moves that were made, and one more whose plan is not known yet."""
+
     hurt: float
     order: int
-    changes: Changes = field(compare=False)
-    effects: tuple[str, ...] = field(compare=False)
     config: TrainingConfig = field(compare=False)
     last: int = field(compare=False)
+    made: tuple[Made, ...] = field(compare=False, default=())
+    changes: Changes = field(compare=False, default_factory=dict)
+    effect: str = field(compare=False, default="")
 
 
 def _search(
@@ -313,34 +346,40 @@ def _search(
     moves: Sequence[Move],
     reached: Callable[[Plan], bool],
     need: Callable[[Plan], float],
-    room: int | None = None,
+    room: float | None = None,
 ) -> Proposal:
     """Sets of moves in the order of their hurt until one reaches the goal; without any, the one that needs least."""
     before = case.plan
     counter = itertools.count()
-    waiting = [_Path(0.0, next(counter), {}, (), case.config, 0)]
-    nearest = Proposal({}, (), before, before, reached=False)
+    waiting = [_Path(0.0, next(counter), case.config, 0)]
+    nearest = Proposal((), before, reached=False)
     seen: set[tuple[tuple[str, Any], ...]] = set()
     for _ in range(MOST_TRIED):
         if not waiting:
             break
         path = heapq.heappop(waiting)
-        after = replace(case, config=path.config).plan if path.changes else before
-        if reached(after):
-            return Proposal(path.changes, path.effects, before, after)
-        if need(after) < need(nearest.after) and (room is None or after.vram.likely_bytes <= room):
-            nearest = Proposal(path.changes, path.effects, before, after, reached=False)
+        made = path.made
+        if path.changes:
+            after = replace(case, config=path.config).plan
+            made = (*made, Made(path.changes, path.effect, made[-1].after if made else before, after))
+        found = Proposal(made, before)
+        if reached(found.after):
+            return found
+        if need(found.after) < need(nearest.after) and (room is None or found.after.vram.likely_bytes <= room):
+            nearest = replace(found, reached=False)
         for index in range(path.last, len(moves)):
             move = moves[index]
             changes = move.changes(path.config, case.hardware)
             if changes:
-                made = _netted(case.config, {**path.changes, **changes})
-                if (known := tuple(sorted(made.items()))) in seen:  # one move may take back another
+                together = _netted(case.config, {**found.changes, **changes})
+                if (known := tuple(sorted(together.items()))) in seen:  # one move may take back another
                     continue
                 seen.add(known)
-                effects = path.effects if move.effect in path.effects else (*path.effects, move.effect)
-                config = with_values(case.config, made)
-                heapq.heappush(waiting, _Path(path.hurt + move.hurt, next(counter), made, effects, config, index))
+                config = with_values(case.config, together)
+                own = _netted(path.config, changes)
+                heapq.heappush(
+                    waiting, _Path(path.hurt + move.hurt, next(counter), config, index, made, own, move.effect)
+                )
     return nearest
 
 
@@ -405,7 +444,7 @@ def allowed(case: Case, vram_bytes: int, resolutions: Sequence[int] = (512, 768,
 
         def fits(changes: Changes, base: Changes = base) -> bool:
             config = with_values(case.config, base | changes)
-            return replace(case, config=config).plan.vram.likely_bytes <= vram_bytes
+            return replace(case, config=config).plan.vram.likely_bytes <= usable(vram_bytes)
 
         batch_size = _most(lambda count: fits({"schedule.batch_size": count}), MOST_BATCH)
         fitting = _most(lambda count: fits({**ONE_PICTURE, "network.rank": RANKS[count - 1]}), len(RANKS))

@@ -15,6 +15,7 @@ import click
 
 from calculator.measurements import Measurement
 from calculator.plan import Plan, plan
+from calculator.validation import held_out
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
 from knowledge.config import (
     POCKET_MODEL,
@@ -51,6 +52,12 @@ FLAGS = {
     "precision": "memory.precision",
 }
 """The options that are nothing but settings with a shorter name."""
+IN_THE_SENTENCE = {
+    "batch_size": "schedule.batch_size",
+    "gradient_accumulation_steps": "schedule.gradient_accumulation_steps",
+    "file_precision": "saving.precision",
+}
+"""Settings that the page's sentences name, and so the document has too."""
 STATED = (*FLAGS.values(), "memory.gradient_checkpointing", "memory.cache_text_encoder_outputs", "sampling.prompts")
 """Settings that weigh most; the ones that nobody chose are named, so that no figure rests on a hidden assumption."""
 
@@ -185,8 +192,10 @@ def calc(
         document = found.as_dict(findings, learning_rate=curve)
         document |= {"supposed": dict(case.supposed), "hardware": _hardware(case.hardware)}
         document["assessment"] = [asdict(one) for one in judged]
+        document["dataset"] = _counted(case)
+        document |= {name: value_of(case.config, where) for name, where in IN_THE_SENTENCE.items()}
         if cost is not None:
-            document |= {"cost": cost.money, "cost_basis": cost.basis}
+            document |= {"cost": cost.money, "cost_currency": cost.currency, "cost_basis": cost.basis}
         if allowed:
             document["allowed"] = [asdict(one) for one in allowed]
         if drawn:
@@ -196,6 +205,16 @@ def calc(
                 "reached": proposal.reached,
                 "changes": proposal.changes,
                 "effects": list(proposal.effects),
+                "moves": [
+                    {
+                        "changes": move.changes,
+                        "effect": move.effect,
+                        "vram_likely_bytes": move.after.vram.likely_bytes,
+                        "likely_seconds": move.after.duration.likely_seconds,
+                        "total_steps": move.after.total_steps,
+                    }
+                    for move in proposal.moves
+                ],
                 "plan": proposal.after.as_dict(),
             }
         if table:
@@ -212,7 +231,8 @@ def calc(
         parts.append(calc_page.allowances(case, allowance, allowed))
     if table:
         parts.append(calc_page.grid(case, cells))
-    parts += [f"[good]✓[/] Drawn: {views.escape(str(path))}" for path in drawn]
+    if drawn:
+        parts.append("\n".join(f"[good]✓[/] Drawn: {views.escape(str(path))}" for path in drawn))
     console.print()
     console.print(views.indented(views.page(*parts)))
     console.print()
@@ -362,6 +382,17 @@ def _drawn(case: Case, found: Plan, folder: Path) -> list[Path]:
         return draw_plan(found, case.hardware, folder)
     except OSError as problem:
         raise PlainError(f"The charts cannot be written to {folder}: {problem.strerror or problem}.") from None
+
+
+def _counted(case: Case) -> dict[str, Any]:
+    """The pictures behind the steps: how many, and how often an epoch shows those of each folder."""
+    dataset = case.dataset
+    folders = [
+        {"pictures": len(folder.pictures), "repeats": folder.repeats, "regularisation": folder.regularisation}
+        for folder in dataset.folders
+    ]
+    counts = {"pictures": dataset.images, "regularisation_pictures": dataset.regularisation_images}
+    return counts | {"held_out": len(held_out(dataset, case.config)), "folders": folders}
 
 
 def _hardware(hardware: Hardware) -> dict[str, Any]:

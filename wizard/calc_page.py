@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from calculator.plan import Plan
+from calculator.validation import trained_on
 from knowledge.assessment import Assessment
-from knowledge.config import value_of
+from knowledge.config import with_values
 from knowledge.starting_network import rank_in_words
 
 if TYPE_CHECKING:
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from calculator import fit
     from knowledge.rules import Finding
     from wizard.calc import Case, Cost
+
+
+MEMORY_SPAN = (
+    "low is what is allocated, likely adds what is lost between the pieces, high adds working space of the card's code"
+)
+"""What the three figures of memory assume."""
 
 
 def page(
@@ -50,37 +57,59 @@ def sentence(case: Case, found: Plan) -> Text:
 
     from wizard.words import count
 
-    dataset, schedule = case.dataset, case.config.schedule
-    repeats = {folder.repeats for folder in dataset.folders if not folder.regularisation}
-    text = Text(count(dataset.images, "picture"))
+    schedule, trained = case.config.schedule, trained_on(case.dataset, case.config)
+    apart = case.dataset.images - trained.images
+    repeats = {folder.repeats for folder in trained.folders if folder.pictures and not folder.regularisation}
+    text = Text(count(case.dataset.images, "picture"))
+    if apart:
+        text.append(f", {apart} of them only to measure by. The other {trained.images:,}")
     if len(repeats) > 1:
-        text.append(f", with their repeats {dataset.views_per_epoch:,} views,")
+        text.append(f", with their repeats {count(trained.views_per_epoch, 'view')},")
     elif repeats != {1}:
         text.append(f" × {count(max(repeats, default=1), 'repeat')}")
-    extra = found.views_per_epoch - dataset.views_per_epoch
-    if extra:
+    if extra := found.views_per_epoch - trained.views_per_epoch:
         text.append(f" and {count(extra, 'view')} of regularisation pictures")
     text.append(f" in {count(len(found.buckets), 'shape')} make ")
     text.append(count(found.batches_per_epoch, "batch", "batches"), "strong")
     text.append(f" of {schedule.batch_size}" if schedule.batch_size > 1 else "")
     text.append(" an epoch")
-    if schedule.gradient_accumulation_steps > 1:
-        text.append(f", {schedule.gradient_accumulation_steps} to a step: ")
+    if found.partial_batches:
+        text.append(f", {found.partial_batches:,} of them part-filled")
+    together = schedule.gradient_accumulation_steps * found.processes
+    if together > 1:
+        each = f" ({schedule.gradient_accumulation_steps} on each card)" if found.processes > 1 else ""
+        text.append(f", {together} to a step{each}: ")
         text.append(f"{count(found.updates_per_epoch, 'step')} an epoch", "strong")
     text.append(f". {count(found.epochs, 'epoch').capitalize()} {'are' if found.epochs != 1 else 'is'} ")
     text.append(count(found.total_steps, "step"), "accent")
-    if schedule.maximum_steps == found.total_steps and found.total_steps < found.epochs * found.updates_per_epoch:
+    whole = found.total_steps == found.epochs * found.updates_per_epoch
+    if not whole:
         text.append(", where the step limit ends the run")
-    text.append(f"; each picture is seen {found.views_per_image:,.0f} times.")
+    seen = f"{found.views_per_image:,.0f} {'time' if round(found.views_per_image) == 1 else 'times'}"
+    text.append(f"; each picture is seen {seen}" if whole and len(repeats) < 2 else f"; a picture is seen {seen}")
+    text.append("." if whole and len(repeats) < 2 else " on average.")
     if found.naive_total_steps != found.total_steps and schedule.maximum_steps is None:
-        text.append(f" The usual sum, which knows no shapes, says {found.naive_total_steps:,}.", "quiet")
+        forgotten = _forgotten(found, extra, together)
+        text.append(f" The usual sum says {found.naive_total_steps:,}: it forgets {forgotten}.", "quiet")
     return text
+
+
+def _forgotten(found: Plan, extra: int, together: int) -> str:
+    """What images × repeats × epochs ÷ batch size does not count, of what there is in this run."""
+    forgotten = [
+        ("regularisation pictures", extra),
+        ("part-filled batches", found.partial_batches),
+        ("part-filled steps", found.batches_per_epoch % together),
+        ("that several cards share the batches", found.processes > 1),
+    ]
+    *others, last = [what for what, there in forgotten if there] or ["rounding"]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _figures(case: Case, found: Plan, cost: Cost | None) -> Iterator[tuple[str, RenderableType]]:
     from rich.text import Text
 
-    from wizard import views
+    from wizard import estimate, views
     from wizard.words import count, duration, size
 
     hardware, time, memory = case.hardware, found.duration, found.vram
@@ -89,13 +118,10 @@ def _figures(case: Case, found: Plan, cost: Cost | None) -> Iterator[tuple[str, 
         if hardware.vram_bytes
         else "on this processor, without a graphics card"
     )
-    yield (
-        "Time",
-        Text.assemble(
-            ("about " + duration(time.likely_seconds), "strong"),
-            (f"  {on}; {duration(time.low_seconds)} to {duration(time.high_seconds)}", "quiet"),
-        ),
-    )
+    low, likely, high = (estimate.roughly(s) for s in (time.low_seconds, time.likely_seconds, time.high_seconds))
+    span = "" if low == high else f"; {low} to {high}"
+    yield "Time", Text.assemble((f"about {likely}", "strong"), (f"  {on}{span}", "quiet"))
+    yield "", Text(" · ".join(f"{name} {duration(part)}" for name, part in time.parts.items() if part), "quiet")
     if cost is not None:
         yield (
             "Cost",
@@ -128,7 +154,10 @@ def _figures(case: Case, found: Plan, cost: Cost | None) -> Iterator[tuple[str, 
     yield "Files", Text(f"after {_listed(found.saving_steps)}", "quiet")
     if found.sampling_steps:
         yield "Samples", Text(f"after {_listed(found.sampling_steps)}", "quiet")
-    yield "Basis", Text(f"steps and file size are exact; time: {time.basis}; memory: {memory.basis}", "quiet")
+    slower = f"; low and high are {time.high_seconds / time.likely_seconds:.2g} times faster and slower"
+    yield "Basis", Text("steps and file size are exact", "quiet")
+    yield "", Text(f"time: {time.basis}{slower}", "quiet")
+    yield "", Text(f"memory: {memory.basis}; {MEMORY_SPAN}", "quiet")
 
 
 def _listed(steps: Sequence[int]) -> str:
@@ -158,12 +187,12 @@ def _shapes(found: Plan) -> RenderableType:
 
     most = max(bucket.batches for bucket in found.buckets)
     return views.table(
-        ("Shape", "Pictures", "Batches", ""),
+        ("Shape", "Views", "Batches", ""),
         [
             (f"{b.width} × {b.height}", f"{b.images:,}", f"{b.batches:,}", views.bar(b.batches / most, 24))
             for b in found.buckets
         ],
-        right=("Pictures", "Batches"),
+        right=("Views", "Batches"),
     )
 
 
@@ -202,29 +231,29 @@ def _called(name: str) -> str:
 
 
 def proposed(case: Case, proposal: fit.Proposal) -> RenderableType:
-    """What would reach the goal: every change, what it does, and the figures after it."""
+    """What would reach the goal: every change with what it does to result, memory and time, and the figures after."""
     from rich.text import Text
 
     from wizard import views
-    from wizard.words import duration
+    from wizard.estimate import roughly
+    from wizard.solvers import told_move
 
-    if not proposal.changes:
+    if not proposal.moves:
         words = "Nothing has to change." if proposal.reached else "No change would reach that."
         return Text(words, "good" if proposal.reached else "high")
-    title = "What to change" if proposal.reached else "As near as it comes"
-    lines = [
-        (_called(name), Text.assemble(views.value(value_of(case.config, name)), " → ", (views.value(value), "accent")))
-        for name, value in proposal.changes.items()
-    ]
+    title = "What to change" if proposal.reached else "Out of reach; as near as it comes"
     before, after = proposal.before, proposal.after
     figures = [
         ("Memory", _change(views.memory(before.vram.likely_bytes), views.memory(after.vram.likely_bytes))),
-        ("Time", _change(duration(before.duration.likely_seconds), duration(after.duration.likely_seconds))),
+        ("Time", _change(roughly(before.duration.likely_seconds), roughly(after.duration.likely_seconds))),
         ("Steps", _change(f"{before.total_steps:,}", f"{after.total_steps:,}")),
     ]
-    effects = Text("\n".join(proposal.effects), "quiet")
+    moves, config = [], case.config
+    for move in proposal.moves:
+        moves.append(told_move(config, move))
+        config = with_values(config, move.changes)
     changes = " ".join(f"--set {name}={_written(value)}" for name, value in proposal.changes.items())
-    return views.page(views.heading(title), views.rows(lines), effects, views.rows(figures), Text(changes, "quiet"))
+    return views.page(views.heading(title), *moves, views.rows(figures), Text(changes, "quiet"))
 
 
 def _change(before: str, after: str) -> Text:

@@ -273,9 +273,9 @@ def whole_plan(situation: Situation) -> RenderableType:
     plan = situation.plan
     if plan is not None:
         shapes = views.table(
-            ("Shape", "Pictures", "Batches"),
+            ("Shape", "Views", "Batches"),
             [(f"{b.width} × {b.height}", f"{b.images:,}", f"{b.batches:,}") for b in plan.buckets],
-            right=("Pictures", "Batches"),
+            right=("Views", "Batches"),
         )
         parts += [views.heading("One epoch", f"{words.count(plan.updates_per_epoch, 'step')}"), shapes]
         largest = max(plan.vram.parts.values(), default=1) or 1

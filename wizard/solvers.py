@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from calculator import fit
-from knowledge.config import value_of
+from knowledge.config import TrainingConfig, value_of, with_values
 from knowledge.parameters import parameters
 from wizard import estimate, questions, views, words
 from wizard.prompts import Move, Option, Page
@@ -36,10 +39,10 @@ def goals(situation: Situation) -> dict[str, tuple[str, Goal]]:
     def memory(title: str, room: int) -> None:
         found[title] = (title, lambda: fit.fit_memory(case, room))
 
-    if hardware.vram_bytes and plan.vram.likely_bytes > hardware.vram_bytes:
+    if hardware.vram_bytes and plan.vram.likely_bytes > fit.usable(hardware.vram_bytes):
         memory(f"Fit this card, {views.memory(hardware.vram_bytes)}", hardware.vram_bytes)
     for size in CARDS_GB:
-        if plan.vram.likely_bytes > size * 2**30 and size * 2**30 != hardware.vram_bytes:
+        if plan.vram.likely_bytes > fit.usable(size * 2**30) and size * 2**30 != hardware.vram_bytes:
             memory(f"Fit a card of {size} GB", size * 2**30)
     for hours in HOURS:
         if plan.duration.likely_seconds > hours * 3600:
@@ -72,29 +75,95 @@ def solve(session: Session, around: dict[str, Any]) -> None:
     if isinstance(answer, Move):
         return
     before = situation.config
-    if proposal(answer).changes:
-        session.answer(proposal(answer).changes)
+    changes = proposal(answer).changes
+    if len(proposal(answer).moves) > 1:
+        wanted = _which(session, proposal(answer), around)
+        if isinstance(wanted, Move):
+            return
+        changes = wanted
+    if changes:
+        session.answer(changes)
     session.tell_changes(before)
 
 
+ALL = "all"
+
+
+def _which(session: Session, proposal: fit.Proposal, around: dict[str, Any]) -> fit.Changes | Move:
+    """The changes of all moves or of one of them, as somebody chooses; those of each that is possible by itself."""
+    situation = session.situation()
+    plans = {ALL: proposal.after}
+    changes = {ALL: proposal.changes}
+    for number, move in enumerate(proposal.moves):
+        try:
+            alone = with_values(situation.config, move.changes)
+        except ValidationError:  # it needs one that comes before it
+            continue
+        changes[str(number)] = move.changes
+        plans[str(number)] = replace(situation, config=alone).plan or proposal.after
+    single = [
+        Option(name, f"Only {named(situation.config, proposal.moves[int(name)])}") for name in changes if name != ALL
+    ]
+    answer = session.ask(
+        Page(
+            title="Which of these changes?",
+            options=(Option(ALL, f"All {len(proposal.moves)}"), *single),
+            preview=lambda name: estimate.line(proposal.before, situation.hardware, plans[name]),
+            **{**around, "back": "back to the review"},
+        )
+    )
+    return answer if isinstance(answer, Move) else changes[str(answer)]
+
+
 def told(situation: Situation, proposal: fit.Proposal) -> RenderableType:
-    """The changes, what they do to the result, and the estimate before → after."""
+    """Every change with what it does to result, memory and time, and the estimate before → after."""
+    from rich.console import Group
     from rich.text import Text
 
-    known = parameters()
     lines: list[RenderableType] = []
     if not proposal.reached:
         lines.append(Text("Not within reach; this is as near as it comes.", "high"))
-    if not proposal.changes:
+    if not proposal.moves:
         lines.append(Text("Nothing has to change.", "good") if proposal.reached else Text("Nothing helps.", "high"))
-    for name, value in proposal.changes.items():
-        entry = known[name]
-        was = questions.display(entry, value_of(situation.config, name))
-        lines.append(
-            Text.assemble(f"{entry.title} ", (f"{was} → ", "quiet"), (questions.display(entry, value), "accent"))
-        )
-    lines += [Text(effect, "quiet") for effect in proposal.effects]
+    config = situation.config
+    for move in proposal.moves:
+        lines.append(told_move(config, move))
+        config = with_values(config, move.changes)
     lines.append(estimate.line(proposal.before, situation.hardware, proposal.after))
-    from rich.console import Group
-
     return Group(*lines)
+
+
+def told_move(config: TrainingConfig, move: fit.Made) -> RenderableType:
+    """What one move changes in this config, and under it what becomes of the result, the memory and the time."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.text import Text
+
+    known = parameters()
+    text = Text()
+    for name, value in move.changes.items():
+        entry = known[name]
+        was = questions.display(entry, value_of(config, name))
+        text.append("\n" if text else "").append(f"{entry.title} ").append(f"{was} → ", "quiet")
+        text.append(questions.display(entry, value), "accent")
+    before, after = move.before, move.after
+    figures = [
+        ("memory", views.memory(before.vram.likely_bytes), views.memory(after.vram.likely_bytes)),
+        ("time", estimate.roughly(before.duration.likely_seconds), estimate.roughly(after.duration.likely_seconds)),
+        ("steps", f"{before.total_steps:,}", f"{after.total_steps:,}"),
+    ]
+    effects = [f"{what} {was} → {new}" for what, was, new in figures if was != new]
+    told = Text(move.effect, "quiet")
+    for effect in effects or ["hardly another figure"]:
+        told.append(f"  ·  {effect}")
+    return Group(text, Padding(told, (0, 0, 0, 2)))
+
+
+def named(config: TrainingConfig, move: fit.Made) -> str:
+    """A move by what it changes: "Batch size 4 → 2, Gradient accumulation 1 → 2"."""
+    known = parameters()
+    return ", ".join(
+        f"{known[name].title} {questions.display(known[name], value_of(config, name))} → "
+        f"{questions.display(known[name], value)}"
+        for name, value in move.changes.items()
+    )

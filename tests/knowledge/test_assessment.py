@@ -45,6 +45,7 @@ STATES = [
     for name, state in {
         "character": known(),
         "style": known(goal="style", family="sd15"),
+        "with checkpointing": known() | {"memory.gradient_checkpointing": True},
         "without a card": known(CPU),
         "pocket": facts(TrainingConfig(), DATASET, CARD, ORDINARY),
     }.items()

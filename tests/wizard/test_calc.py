@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from knowledge.answers import PlainError, write_answers
 from knowledge.config import TrainingConfig, with_values
@@ -40,6 +41,57 @@ def test_a_folder_is_counted_with_its_repeats_and_shapes():
     assert (found["batches_per_epoch"], len(found["buckets"])) == (33, 6)
     told = " ".join(run("--dataset", str(PICTURES), "--batch-size", "2", "--gpu", "cpu").output.split())
     assert "9 pictures, with their repeats 66 views, in 6 shapes make 33 batches" in told
+
+
+def test_the_sum_says_why_it_is_not_the_usual_one(tmp_path):
+    told = " ".join(
+        run("--images", "24", "--batch-size", "5", "--epochs", "2", "--set", "validation.share=0.2").output.split()
+    )
+    assert (
+        "24 pictures, 5 of them only to measure by. The other 19 in 1 shape make 4 batches of 5 an epoch, 1 of" in told
+    )
+    assert (
+        "them part-filled. 2 epochs are 8 steps; each picture is seen 2 times. The usual sum" not in told
+    )  # 7.6, so 8
+    for number, name in enumerate(("img/3_zkw cat", "img/1_zkw house", "reg/1_cat")):
+        (tmp_path / name).mkdir(parents=True)
+        for picture in range(3 + number):
+            Image.new("RGB", (512, 512)).save(tmp_path / name / f"{picture}.png")
+    # 3 × 3 + 4 × 1 = 13 views, and as many of the 5 regularisation pictures
+    told = " ".join(
+        run("--dataset", str(tmp_path), "--batch-size", "1", "--accumulation", "3", "--epochs", "5").output.split()
+    )
+    assert "7 pictures, with their repeats 13 views, and 13 views of regularisation pictures in 1 shape make" in told
+    assert (
+        "26 batches an epoch, 3 to a step: 9 steps an epoch. 5 epochs are 45 steps; a picture is seen 9 times on"
+        in told
+    )
+    assert "The usual sum says 22: it forgets regularisation pictures and part-filled steps." in told
+
+
+def test_the_document_has_the_numbers_of_the_page():
+    found = document("--images", "24", "--repeats", "10", "--batch-size", "4", "--accumulation", "2", "--gpu", "4090")
+    assert found["dataset"] == {
+        "pictures": 24,
+        "regularisation_pictures": 0,
+        "held_out": 0,
+        "folders": [{"pictures": 24, "repeats": 10, "regularisation": False}],
+    }
+    assert (found["batch_size"], found["gradient_accumulation_steps"], found["file_precision"]) == (4, 2, "fp16")
+    assert found["cost_currency"] == "USD"
+
+
+def test_every_change_comes_with_what_it_does():
+    ask = ("--family", "sdxl", "--rank", "64", "--gpu", "3060", "--fit", "4GB")
+    found = document(*ask)["proposal"]
+    assert len(found["moves"]) > 1
+    needs = [move["vram_likely_bytes"] for move in found["moves"]]
+    assert needs == sorted(needs, reverse=True)
+    assert needs[-1] == found["plan"]["vram"]["likely_bytes"]
+    told = " ".join(run(*ask).output.split())
+    for move in found["moves"]:
+        assert f"{move['effect']} · memory" in told
+        assert f"→ {move['vram_likely_bytes'] / 2**30:.1f} GB" in told
 
 
 def test_what_was_not_said_is_supposed_aloud():
@@ -140,7 +192,7 @@ def test_every_figure_is_judged_with_a_reason_and_what_to_change():
     assert judged["steps"]["verdict"] == "too low"  # 2 × 50 steps
     assert "Raise schedule.epochs to about 8." in judged["steps"]["change"]
     told = " ".join(run(*ORDINARY, "--epochs", "2").output.split())
-    assert "too low: a character usually takes 400 to 3000 updates. Raise schedule.epochs to about 8." in told
+    assert "too low: a character usually takes 400 to 3,000 steps. Raise schedule.epochs to about 8." in told
 
 
 def test_it_says_when_files_and_samples_come():

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from prompt_toolkit.input import PipeInput
 
+from calculator import fit
+from knowledge.config import with_values
 from knowledge.facts import Hardware
 from wizard import solvers, views
 from wizard.forms import folders_in
@@ -65,6 +67,27 @@ def test_what_a_goal_would_change_is_shown_before(session: Session):
     assert "the result is the same" in told
     assert "GB" in told
     assert session.situation() is situation  # nothing was changed
+
+
+def test_of_several_changes_one_may_be_made_alone(session: Session, keyboard: PipeInput):
+    session.answer({"schedule.batch_size": 8, "network.rank": 128, "network.alpha": 128.0})
+    before = session.situation().config
+    moves = solvers.goals(session.situation())["Fit a card of 6 GB"][1]().moves
+    assert len(moves) > 1
+    places = list(solvers.goals(session.situation()))
+    keyboard.send_text(DOWN * places.index("Fit a card of 6 GB") + ENTER + DOWN + ENTER)
+    solvers.solve(session, {"place": "Review"})
+    changed = session.situation().config
+    assert changed != before
+    assert changed == with_values(before, moves[0].changes)
+
+
+def test_all_of_several_changes_are_the_first_offer(session: Session, keyboard: PipeInput):
+    session.answer({"schedule.batch_size": 8, "network.rank": 128, "network.alpha": 128.0})
+    places = list(solvers.goals(session.situation()))
+    keyboard.send_text(DOWN * places.index("Fit a card of 6 GB") + ENTER + ENTER)
+    solvers.solve(session, {"place": "Review"})
+    assert session.situation().plan.vram.likely_bytes <= fit.usable(6 * 2**30)
 
 
 def test_going_back_changes_nothing(session: Session, keyboard: PipeInput):
