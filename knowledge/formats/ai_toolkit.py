@@ -157,12 +157,12 @@ def _by_entry(job: Translation) -> None:
             job.mapped(key, name, value)
         elif key == "trigger_word":
             job.mapped(key, "dataset.trigger_word", str(value))
-        elif key in ("train.lr_scheduler", "sample.seed"):
-            ours = choice_of("schedule.scheduler", "kohya", value) if word == "lr_scheduler" else value
-            if ours is None:
-                job.unsupported(key, f'It follows the schedule "{value}". The rate stays constant here.')
-            else:
-                job.mapped(key, "schedule.scheduler" if word == "lr_scheduler" else "sampling.seed", ours)
+        elif key == "train.lr_scheduler":
+            ours = choice_of("schedule.scheduler", "kohya", value)
+            otherwise = f'It follows the schedule "{value}". The rate stays constant here.'
+            job.mapped_if_known(key, "schedule.scheduler", ours, otherwise)
+        elif key == "sample.seed":
+            job.mapped(key, "sampling.seed", value)
 
 
 RULES: tuple[Callable[[Translation], None], ...] = (

@@ -91,10 +91,8 @@ def read_sample(job: Translation) -> None:
         job.mapped("sample.neg", "sampling.negative_prompt", "" if negative is False else str(negative))
     sampler = job.get("sample.sampler")
     if sampler is not None:
-        if str(sampler) in SAMPLERS:
-            job.mapped("sample.sampler", "sampling.sampler", SAMPLERS[str(sampler)])
-        else:
-            job.unsupported("sample.sampler", f'It draws samples with "{sampler}". DDIM is used here.')
+        otherwise = f'It draws samples with "{sampler}". DDIM is used here.'
+        job.mapped_if_known("sample.sampler", "sampling.sampler", SAMPLERS.get(str(sampler)), otherwise)
 
 
 def _read_latents(job: Translation, prefix: str, own: Mapping[str, Any], first: bool) -> None:

@@ -123,10 +123,8 @@ def read_train(job: Translation) -> None:
         _precision(job, "save.dtype", "saving.precision")
     loss = job.get("train.loss_type")
     if loss is not None:
-        if str(loss) in LOSSES:
-            job.mapped("train.loss_type", "loss.function", LOSSES[str(loss)])
-        else:
-            job.unsupported("train.loss_type", f'Its loss is "{loss}". L2 is used here.')
+        otherwise = f'Its loss is "{loss}". L2 is used here.'
+        job.mapped_if_known("train.loss_type", "loss.function", LOSSES.get(str(loss)), otherwise)
     gamma = as_number(job.get("train.min_snr_gamma")) or as_number(job.get("train.snr_gamma"))
     for key in ("train.min_snr_gamma", "train.snr_gamma"):
         if as_number(job.get(key)):
@@ -166,7 +164,4 @@ def math_product(numbers: Any) -> int:
 
 def _precision(job: Translation, key: str, name: str) -> None:
     word = str(job.source[key])
-    if word in PRECISIONS:
-        job.mapped(key, name, PRECISIONS[word])
-    else:
-        job.unsupported(key, f'"{word}" is not among our precisions.')
+    job.mapped_if_known(key, name, PRECISIONS.get(word), f'"{word}" is not among our precisions.')

@@ -132,11 +132,10 @@ def _optimizer(job: Translation) -> None:
 
 def _schedule(job: Translation) -> None:
     word = str(job.get("lr_scheduler", "constant"))
-    ours = choice_of("schedule.scheduler", "kohya", word)
-    if "lr_scheduler" in job.source and ours is None:
-        job.unsupported("lr_scheduler", f'It follows the schedule "{word}". The rate stays constant here.')
-    elif "lr_scheduler" in job.source:
-        job.mapped("lr_scheduler", "schedule.scheduler", ours)
+    if "lr_scheduler" in job.source:
+        ours = choice_of("schedule.scheduler", "kohya", word)
+        otherwise = f'It follows the schedule "{word}". The rate stays constant here.'
+        job.mapped_if_known("lr_scheduler", "schedule.scheduler", ours, otherwise)
     warmup = as_number(job.get("lr_warmup_steps"))
     if word == "constant":
         if warmup is not None:

@@ -103,10 +103,9 @@ def read_network(job: Translation, beside: Path | None) -> None:
 def _say_algorithm(job: Translation, module: str, algorithm: str, ours: str | None, lycoris: bool) -> None:
     told = "network_args.algo" if "network_args.algo" in job.source else "network_module"
     if "network_module" in job.source:
-        if told == "network_module" and ours is not None:
-            job.mapped("network_module", "network.algorithm", ours)
-        elif told == "network_module":
-            job.unsupported("network_module", f'It trains a network of "{module}". A plain LoRA is trained here.')
+        if told == "network_module":
+            otherwise = f'It trains a network of "{module}". A plain LoRA is trained here.'
+            job.mapped_if_known(told, "network.algorithm", ours, otherwise)
         else:
             job.no_effect("network_module", "It says where the algorithm is found; its name stands beside it.")
     if told == "network_args.algo":

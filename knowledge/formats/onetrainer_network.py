@@ -24,10 +24,8 @@ def read_network(job: Translation, beside: Path) -> None:
     elif as_bool(job.get("lora_decompose")):
         job.no_effect("lora_decompose", "Only plain LoRA reads it.")
     if "peft_type" in job.source:
-        if ours is None:
-            job.unsupported("peft_type", f"It trains {kind}. A plain LoRA is trained here.")
-        else:
-            job.mapped("peft_type", "network.algorithm", ours)
+        otherwise = f"It trains {kind}. A plain LoRA is trained here."
+        job.mapped_if_known("peft_type", "network.algorithm", ours, otherwise)
     elif ours != "dora":
         job.implied["network.algorithm"] = ours or "lora"
     if "layer_filter_preset" in job.source:

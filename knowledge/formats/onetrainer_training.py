@@ -154,12 +154,8 @@ def read_tracker(job: Translation, beside: Path) -> None:
 def read_memory(job: Translation, beside: Path) -> None:
     for key, name in (("train_dtype", "memory.precision"), ("output_dtype", "saving.precision")):
         word = job.get(key)
-        if word is None:
-            continue
-        if str(word) in PRECISIONS:
-            job.mapped(key, name, PRECISIONS[str(word)])
-        else:
-            job.unsupported(key, f"{word} is not among our precisions.")
+        if word is not None:
+            job.mapped_if_known(key, name, PRECISIONS.get(str(word)), f"{word} is not among our precisions.")
     if "unet.weight_dtype" in job.source:
         form = WEIGHTS.get(str(job.source["unet.weight_dtype"]))
         if form:

@@ -97,10 +97,8 @@ def _folder(path: str, repeats: int, regularisation: bool, caption: str) -> dict
 def read_sampling(job: Translation, beside: Path | None) -> None:
     if not is_empty(job.get("sample_sampler")):
         word = str(job.get("sample_sampler")).removeprefix("k_")
-        if word in SAMPLERS:
-            job.mapped("sample_sampler", "sampling.sampler", SAMPLERS[word])
-        else:
-            job.unsupported("sample_sampler", f'It draws samples with "{word}". DDIM is used here.')
+        otherwise = f'It draws samples with "{word}". DDIM is used here.'
+        job.mapped_if_known("sample_sampler", "sampling.sampler", SAMPLERS.get(word), otherwise)
     epochs, steps = as_number(job.get("sample_every_n_epochs")), as_number(job.get("sample_every_n_steps"))
     if not epochs and "sample_every_n_epochs" in job.source:
         job.no_effect("sample_every_n_epochs", "It is not set.")

@@ -123,10 +123,9 @@ def read_schedule(job: Translation, beside: Path | None) -> None:
     elif "lr_scheduler" in job.source:
         if ours == "adafactor":
             job.unsupported("lr_scheduler", "Its schedule adafactor needs relative_step. The rate stays constant here.")
-        elif ours is None:
-            job.unsupported("lr_scheduler", f'It follows the schedule "{word}". The rate stays constant here.')
         else:
-            job.mapped("lr_scheduler", "schedule.scheduler", ours)
+            otherwise = f'It follows the schedule "{word}". The rate stays constant here.'
+            job.mapped_if_known("lr_scheduler", "schedule.scheduler", ours, otherwise)
     warmup = as_number(job.get("lr_warmup_steps"))
     if warmup is not None and not own_rate:
         if word == "constant" and warmup > 0:

@@ -153,9 +153,7 @@ def _take_alike(job: Translation, key: str, name: str, value: Any) -> None:
         return
     choices = parameters()[name].choices
     if choices:
-        ours = choice_of(name, job.dialect, value)
-        if ours is None:
-            job.unsupported(key, f'"{value}" is not among our choices; {name} stays as it is.')
-            return
-        value = ours
-    job.mapped(key, name, value)
+        otherwise = f'"{value}" is not among our choices; {name} stays as it is.'
+        job.mapped_if_known(key, name, choice_of(name, job.dialect, value), otherwise)
+    else:
+        job.mapped(key, name, value)

@@ -87,6 +87,16 @@ class Translation:
         """The key is taken over as `name` with another value or another meaning, for this reason."""
         self._take("changed", key, name, value, why)
 
+    def mapped_if_known(self, key: str, name: str, value: Any, otherwise: str) -> None:
+        """The key means `name`, and its word is called `value` here; None where there is no such thing here.
+
+        `otherwise`, as of `unsupported`: what the word would have done there, and what happens here instead.
+        """
+        if value is None:
+            self.unsupported(key, otherwise)
+        else:
+            self.mapped(key, name, value)
+
     def inside(self, name: str, value: Any) -> None:
         """A value that stands inside that of another key, which has a note for all of it."""
         value = fitted(name, value)
