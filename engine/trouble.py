@@ -158,7 +158,9 @@ def _remedy_for_memory(config: TrainingConfig, room: Mapping[str, Any]) -> str:
     if room:
         made = ", ".join(f"{name} = {json.dumps(value)}" for name, value in room.items())
         return f"The smallest change that needs less: {made}. The run can go on with it from the last step."
+    network = config.network
+    rank = "start from a file of smaller ranks" if network.ranks_in_start else f"network.rank (it is {network.rank})"
     return (
         f"Everything that leaves the run as it is has been tried. In a new run, lower dataset.resolution (it is "
-        f"{config.dataset.resolution}) or network.rank (it is {config.network.rank})."
+        f"{config.dataset.resolution}) or {rank}."
     )

@@ -7,6 +7,10 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from knowledge.config import CAPTION_CHANGES, PICTURE_CHANGES, TrainingConfig
+from knowledge.starting_network import pull
+
+RANKS = ("network.rank", "network.alpha", "network.conv_rank", "network.conv_alpha")
+"""What is not read where ranks come from a file, and so is no fact there."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,17 @@ def facts(
 ) -> dict[str, Any]:
     """The mapping that rules and recommendations read: config values by dotted name, dataset.*, hardware.*, plan.*.
 
-    dataset.captions_change and dataset.pictures_change say whether anything changes them from view to view.
+    dataset.captions_change and dataset.pictures_change say whether anything changes them from view to view, and
+    network.pull is what every change is multiplied by, alpha ÷ rank.
     What is not known is absent, and a rule that needs it does not apply; `plan` comes with its `plan.` prefix.
     """
     known = flatten(config, "")
     known["dataset.captions_change"] = any(getattr(config.dataset, name) for name in CAPTION_CHANGES)
     known["dataset.pictures_change"] = any(getattr(config.dataset, name) for name in PICTURE_CHANGES)
+    if config.network.ranks_in_start:
+        known = {name: value for name, value in known.items() if name not in RANKS}
+    if (factor := pull(config.network)) is not None:
+        known["network.pull"] = factor
     if dataset is not None:
         known |= {name: value for name, value in flatten(dataset, "dataset").items() if name not in known}
     if hardware is not None:

@@ -54,6 +54,20 @@ def with_ranks_of_start(network: NetworkSettings) -> NetworkSettings:
     return network.model_copy(update={"rank_from_start": False, **known})
 
 
+def pull(network: NetworkSettings) -> float | None:
+    """Alpha ÷ rank, by which every change is multiplied; the largest of the file where ranks come from one.
+
+    None where that file cannot be read.
+    """
+    if not network.ranks_in_start:
+        return network.alpha / network.rank
+    try:
+        layers = layers_in_file(network).values()
+    except PlainError:
+        return None
+    return max((layer.alpha / layer.rank for layer in layers if layer.rank), default=None)
+
+
 def rank_in_words(network: NetworkSettings) -> str:
     """The rank as one says it behind the algorithm: "rank 16", or "the ranks of first.safetensors"."""
     return f"the ranks of {Path(network.start_from).name}" if network.ranks_in_start else f"rank {network.rank}"

@@ -12,6 +12,7 @@ import yaml
 from engine.acquire.huggingface import REPOSITORY
 from engine.tools.applications import Reading
 from knowledge.config import TrainingConfig, value_of
+from knowledge.facts import RANKS
 from knowledge.parameters import parameters
 
 LICENCES: dict[str, str] = {
@@ -182,6 +183,8 @@ def _recipe(config: TrainingConfig, facts: Facts) -> Iterator[tuple[str, str]]:
         yield "Steps", f"{facts.steps:,}"
     for name in RECIPE:
         value = value_of(config, name)
+        if config.network.ranks_in_start and name in RANKS:
+            value = f"those of {Path(config.network.start_from).name}"
         if value is None or value == "":
             continue
         choices = known[name].choices

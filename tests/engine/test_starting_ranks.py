@@ -13,6 +13,7 @@ from engine.checkpoints import network_tensors, save_network, start_from
 from engine.metadata import _network
 from engine.models.load import load
 from engine.networks import create_network
+from engine.tools.model_card import CardFile, Facts, model_card
 from knowledge.answers import PlainError
 from knowledge.architectures import read_architecture
 from knowledge.config import BaseModelSettings, NetworkSettings, TrainingConfig
@@ -56,3 +57,11 @@ def test_a_part_that_the_file_lacks_is_told(tiny_sd15: Path, tmp_path: Path):
     assert _network(TrainingConfig(network=settings))["network_dim"] == 2
     with pytest.raises(PlainError, match="no layers of text_encoder"):
         create_network(model, settings.model_copy(update={"train_text_encoder": True}), 2)
+
+
+def test_the_page_of_such_a_network_names_the_file_instead_of_a_rank_that_was_not_read():
+    network = NetworkSettings(start_from="folder/first.safetensors", rank_from_start=True, rank=77)
+    config = TrainingConfig(network=network)
+    card = model_card(config, Facts("me/second", "mit", [CardFile("second.safetensors", 1000, "abc")], []))
+    assert "| Rank | those of first.safetensors |" in card
+    assert "77" not in card

@@ -19,7 +19,7 @@ RULES = rules()
 FIELDS = config.fields()
 KNOWN_BESIDE_THE_CONFIG = (
     {f"dataset.{name}" for name, member in vars(DatasetFacts).items() if isinstance(member, property)}
-    | {"dataset.broken", "dataset.captions_change", "dataset.pictures_change"}
+    | {"dataset.broken", "dataset.captions_change", "dataset.pictures_change", "network.pull"}
     | {f"hardware.{field.name}" for field in dataclass_fields(Hardware)}
 )
 

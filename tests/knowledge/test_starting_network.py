@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 
 from knowledge.answers import PlainError
 from knowledge.config import RANK_IN_FILE, NetworkSettings, TrainingConfig, with_values
+from knowledge.facts import facts
 from knowledge.formats.export import to_sd_scripts
 from knowledge.formats.sd_scripts import translate
+from knowledge.rules import check
 from knowledge.starting_network import LayerInFile, adapted_with, layers_in_file, start_problem, with_ranks_of_start
 
 LINEAR, SPATIAL = "lora_unet_mid_block_attentions_0_proj_in", "lora_unet_mid_block_resnets_0_conv1"
@@ -45,6 +47,23 @@ def test_every_layer_has_the_rank_and_alpha_of_the_file(file):
     found = with_ranks_of_start(network)
     assert (found.rank, found.conv_rank, found.rank_from_start) == (6, 3, False)
     assert adapted_with(LINEAR, False, NetworkSettings()).rank == NetworkSettings().rank
+
+
+def test_rules_judge_the_strength_that_the_file_has_and_no_rank_that_is_not_read(file):
+    own = {"network.algorithm": "locon", "network.rank": 256, "network.alpha": 512.0, "network.conv_rank": 512}
+    own |= {"base_model.family": "sd15", "base_model.path": "m", "optimizer.learning_rate": 2e-6}
+    config = with_values(TrainingConfig(), own)
+    taken = with_values(config, {"network.start_from": str(file), "network.rank_from_start": True})
+    of_ranks = {"alpha-above-rank", "rank-large", "convolution-rank-above-rank"}
+    assert of_ranks <= {finding.rule for finding in check(facts(config))}
+    findings = {finding.rule: finding for finding in check(facts(taken))}
+    assert not any("network.rank " in found.message or "network.alpha" in found.message for found in findings.values())
+    assert not of_ranks & findings.keys()
+    # The layer of rank 6 has alpha 1.5, the other's alpha is its rank; the strongest counts.
+    assert facts(taken)["network.pull"] == 1.0
+    assert "it acts like 2e-6" in findings["rate-without-effect"].message
+    file.unlink()
+    assert "network.pull" not in facts(taken)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
