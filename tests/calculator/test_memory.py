@@ -197,6 +197,23 @@ def test_recorded_peaks_are_met_within_eight_percent_and_within_four_in_the_midd
     assert median(apart.values()) <= 0.04, apart
 
 
+# From the same recording: a base model in fp8, and what text encoders in training add to a picture without checkpoints.
+MORE_RECORDED = {
+    "SDXL in fp8": ("sdxl", 1024, {"memory.gradient_checkpointing": True, "memory.base_weights": "fp8"}, 3808),
+    "SD 1.5 and its text encoder": ("sd15", 512, {"network.train_text_encoder": True}, 2969 + 235 + 33),
+    "SDXL and its text encoders": ("sdxl", 1024, {"network.train_text_encoder": True}, 13547 + 1560 + 361),
+}
+
+
+@pytest.mark.parametrize("name", MORE_RECORDED)
+def test_recorded_peaks_of_other_kinds_of_runs_are_met(name):
+    family, side, changes, recorded = MORE_RECORDED[name]
+    changes = {"memory.cache_text_encoder_outputs": False, **changes} if "text" in name else changes
+    config = with_values(recorded_config(family, side, 1, False), changes)
+    found = estimate_memory(config, architecture(family), {(side, side): 8}, CARD)
+    assert (found.low_bytes - found.parts["CUDA context"]) / 1024**2 == pytest.approx(recorded, rel=0.08)
+
+
 # From the same recording: MiB of weights, bytes a pixel while pictures are encoded (fp32) and samples decoded.
 def test_recorded_weights_and_pictures_are_met():
     def mebibytes(family, *parts):
