@@ -248,8 +248,8 @@ def _training(config: TrainingConfig, architecture: Architecture, views: Mapping
 def step_bytes(config: TrainingConfig, architecture: Architecture, batch: int, area: float) -> float:
     """The most that a step on so many pictures of so many latent pixels allocates above what lasts.
 
-    Computing activations again never holds more than keeping all of them does: at high ranks on small pictures the
-    traces count casts of the network's weights twice.
+    Computing activations again never holds more than keeping all of them does, nor do fewer layers: at high ranks on
+    small pictures the traces count casts of the network's weights twice.
     """
     memory = config.memory
     course = course_of(config)
@@ -258,10 +258,10 @@ def step_bytes(config: TrainingConfig, architecture: Architecture, batch: int, a
     if memory.full_half and not traced_as(course).full_half and not memory.fused_backward:
         # The traces are of gradients in fp32.
         need -= (4 - trained_size(config)) * _trained(architecture, config.network)
-    again = next((way for way in COMPUTED_AGAIN if value_of(config, way)), None)
-    if again is None:
+    saving = next((name for name in ("network.attention_only", *COMPUTED_AGAIN) if value_of(config, name)), None)
+    if saving is None:
         return need
-    return min(need, step_bytes(with_values(config, {again: False}), architecture, batch, area))
+    return min(need, step_bytes(with_values(config, {saving: False}), architecture, batch, area))
 
 
 def untraced_bytes(config: TrainingConfig, architecture: Architecture) -> float:

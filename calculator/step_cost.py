@@ -69,11 +69,13 @@ class Course:
     full_half: bool = False
     selective: bool = False
     """Whether norms and activation functions alone are computed again; never along with `checkpointing`."""
+    attention_only: bool = False
 
     @property
     def name(self) -> str:
         """The course's name in the data that the tracer writes."""
-        targets = "unet" + "+conv" * self.convolutions + "+text" * self.text_encoder
+        targets = "attention" if self.attention_only else "unet"
+        targets += "+conv" * self.convolutions + "+text" * self.text_encoder
         words = [self.algorithm, targets, "half" if self.half else "fp32"]
         words += ["checkpointed" if self.checkpointing else "selective" if self.selective else "plain"]
         words += [self.base_weights] * (self.base_weights != "same")
@@ -107,6 +109,7 @@ def course_of(config: TrainingConfig) -> Course:
         memory.offload_blocks,
         memory.full_half,
         memory.selective_checkpointing and not memory.gradient_checkpointing,
+        network.attention_only,
     )
 
 
@@ -150,6 +153,11 @@ def has_traced_convolutions(course: Course) -> bool:
     return course.convolutions and _on_the_unet(course).name in _document(course.family)["cases"]
 
 
+def has_traced_attention(course: Course) -> bool:
+    """Whether the family has a trace of this algorithm on attention alone; else LoRA's tells how much less it takes."""
+    return traced_as(course).name in _document(course.family)["cases"]
+
+
 def _on_the_unet(course: Course, **changes: Any) -> Course:
     """The same algorithm without text encoders, in half precision, with everything held as usual."""
     plain = Course(course.family, course.algorithm, False, True, course.checkpointing, course.convolutions)
@@ -167,12 +175,18 @@ def traced_networks(network: NetworkSettings, course: Course) -> tuple[list[Netw
     usual |= {"rank": traced_rank(network, network.rank), "conv_rank": traced_rank(network, network.conv_rank)}
     plain = network.model_copy(update=usual | dict.fromkeys(blocks.LISTS, ""))
     own: dict[str, Any] = {"algorithm": course.algorithm, "convolutions": has_traced_convolutions(course)}
+    apart = network.attention_only and not has_traced_attention(course)
+    if apart:
+        own["attention_only"] = False
     if network.algorithm in RANKLESS and not is_traced(course):
         own["algorithm"] = "lora"
     added = [plain.model_copy(update=own)]
+    lora = plain.model_copy(update={"algorithm": "lora"})
+    if apart:
+        return [*added, lora], [lora.model_copy(update={"attention_only": False})]
     if not course.convolutions or own["convolutions"]:
         return added, []
-    return [*added, plain.model_copy(update={"algorithm": "locon"})], [plain.model_copy(update={"algorithm": "lora"})]
+    return [*added, plain.model_copy(update={"algorithm": "locon"})], [lora]
 
 
 def activation_bytes(course: Course, sizes: Sizes, *, fused_backward: bool = False) -> float:
@@ -220,23 +234,43 @@ def versions(family: Family) -> dict[str, str]:
 def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
     """A figure of a course, put together where it was not traced itself.
 
-    Text encoders add to any algorithm what they add to LoRA, once for every 75 tokens. Convolutions add to those that
-    can leave them out what LoCon adds to LoRA. Selective checkpointing saves what it does for these two. fp32
-    multiplies as it does for LoRA at the family's usual size: taken at each size anew, the share would fall faster than
-    the step grows, and a larger step would seem to need less.
+    fp32 multiplies as it does for LoRA at the family's usual size: taken at each size anew, the share would fall faster
+    than the step grows, and a larger step would seem to need less. Selective checkpointing and attention alone save
+    what they do for LoRA. Longer captions and text encoders in training add what they add to LoRA, these once for every
+    75 tokens; convolutions add to algorithms that can leave them out what LoCon adds to LoRA. Where convolutions learn,
+    which keeps their input, LoCon stands for LoRA.
     """
     course = traced_as(course)
     cases = _document(course.family)["cases"]
     found: dict[str, Any] | None = cases.get(course.name)
-    lora = Course(course.family, "lora", False, True, course.checkpointing)
-    if found is not None and (sizes.tokens == 77 or (course.algorithm == "lora" and not course.text_encoder)):
+    short = replace(sizes, tokens=77)
+    like = Course(course.family, "lora", False, course.half, course.checkpointing)
+    like = replace(like, selective=course.selective, attention_only=course.attention_only)
+    if found is not None and not course.text_encoder:
+        if sizes.tokens == 77 or course.algorithm == "lora":
+            return float(measure(found, sizes))
+        longer = cases[like.name]
+        return float(measure(found, short) + measure(longer, sizes) - measure(longer, short))
+    if found is not None and sizes.tokens == 77:
         return float(measure(found, sizes))
-    if course.selective:
-        # Convolutions that learn keep their input.
-        learn = course.convolutions or course.algorithm in CONV_ALGORITHMS
-        like = Course(course.family, "locon" if learn else "lora", False, course.half, False)
-        saved = measure(cases[like.name], sizes) - measure(cases[replace(like, selective=True).name], sizes)
-        return _combined(replace(course, selective=False), sizes, measure) - float(saved)
+    if course.convolutions or course.algorithm in CONV_ALGORITHMS:
+        like = replace(like, algorithm="locon")
+    if not course.half:
+        usual = Sizes(1, USUAL_AREA[course.family], rank=16, conv_rank=16 if like.algorithm == "locon" else 0)
+        more = measure(cases[like.name], usual) / measure(cases[replace(like, half=True).name], usual)
+        return float(more * _combined(replace(course, half=True), sizes, measure))
+    for saving in ("attention_only", "selective"):
+        if getattr(course, saving):
+            off: dict[str, Any] = {saving: False}
+            saved = measure(cases[replace(like, **off).name], sizes) - measure(cases[like.name], sizes)
+            return _combined(replace(course, **off), sizes, measure) - float(saved)
+    return _put_together(course, sizes, measure, found)
+
+
+def _put_together(course: Course, sizes: Sizes, measure: Any, found: dict[str, Any] | None) -> float:
+    """As `_combined`, in half precision and without what saves; `found` is a trace with short captions."""
+    cases = _document(course.family)["cases"]
+    lora = Course(course.family, "lora", False, True, course.checkpointing)
     words = replace(sizes, tokens=77, area=0.0)
 
     def figure(one: Course, sizes: Sizes = sizes) -> float:
@@ -250,8 +284,7 @@ def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
             return float(measure(small[one.name], sizes) / measure(small[lora.name], sizes)) * figure(lora, sizes)
         return float(measure(cases[one.name], sizes))
 
-    convolutions_apart = course.convolutions and not has_traced_convolutions(course)
-    if convolutions_apart:
+    if course.convolutions and not has_traced_convolutions(course):
         value = figure(_on_the_unet(course, convolutions=False), replace(sizes, conv_rank=0))
         without, locon = figure(lora, replace(sizes, conv_rank=0)), figure(replace(lora, algorithm="locon"))
         # What is computed for them grows as it does for the other layers.
@@ -262,11 +295,8 @@ def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
         pieces = -(-(sizes.tokens - 2) // 75)
         added = max(0.0, figure(replace(lora, text_encoder=True), words) - figure(lora, words))
         value += pieces * added
-        if found is not None:  # the first 75 tokens were traced; a longer caption never takes less than they do
+        if found is not None:  # a longer caption never takes less than the first 75 tokens do
             value = max(value, float(measure(found, replace(sizes, tokens=77))) + (pieces - 1) * added)
-    if not course.half:
-        usual = Sizes(1, USUAL_AREA[course.family], rank=16, conv_rank=0)
-        value *= figure(replace(lora, half=False), usual) / figure(lora, usual)
     return value
 
 

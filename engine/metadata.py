@@ -224,9 +224,12 @@ def _network(config: TrainingConfig) -> dict[str, Any]:
     """The shape of the network."""
     network = config.network
     module, known = NETWORK_MODULES[network.algorithm]
+    if network.attention_only and network.algorithm == "lora":  # its own module for LoRA cannot leave layers out
+        module, known = "lycoris.kohya", {"algo": "lora"}
     arguments = dict(known)
     if module == "lycoris.kohya":
-        arguments = {**arguments, "preset": "full" if network.adapts_convolutions else "attn-mlp"}
+        layers = "full" if network.adapts_convolutions else "attn-only" if network.attention_only else "attn-mlp"
+        arguments = {**arguments, "preset": layers}
     if network.adapts_convolutions:
         arguments |= {"conv_dim": str(network.conv_rank), "conv_alpha": f"{network.conv_alpha:g}"}
     if network.algorithm == "lokr":

@@ -19,6 +19,8 @@ DOWN_OR_UP = re.compile(r"^lora_unet_(down|up)_blocks_(\d+)_(resnets|attentions|
 ORIGINAL = re.compile(r"^lora_unet_(input_blocks|middle_block|output_blocks)_(\d+)_")
 FIRST = {"input_blocks": 1, "middle_block": 10, "output_blocks": 13}
 """SDXL's first block of each kind."""
+ATTENTION = "_attn"
+"""Part of the name of every layer inside attention: attn1, attn2, and self_attn in text encoders."""
 LISTS = ("block_ranks", "block_alphas", "conv_block_ranks", "conv_block_alphas", "block_rates")
 """Settings of network that hold a number for every block."""
 lists_of = attrgetter(*LISTS)
@@ -56,7 +58,9 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def layer_settings(name: str, convolution: bool, network: NetworkSettings) -> LayerSettings | None:
-    """What the layer of this saved name is adapted with; None where its block is not trained."""
+    """What the layer of this saved name is adapted with; None where it or its block is not trained."""
+    if network.attention_only and ATTENTION not in name:
+        return None
     rank, alpha = (network.conv_rank, network.conv_alpha) if convolution else (network.rank, network.alpha)
     if not any(lists_of(network)):  # most networks, asked a thousand times for one plan
         return LayerSettings(rank, alpha)

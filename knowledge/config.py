@@ -219,6 +219,7 @@ class NetworkSettings(Settings):
     algorithm: Algorithm = "lora"
     rank: int = Field(16, ge=1, le=1024)
     alpha: float = Field(16.0, gt=0.0, le=4096.0)
+    attention_only: bool = False
     convolutions: bool = False
     conv_rank: int = Field(8, ge=1, le=1024)
     conv_alpha: float = Field(8.0, gt=0.0, le=4096.0)
@@ -533,6 +534,12 @@ def _network_contradictions(network: NetworkSettings, family: Family) -> Iterato
         yield (
             f"network.convolutions is true, but {algorithm} adapts no 3x3 convolutions here; {instead}, "
             "or network.convolutions to false."
+        )
+    if network.attention_only and network.adapts_convolutions:
+        plain = "network.algorithm to lora" if algorithm in CONV_ALGORITHMS else "network.convolutions to false"
+        yield (
+            "network.attention_only leaves everything but attention as it is, and the 3x3 convolutions are to be "
+            f"adapted too. Set {plain}, or network.attention_only to false."
         )
     if network.ranks_in_start:
         yield from _start_contradictions(network)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from calculator.memory import STATE_BYTES
 from calculator.step_cost import Course, has_traced_convolutions
-from knowledge.config import CONVOLUTIONS_TOO, PACED_BY_ALL_WEIGHTS, Algorithm, BaseWeights, Family
+from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO, PACED_BY_ALL_WEIGHTS, Algorithm, BaseWeights, Family
 
 # The blocks of rotations do not grow with the rank at every width.
 GROWING = [name for name in get_args(Algorithm) if name not in ("oft", "boft")]
@@ -23,6 +23,8 @@ def reconciled(values: dict[str, Any]) -> dict[str, Any]:
     course = Course(found["base_model.family"], found["network.algorithm"], False, True, True, convolutions=True)
     if found["network.algorithm"] not in CONVOLUTIONS_TOO or not has_traced_convolutions(course):
         found["network.convolutions"] = False
+    if found["network.convolutions"] or found["network.algorithm"] in CONV_ALGORITHMS:
+        found["network.attention_only"] = False
     if found["memory.fused_backward"]:
         usable = found["optimizer.name"] not in PACED_BY_ALL_WEIGHTS and found["memory.precision"] != "fp16"
         found |= {"memory.fused_backward": usable, "schedule.gradient_accumulation_steps": 1}
@@ -38,6 +40,7 @@ def possible_configs(families: list[str] | None = None) -> st.SearchStrategy[dic
             "base_model.maximum_tokens": st.sampled_from([75, 150, 225]),
             "network.algorithm": st.sampled_from(GROWING),
             "network.convolutions": st.booleans(),
+            "network.attention_only": st.booleans(),
             "network.lokr_full_matrix": st.booleans(),
             "network.rank": st.sampled_from([1, 4, 16, 32, 128]),
             "network.conv_rank": st.sampled_from([1, 8, 32]),

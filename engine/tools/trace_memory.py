@@ -344,6 +344,7 @@ def trace(case: Course, points: Sequence[Point]) -> list[Trace]:
             "network.conv_rank": point.conv_rank or 1,
             "network.train_text_encoder": case.text_encoder,
             "network.convolutions": case.convolutions,
+            "network.attention_only": case.attention_only,
         }
         config = with_values(TrainingConfig(), network_settings)
         with CudaOnMeta():
@@ -546,8 +547,8 @@ HELD: tuple[dict[str, Any], ...] = (
 
 
 def cases(family: Family) -> Iterator[Course]:
-    """What is traced: every algorithm on the UNet; for LoRA also text encoders in training, fp32 (for LoCon too), and
-    each way to hold weights smaller or elsewhere.
+    """What is traced: every algorithm on the UNet, and on its attention alone; for LoRA also text encoders in training,
+    fp32 (for LoCon too), and each way to hold weights smaller or elsewhere.
 
     The calculator adds and scales by what these make of LoRA where another algorithm meets them.
     """
@@ -557,6 +558,9 @@ def cases(family: Family) -> Iterator[Course]:
         yield from (replace(lora, algorithm=algorithm, half=False) for algorithm in IN_FP32)
         yield from (replace(lora, algorithm=algorithm) for algorithm in ALGORITHMS)
         yield from (replace(lora, algorithm=algorithm, convolutions=True) for algorithm in CONVOLUTIONS)
+        yield from (replace(lora, attention_only=True, half=half) for half in (True, False))
+        on_attention = [algorithm for algorithm in ALGORITHMS if algorithm not in CONV_ALGORITHMS]
+        yield from (replace(lora, attention_only=True, algorithm=algorithm) for algorithm in on_attention)
         yield from (replace(lora, **changes) for changes in HELD)
 
 

@@ -49,8 +49,8 @@ def read_script(options: Mapping[str, Any], script: str) -> Imported:
         rule(job)
     rest(job, "diffusers")
     job.warnings.append(
-        "diffusers' scripts put the LoRA on attention layers alone, cut every picture to a square, and read captions "
-        "from metadata.jsonl or one prompt. Here feed-forward layers learn too, and each picture has a text file."
+        "diffusers' scripts cut every picture to a square, and read captions from metadata.jsonl or one prompt. Here "
+        "each picture has a text file."
     )
     return job.result()
 
@@ -70,6 +70,8 @@ def _model(job: Translation) -> None:
 
 def _network(job: Translation) -> None:
     rank = as_number(job.get("rank")) or 4
+    if "lora_layers" not in job.source:  # where it is, it names layers one by one
+        job.implied["network.attention_only"] = True
     if "lora_alpha" not in job.source:
         job.implied["network.alpha"] = rank
     if job.on("use_dora"):

@@ -62,7 +62,9 @@ def _arguments(job: Writing) -> dict[str, Any]:
             "It reads one folder, without repeats and regularisation, with a metadata file of captions.",
         )
     if config.network.algorithm != "lora":
-        job.lose("network.algorithm", "It trains plain LoRA on attention layers.")
+        job.lose("network.algorithm", "It trains plain LoRA.")
+    if not job.value("network.attention_only"):
+        job.lose("network.attention_only", "It adapts attention layers alone.")
     job.done |= {name for name in fields() if name.startswith(("network.conv_", "network.lokr_", "network.algorithm"))}
     if job.value("network.alpha") != config.network.rank:
         job.lose("network.alpha", "Its alpha is the rank.")

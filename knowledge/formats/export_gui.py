@@ -14,11 +14,12 @@ from knowledge.formats.kohya_gui import ARGUMENTS, RENAMED
 from knowledge.formats.values import typed
 from knowledge.formats.vocabulary import facts_of
 
+LYCORIS_LORA = "LyCORIS/LoCon"
 KINDS = {
     "lora": "Standard",
     "locon": "Kohya LoCon",
     "dylora": "Kohya DyLoRA",
-    "dora": "LyCORIS/LoCon",
+    "dora": LYCORIS_LORA,
     "loha": "LyCORIS/LoHa",
     "lokr": "LyCORIS/LoKr",
     "glora": "LyCORIS/GLoRA",
@@ -35,8 +36,11 @@ def to_kohya_gui(config: TrainingConfig, stem: str = "kohya_ss") -> Exported:
     """A form file and the dataset file that it names."""
     written = to_sd_scripts(config, stem)
     options = dict(written.options)
+    by_lycoris = options["network_module"] == "lycoris.kohya"
     form: dict[str, Any] = {
-        "LoRA_type": KINDS[config.network.algorithm],
+        "LoRA_type": LYCORIS_LORA
+        if by_lycoris and config.network.algorithm == "lora"
+        else KINDS[config.network.algorithm],
         "sdxl": config.base_model.family == "sdxl",
         "xformers": "sdpa",
     }

@@ -8,7 +8,7 @@ from typing import Any
 from knowledge.config import TrainingConfig, fields
 from knowledge.formats.export import Exported, Writing
 from knowledge.formats.onetrainer_files import SAMPLERS
-from knowledge.formats.onetrainer_network import ALGORITHMS
+from knowledge.formats.onetrainer_network import ALGORITHMS, LAYERS
 from knowledge.formats.onetrainer_optimizer import written_optimizer
 from knowledge.formats.onetrainer_training import DIALECT, PRECISIONS, UNLIKE_SCHEDULES, WEIGHTS
 from knowledge.formats.sd_scripts import ENDLESS
@@ -84,10 +84,14 @@ def _kept_small(job: Writing) -> dict[str, Any]:
 def _network(job: Writing) -> dict[str, Any]:
     algorithm = job.value("network.algorithm")
     kinds = {ours: theirs for theirs, ours in ALGORITHMS.items()}
+    layers = "attn-only" if job.value("network.attention_only") else "attn-mlp"
+    if job.config.network.adapts_convolutions:
+        layers = "full"
     document: dict[str, Any] = {
         "peft_type": kinds.get(algorithm, "LORA"),
         "lora_alpha": job.value("network.alpha"),
-        "layer_filter_preset": "full" if job.config.network.adapts_convolutions else "attn-mlp",
+        "layer_filter_preset": layers,
+        "layer_filter": LAYERS[layers],
         "unet": {"train": job.value("network.train_unet"), **_held(job), **_kept_small(job)},
         "text_encoder": {"train": job.value("network.train_text_encoder"), **TO_THE_END},
     }

@@ -37,6 +37,8 @@ LYCORIS: dict[str, Algorithm] = {
 """The name of an algorithm in LyCORIS → ours; LoRA on convolutions is LoCon here."""
 WITHOUT_CONVOLUTIONS = {"attn-mlp", "attn-only", "unet-transformer-only"}
 """LyCORIS presets that leave the convolutions of the residual blocks alone."""
+ATTENTION_ONLY = {"attn-mlp": False, "attn-only": True}
+"""LyCORIS presets that choose the layers which are chosen here, and whether these are attention alone."""
 BLOCK_SIZES = {"networks.dylora": ("unit", 1)}
 """What DyLoRA's block size is called in a module, and its default there; in LyCORIS block_size, 4."""
 OF_BLOCKS = {
@@ -124,6 +126,8 @@ def _say_algorithm(job: Translation, module: str, algorithm: str, ours: str | No
             job.unsupported("network_args.dora_wd", why)
         else:
             job.no_effect("network_args.dora_wd", "It is switched off there.")
+    if lycoris and str(job.get("network_args.preset")) in ATTENTION_ONLY:
+        job.mapped("network_args.preset", "network.attention_only", ATTENTION_ONLY[job.get("network_args.preset")])
     if "network_args.preset" in job.source and not job.done("network_args.preset"):
         why = "It chooses the layers. Here: attention and feed-forward layers, and the convolutions where asked for."
         job.unsupported("network_args.preset", why)
@@ -259,15 +263,18 @@ def write_network(job: Writing) -> None:
     """The options that make this network there."""
     algorithm, network = job.value("network.algorithm"), job.config.network
     arguments: list[str] = []
-    if algorithm in ("lora", "locon"):
+    attention_only = job.value("network.attention_only")
+    if algorithm in ("lora", "locon") and not attention_only:
         job.options["network_module"] = "networks.lora"
     elif algorithm == "dylora":
         job.options["network_module"] = "networks.dylora"
         arguments.append(f"unit={job.value('network.dylora_block_size')}")
+        if attention_only:
+            job.lose("network.attention_only", "Its DyLoRA adapts feed-forward layers too.")
     else:
         job.options["network_module"] = "lycoris.kohya"
         theirs = {ours: name for name, ours in LYCORIS.items()} | {"dora": "lora"}
-        arguments += [f"algo={theirs[algorithm]}", "preset=attn-mlp"]
+        arguments += [f"algo={theirs[algorithm]}", f"preset={'attn-only' if attention_only else 'attn-mlp'}"]
         if network.convolutions:
             why = "LyCORIS' presets with convolutions stop at these models there; it adapts the other layers alone."
             job.lose("network.convolutions", why)

@@ -12,10 +12,23 @@ from knowledge.formats.values import as_bool, as_number
 ALGORITHMS = {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr"}
 
 
+LAYERS = {"attn-mlp": "attentions", "attn-only": "attn", "full": ""}
+"""Its presets, and the patterns by which layers of these models are chosen in training: what a name has to hold."""
+
+
+def _chosen_layers(job: Translation) -> str:
+    """The preset that its pattern is, or the pattern. Training reads the pattern, which its window fills in."""
+    preset, pattern = str(job.get("layer_filter_preset", "full")), str(job.get("layer_filter", ""))
+    if pattern and not job.on("layer_filter_regex"):
+        return next((name for name, layers in LAYERS.items() if layers == pattern.strip()), pattern)
+    return pattern or preset
+
+
 def read_network(job: Translation, beside: Path) -> None:
     kind = str(job.get("peft_type", "LORA"))
     ours = ALGORITHMS.get(kind)
-    everything = str(job.get("layer_filter_preset", "full")) == "full"
+    chosen = _chosen_layers(job)
+    everything = chosen == "full"
     if ours == "lora" and everything:
         ours = "locon"
     if as_bool(job.get("lora_decompose")) and kind == "LORA":
@@ -42,8 +55,17 @@ def read_network(job: Translation, beside: Path) -> None:
         elif everything:
             why = "It adapts every layer. Here attention and feed-forward layers are adapted."
             job.unsupported("layer_filter_preset", why)
+        elif chosen == "attn-only":
+            job.mapped("layer_filter_preset", "network.attention_only", True)
+        elif chosen == "attn-mlp":
+            job.mapped("layer_filter_preset", "network.attention_only", False)
         else:
-            job.no_effect("layer_filter_preset", "Attention and feed-forward layers are what is adapted here.")
+            why = "It chooses layers by pattern. Here attention and feed-forward layers are adapted."
+            job.unsupported("layer_filter_preset", why)
+    elif chosen == "attn-only":
+        job.implied["network.attention_only"] = True
+    if chosen in LAYERS and "layer_filter" in job.source:
+        job.no_effect("layer_filter", f"It is the pattern of its preset {chosen}.")
     if as_bool(job.get("lora_decompose_output_axis")):
         why = "It takes DoRA's norm over the outputs, which ComfyUI renders wrong. Here it is over the inputs."
         job.unsupported("lora_decompose_output_axis", why)

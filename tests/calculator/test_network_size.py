@@ -38,6 +38,8 @@ NETWORKS = {
         block_rates=",".join(["1"] * 20 + ["0"] * 5),
     ),
     "full without convolutions": NetworkSettings(algorithm="full"),
+    "attention alone": NetworkSettings(rank=4, attention_only=True, train_text_encoder=True),
+    "LoHa on attention alone": NetworkSettings(algorithm="loha", rank=3, attention_only=True),
 }
 
 
@@ -93,8 +95,9 @@ def test_full_size_networks_have_the_recorded_layers(family, recorded):
 def test_a_rank_16_sd15_lora_has_the_familiar_size():
     # Attention alone holds the 3,188,736 weights that diffusers' training script reports at rank 16.
     layers = network_layers(architecture("sd15"), NetworkSettings(rank=16))
-    attention = [layer for layer in layers if "_attn" in layer.name]
+    attention = network_layers(architecture("sd15"), NetworkSettings(rank=16, attention_only=True))
     assert (len(layers), len(attention)) == (192, 128)
+    assert {layer.name for layer in attention} == {layer.name for layer in layers if "_attn" in layer.name}
     assert sum(layer.trainable for layer in attention) == 3_188_736
     assert attention[0].trainable == 16 * 320 + 320 * 16
 

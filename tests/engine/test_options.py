@@ -38,6 +38,7 @@ CHANGES: dict[str, Values] = {
     "varied colours": {"dataset": {"colour_augmentation": True}},
     "transparency as mask": {"dataset": {"alpha_masks": True}},
     "half the weight outside the mask": {"loss": {"unmasked_weight": 0.5}},
+    "attention alone": {"network": {"attention_only": True}},
     "another algorithm": {"network": {"algorithm": "lokr"}},
     "other rates for some blocks": {"network": {"block_rates": ",".join(["0.5"] * 12 + ["1"] * 13)}},
     "ranks in turn": {"network": {"algorithm": "dylora", "dylora_block_size": 1}},

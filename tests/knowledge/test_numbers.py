@@ -147,6 +147,17 @@ def test_what_selective_checkpointing_is_said_to_save_is_what_the_calculator_fin
         assert numbers[f"sd15_{words}"] == pytest.approx(sd15, rel=0.01)
 
 
+def test_attention_alone_has_as_many_weights_as_is_said():
+    from calculator.network_size import trainable_parameters
+    from knowledge.architectures import architecture
+    from knowledge.config import NetworkSettings
+
+    numbers = module._numbers("network.attention_only")
+    for name, alone in (("attention", True), ("both", False)):
+        network = NetworkSettings(rank=numbers["rank"], attention_only=alone)
+        assert trainable_parameters(architecture("sdxl"), network) == numbers[name]
+
+
 def test_a_large_rank_takes_as_much_more_memory_as_the_guide_says():
     from wizard.costs import costs
 

@@ -25,6 +25,7 @@ def test_a_script_of_diffusers_is_read_by_its_own_meanings(tmp_path):
     assert imported.format == "diffusers command line"
     assert (config.base_model.family, config.memory.precision) == ("sdxl", "bf16")
     assert (config.network.rank, config.network.alpha) == (8, 8.0)  # its alpha is the rank
+    assert config.network.attention_only
     assert (config.schedule.maximum_steps, config.schedule.warmup) == (1500, 500.0)  # what it warms up unasked
     assert (config.dataset.buckets, config.dataset.random_crop, config.dataset.flip) == (False, False, True)
     assert (config.optimizer.name, dict(config.optimizer.arguments)) == ("adamw8bit", {"betas": (0.9, 0.99)})

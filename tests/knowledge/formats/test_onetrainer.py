@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from foreign import OLDER_ONETRAINER, outcome, read
+
+from knowledge.config import TrainingConfig, with_values
+from knowledge.formats.export_onetrainer import to_onetrainer
 
 
 def test_onetrainer_is_sparse_over_its_own_defaults(tmp_path):
@@ -35,6 +39,38 @@ def test_onetrainer_is_sparse_over_its_own_defaults(tmp_path):
     assert config.loss.minimum_snr_gamma == 5.0
     assert config.saving.every_epochs == 2
     assert [note.key for note in imported.listed("unknown")] == ["bogus"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "pattern", "attention_only", "algorithm"),
+    [
+        ("attn-only", "attn", True, "lora"),
+        ("attn-mlp", "attentions", False, "lora"),
+        ("full", "", False, "locon"),
+        ("attn-only", "", True, "lora"),  # the pattern that its window would fill in
+        ("custom", "attn", True, "lora"),
+        ("full", "attentions", False, "lora"),  # it trains by the pattern
+    ],
+)
+def test_layers_are_chosen_by_pattern_and_the_preset_names_it(preset, pattern, attention_only, algorithm, tmp_path):
+    document = {"training_method": "LORA", "layer_filter_preset": preset, "layer_filter": pattern}
+    imported = read(tmp_path, "x.json", document)
+    network = imported.config.network
+    assert (network.attention_only, network.algorithm) == (attention_only, algorithm)
+    assert not imported.listed("unknown") + imported.listed("unsupported")
+
+
+def test_a_pattern_of_ones_own_is_told(tmp_path):
+    document = {"training_method": "LORA", "layer_filter_preset": "custom", "layer_filter": "up_blocks.1"}
+    imported = read(tmp_path, "x.json", document)
+    assert imported.config.network.algorithm == "lora"
+    assert {note.key for note in imported.listed("unsupported")} == {"layer_filter_preset", "layer_filter"}
+
+
+def test_an_export_writes_the_pattern_by_which_it_trains():
+    for settings, pattern in (({"attention_only": True}, "attn"), ({}, "attentions"), ({"algorithm": "locon"}, "")):
+        config = with_values(TrainingConfig(), {f"network.{name}": value for name, value in settings.items()})
+        assert to_onetrainer(config).options["layer_filter"] == pattern
 
 
 def test_settings_of_older_onetrainers_have_their_meaning_under_their_own_names(tmp_path):

@@ -60,13 +60,15 @@ def of_sd_scripts(config: TrainingConfig) -> set[str]:
         "memory.base_weights": config.memory.base_weights in ("8bit", "nf4"),
         "memory.cache_text_encoder_outputs": config.base_model.family != "sdxl",
         "network.convolutions": network.algorithm in ("loha", "lokr", "full"),
+        "network.attention_only": network.algorithm == "dylora",
         "sampling.sampler": True,
         "sampling.every_steps": sampling.every_epochs is not None,
         "saving.keep_last": config.saving.every_epochs is None and config.saving.every_steps is None,
         "validation.every_epochs": config.validation.every_epochs is None,
     }
     lost |= {name for name, holds in conditions.items() if holds}
-    return lost | (set() if network.algorithm in ("lora", "locon") else BLOCKS)
+    by_itself = network.algorithm in ("lora", "locon") and not network.attention_only
+    return lost | (set() if by_itself else BLOCKS)
 
 
 def of_onetrainer(config: TrainingConfig) -> set[str]:

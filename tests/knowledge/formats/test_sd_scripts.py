@@ -74,6 +74,18 @@ def test_the_algorithm_is_read_from_module_and_arguments_together(arguments, alg
     assert imported.listed("unknown") == []
 
 
+def test_lycoris_presets_say_whether_attention_alone_is_adapted():
+    for preset, alone in (("attn-only", True), ("attn-mlp", False)):
+        imported = translate(
+            {"network_module": "lycoris.kohya", "network_args": ["algo=lora", f"preset={preset}"]}, kind="test"
+        )
+        network = imported.config.network
+        assert (network.algorithm, network.attention_only) == ("lora", alone)
+        assert outcome(imported, "network_args.preset") == "mapped"
+    own = translate({"network_module": "networks.lora", "network_args": ["preset=attn-only"]}, kind="test")
+    assert not own.config.network.attention_only  # its own module reads no preset
+
+
 def test_what_we_do_not_train_is_said_with_what_it_would_have_been():
     imported = translate({"network_module": "lycoris.kohya", "network_args": ["algo=tlora"]}, kind="test")
     assert "tlora" in imported.listed("unsupported")[0].why
