@@ -57,9 +57,16 @@ def printable(text: str, most: int = 10_000) -> str:
     return plain if len(plain) <= most else plain[: most - 1] + "…"
 
 
+def refuse_stream(path: Path) -> None:
+    """Raises PlainError for a pipe or a device: reading one may wait for ever, or never come to an end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise PlainError(f"{path} is a pipe or a device. Save what it gives as a file, and name that file.", 2)
+
+
 def read_answers(path: Path | str) -> TrainingConfig:
     """The config that a file of answers describes. Raises PlainError naming all problems of the file together."""
     path = Path(path)
+    refuse_stream(path)
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

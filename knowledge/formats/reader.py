@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from knowledge.answers import PlainError
+from knowledge.answers import PlainError, refuse_stream
 from knowledge.formats import text
 from knowledge.formats.text import Written
 from knowledge.formats.translation import Imported
@@ -24,6 +24,7 @@ def is_foreign(path: Path | str) -> bool:
     if path.suffix.lower() != ".toml":
         return path.suffix.lower() in {".json", ".yaml", ".yml", ".safetensors", *COMMANDS}
     try:
+        refuse_stream(path)
         return not _is_ours(tomllib.loads(text.read_text(path).text))
     except PlainError:
         return False
@@ -38,6 +39,7 @@ def read_foreign(path: Path | str) -> Imported:
         raise PlainError(f"{path} is a folder; name the config file itself.", 2)
     if not path.exists():
         raise PlainError(f"There is no file {path}.", 2)
+    refuse_stream(path)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         from knowledge.formats.lora_metadata import read_lora

@@ -17,6 +17,7 @@ from knowledge.answers import (
     write_answers,
 )
 from knowledge.config import DatasetFolder, TrainingConfig, with_values
+from knowledge.formats.reader import is_foreign, read_foreign
 
 FULL = with_values(
     TrainingConfig(),
@@ -124,6 +125,18 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
         read_answers(tmp_path / "none.toml")
     with pytest.raises(PlainError, match="is a folder"):
         read_answers(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes with a name in a folder")
+@pytest.mark.parametrize("read", [read_answers, read_foreign, is_foreign])
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "config.toml")
+    if read is is_foreign:  # and read_answers, which follows, says why
+        assert not read(tmp_path / "config.toml")
+        return
+    with pytest.raises(PlainError, match="is a pipe or a device") as error:
+        read(tmp_path / "config.toml")
+    assert error.value.exit_code == 2
 
 
 def test_an_older_file_is_migrated_step_by_step(tmp_path, monkeypatch):
