@@ -6,12 +6,13 @@ import hashlib
 import importlib.util
 import netrc
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from engine.events import Event, RunStarted, StepFinished, Validated
 from engine.run_folder import RunFolder
-from knowledge.answers import PlainError
+from knowledge.answers import PlainError, quoted
 from knowledge.config import TrackerName
 
 FOLDER = "tracker"
@@ -25,8 +26,8 @@ def require_tracker(name: TrackerName) -> None:
     package = PACKAGES[name]
     if package and importlib.util.find_spec(package) is None:
         raise PlainError(
-            f'logging.tracker is "{name}", and the package {package} is not installed. Install it: pip install '
-            f'{package}; or set logging.tracker to "none".'
+            f'logging.tracker is "{name}", and the package {package} is not installed. Install it: '
+            f"{quoted(sys.executable)} -m pip install {package}; or go without: --set logging.tracker=none"
         )
     if name == "wandb" and os.environ.get("WANDB_MODE") not in OFFLINE and not _has_key():
         raise PlainError(

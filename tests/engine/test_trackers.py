@@ -11,7 +11,7 @@ from short_runs import ROOT, Configure
 from engine.events import PhaseStarted, StepFinished, Validated
 from engine.run_folder import RunFolder
 from engine.trackers import FOLDER, figures, require_tracker
-from knowledge.answers import PlainError
+from knowledge.answers import PlainError, quoted
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
@@ -78,8 +78,10 @@ def test_weights_and_biases_keeps_a_run_offline_and_no_secret_in_it(configure: C
 def test_a_tracker_that_is_not_there_is_refused_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in ("tensorboard", "wandb"):
-        with pytest.raises(PlainError, match=f"the package {name} is not installed"):
+        with pytest.raises(PlainError, match=f"the package {name} is not installed") as error:
             require_tracker(name)
+        # The pip of this very Python: another one would install it where no run looks.
+        assert f"{quoted(sys.executable)} -m pip install {name};" in str(error.value)
     require_tracker("none")
 
 
