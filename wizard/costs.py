@@ -105,6 +105,7 @@ def _plan_with(name: str, value: Any) -> Plan | None:
 COMPANIONS: dict[str, dict[str, Any]] = {
     "network.conv_rank": {"network.algorithm": "locon"},
     "network.convolutions": {"network.algorithm": "loha"},
+    "memory.selective_checkpointing": {"memory.gradient_checkpointing": False},
     "network.lokr_factor": {"network.algorithm": "lokr"},
     "network.lokr_full_matrix": {"network.algorithm": "lokr"},
     "network.dylora_block_size": {"network.algorithm": "dylora"},

@@ -1,6 +1,7 @@
 """One training step at full size: our engine beside diffusers' own components, on the same work. Run by hand:
 
-    python tests/benchmarks/step.py [sd15|sdxl] [--resolution 256] [--precision fp32] [--steps 6] [--folder DIR]
+    python tests/benchmarks/step.py [sd15|sdxl] [--resolution 256] [--precision fp32] [--steps 6] [--selective]
+                                    [--folder DIR]
 
 The base model has random weights at its real size, built from the configurations that ship with the engine. Both sides
 train a LoRA on the same layers, from latents and text outputs that are cached, with AdamW. The other side is diffusers'
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--selective", action="store_true", help="with memory.selective_checkpointing on our side")
     parser.add_argument("--folder", type=Path, help="where the model is built, and found again; else a temporary one")
     parser.add_argument("--other-side", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -70,7 +72,8 @@ def compare(options: argparse.Namespace, folder: Path, temporary: Path) -> dict[
         "cpu": cpu_name(),
         "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
         "versions": {name: version(name) for name in LIBRARIES},
-        "work": f"{options.family}, {options.resolution} px, batch 1, rank {RANK}, {options.precision}, UNet only",
+        "work": f"{options.family}, {options.resolution} px, batch 1, rank {RANK}, {options.precision}, UNet only"
+        + ", selective checkpointing on our side" * options.selective,
         "tflop_per_step": round(flops / 1e12, 3),
         "matrix_gflop_per_cpu_second": round(rate / 1e9, 1),
         "lora-wizard": ours,
@@ -117,7 +120,12 @@ def our_command(options: argparse.Namespace, folder: Path, temporary: Path) -> l
         "dataset": {"folders": [{"path": str(PICTURES), "repeats": 10}], "resolution": options.resolution},
         "network": {"rank": RANK, "alpha": float(RANK)},
         "schedule": {"maximum_steps": options.steps, "epochs": 1},
-        "memory": {"precision": options.precision, "cache_latents": True, "cache_text_encoder_outputs": True},
+        "memory": {
+            "precision": options.precision,
+            "cache_latents": True,
+            "cache_text_encoder_outputs": True,
+            "selective_checkpointing": options.selective,
+        },
         "output": {"name": "benchmark", "folder": str(temporary / "runs")},
     }
     run = RunFolder.create(TrainingConfig.model_validate(document))
