@@ -118,7 +118,10 @@ def module_digest(*modules: nn.Module) -> str:
 
 def vocabulary_digest(tokenizer: Any) -> str:
     """SHA-256 of what a tokenizer makes numbers with: its words, and the marks that it puts around and behind them."""
-    return digest(tokenizer.get_vocab(), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    numbers = tokenizer.get_vocab()
+    words = "\n".join(sorted(numbers, key=numbers.__getitem__))
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return digest(words, sorted(numbers.values()), marks)
 
 
 def _configuration(module: nn.Module) -> dict[str, str]:

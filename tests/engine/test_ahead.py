@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from short_runs import Configure
 
 from engine.dataset import ahead as module
 from engine.dataset.ahead import PicturesAhead
 from engine.dataset.batches import epoch_batches
 from engine.dataset.folders import scan
 from engine.dataset.latents import pixels
+from engine.events import StepFinished
+from engine.run_folder import RunFolder
+from engine.train import train
 from knowledge.answers import PlainError
 from knowledge.config import DatasetFolder, DatasetSettings
 
@@ -56,6 +61,19 @@ def test_workers_decode_a_few_pictures_ahead_and_not_all(batches, monkeypatch):
     ahead._pool.shutdown(wait=True)
     assert 4 <= len(started) <= 6  # the batch of two, and two pictures for each of two workers
     assert all(name.startswith("decode") for _, name in started)
+
+
+def test_a_run_has_the_next_pictures_decoded_while_it_computes(configure: Configure, monkeypatch):
+    decoded, asked = module.decoded, []
+    monkeypatch.setattr(module, "decoded", lambda item, look: asked.append(item.index) or decoded(item, look))
+    config = configure(memory={"cache_latents": False}, schedule={"batch_size": 1, "gradient_accumulation_steps": 1})
+    for event in train(config, RunFolder.create(config)):
+        if isinstance(event, StepFinished):
+            break  # the run waits here, its workers do not
+    most = time.monotonic() + 20
+    while len(set(asked)) < 3 and time.monotonic() < most:
+        time.sleep(0.01)
+    assert len(set(asked)) >= 3  # the picture of the step, and two for a worker
 
 
 def test_a_broken_picture_is_named_when_it_is_its_turn(batches):

@@ -26,10 +26,11 @@ from knowledge.config import TrainingConfig
 def test_a_run_that_caches_in_memory_writes_no_cache_and_is_the_same_stopped_or_not(configure: Configure):
     unet, both = {"train_text_encoder": False}, {"cache_latents": True, "cache_text_encoder_outputs": True}
     on_disk, in_memory = (
-        configure(network=unet, memory=both | {"cache_location": location}) for location in ("disk", "memory")
+        configure(network=unet, memory=both | {"cache_location": location}, schedule={"maximum_steps": 2})
+        for location in ("disk", "memory")
     )
     straight, _ = run_to_end(in_memory)
-    resumed = stopped_at(in_memory, [3])
+    resumed = stopped_at(in_memory, [1])
     assert not straight.cache.exists()
     other, _ = run_to_end(on_disk)
     assert {path.name for path in other.cache.iterdir()} == {"latents", "text"}

@@ -29,9 +29,11 @@ def prompts(*lines: str, **values) -> tuple[SamplePrompt, ...]:
 
 
 def test_a_prompt_takes_what_it_does_not_say_from_the_settings():
-    first, second = prompts("a cat", "a dog", negative_prompt="blurry", seed=5, steps=9, width=64)
-    assert first == SamplePrompt("a cat", "blurry", 64, 512, 5, 7.5, 9)
+    usual = {"negative_prompt": "blurry", "seed": 5, "steps": 9, "guidance_scale": 3.5}
+    first, second = prompts("a cat", "a dog", width=64, height=48, **usual)
+    assert first == SamplePrompt("a cat", "blurry", 64, 48, 5, 3.5, 9)
     assert (second.prompt, second.seed) == ("a dog", 6)
+    assert {(p.width, p.height) for p in prompts("a cat", **usual)} == {(512, 512)}
 
 
 def test_a_prompt_may_bring_its_own_settings_as_kohya_writes_them():
