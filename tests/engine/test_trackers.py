@@ -67,7 +67,7 @@ def test_no_tracker_writes_nothing(configure: Configure):
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 def test_weights_and_biases_keeps_a_run_offline_and_no_secret_in_it(configure: Configure):
-    run = RunFolder.create(configure(logging={"tracker": "wandb"}))
+    run = RunFolder.create(configure(logging={"tracker": "wandb"}, schedule={"maximum_steps": 1}))
     done = trained(run, WANDB_MODE="offline", WANDB_API_KEY=SECRET)
     assert done.returncode == 0, done.stderr + (run.path / "engine.log").read_text()
     assert list((run.path / FOLDER).rglob("*.wandb"))

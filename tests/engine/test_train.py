@@ -82,7 +82,7 @@ def test_the_plan_is_the_run(configure: Configure):
         schedule={"epochs": 3, "batch_size": 1, "gradient_accumulation_steps": 2, "scheduler": "cosine", "warmup": 2.0},
         optimizer={"learning_rate": 1e-3, "text_encoder_learning_rate": 5e-4},
         saving={"every_epochs": 1, "state_every_epochs": 2},
-        sampling={"prompts": ["a toy --s 1"], "every_epochs": 2},
+        sampling={"prompts": ["a toy --s 1"], "every_epochs": 2, "sampler": "lms"},
     )
     run, events = run_to_end(config)
     started, finished = of_kind(events, RunStarted)[0], of_kind(events, RunFinished)[0]
@@ -106,7 +106,11 @@ def test_the_plan_is_the_run(configure: Configure):
     assert [event.final for event in saved] == [False, False, False, True, False]
     assert all((run.path / event.path).exists() for event in saved)
     assert all((run.path / e.path).stat().st_size == e.bytes for e in saved if e.kind == "network")
-    assert [event.step for event in of_kind(events, SampleSaved)] == [0, 6, 9]
+    drawn = of_kind(events, SampleSaved)
+    assert [event.step for event in drawn] == [0, 6, 9]
+    with Image.open(run.path / drawn[0].path) as picture:
+        assert picture.size == (config.dataset.resolution,) * 2
+        assert "Steps: 1, Sampler: lms" in picture.text["parameters"]
     assert finished.reason == "completed"
     assert run.path / finished.network == run.checkpoints / "toy.safetensors"
 
