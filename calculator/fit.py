@@ -14,10 +14,13 @@ from calculator.plan import Plan, plan
 from knowledge.architectures import Architecture
 from knowledge.config import CAPTION_CHANGES, PICTURE_CHANGES, TrainingConfig, value_of, with_values
 from knowledge.facts import DatasetFacts, Hardware
+from knowledge.parameters import parameters
 
 Changes = dict[str, Any]
 STEPS_OF_RESOLUTION = 64
 MOST_TRIED = 400
+MOST_GENTLE = 2.0
+"""What a move may hurt and yet come before a shorter run."""
 USABLE = 0.95
 """The share of a card that a run may fill; the screen and other programs have the rest. The rules warn above it."""
 LEAST_RELIEF = 0.05
@@ -51,6 +54,10 @@ class Case:
     @property
     def plan(self) -> Plan:
         return plan(self.config, self.dataset, self.hardware, self.architecture, self.measurements, self.processes)
+
+    def changed(self, changes: Changes) -> Case:
+        """The same case with other settings."""
+        return replace(self, config=with_values(self.config, changes)) if changes else self
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,8 @@ def _plain_lora(config: TrainingConfig, hardware: Hardware) -> Changes:
 def _smaller_pictures(config: TrainingConfig, hardware: Hardware) -> Changes:
     dataset = config.dataset
     smaller = dataset.resolution * 3 // 4 // STEPS_OF_RESOLUTION * STEPS_OF_RESOLUTION
-    if smaller < max(256, dataset.bucket_step):
+    # Below half the side that its family was made for, a base model draws nothing that could be learned from.
+    if smaller < max(parameters()["dataset.resolution"].numbers[config.base_model.family] // 2, dataset.bucket_step):
         return {}
     return {
         "dataset.resolution": smaller,
@@ -276,7 +284,8 @@ def relieve_memory(case: Case) -> Proposal:
 
 
 def fit_time(case: Case, limit_seconds: float) -> Proposal:
-    """The changes that hurt least and end the run in this time; fewer epochs where nothing gentler is enough.
+    """The changes that hurt least and end the run in this time: what costs no quality, then fewer epochs as long as
+    the run stays long enough to learn, then what costs quality, then still fewer epochs.
 
     Nothing is proposed that would not fit the card any more.
     """
@@ -285,14 +294,28 @@ def fit_time(case: Case, limit_seconds: float) -> Proposal:
     def reached(found: Plan) -> bool:
         return found.duration.likely_seconds <= limit_seconds and found.vram.likely_bytes <= room
 
-    gentle = tuple(move for move in FOR_TIME if move.hurt <= 2.0)
-    free = _search(case, gentle, reached, lambda found: found.duration.likely_seconds, room)
+    def seconds(found: Plan) -> float:
+        return found.duration.likely_seconds
+
+    gentle, costly = (
+        tuple(move for move in FOR_TIME if (move.hurt <= MOST_GENTLE) is wanted) for wanted in (True, False)
+    )
+    free = _search(case, gentle, reached, seconds, room)
     if free.reached:
         return free
-    shorter = _fewer_epochs(replace(case, config=with_values(case.config, free.changes)), limit_seconds)
-    if shorter is not None:
-        return Proposal((*free.moves, shorter), free.before)
-    return _search(case, FOR_TIME, reached, lambda found: found.duration.likely_seconds, room)
+    freed = case.changed(free.changes)
+    for epochs in dict.fromkeys((_enough_epochs(freed), 1)):
+        shorter = _search(freed.changed({"schedule.epochs": epochs}), costly, reached, seconds, room)
+        if shorter.reached:
+            break
+    made = _made_again(freed, shorter.moves)
+    changed = freed.changed(shorter.changes)
+    most = _most_epochs(changed, epochs, reached)
+    if most < changed.config.schedule.epochs:
+        before, after = changed.plan, changed.changed({"schedule.epochs": most}).plan
+        told = f"Each picture is seen {after.times_seen} instead of {before.times_seen}."
+        made = (*made, Made({"schedule.epochs": most}, told, before, after))
+    return Proposal((*free.moves, *made), free.before, shorter.reached)
 
 
 def fit_steps(case: Case, steps: int) -> Proposal:
@@ -306,26 +329,33 @@ def fit_steps(case: Case, steps: int) -> Proposal:
     if not changes:
         return Proposal((), before)
     after = replace(case, config=with_values(case.config, changes)).plan
-    effect = "more often" if after.views_per_image > before.views_per_image else "less often"
-    told = f"Each picture is seen {after.views_per_image:,.0f} times, {effect} than before."
+    told = f"Each picture is seen {after.times_seen} instead of {before.times_seen}."
     return Proposal((Made(changes, told, before, after),), before)
 
 
-def _fewer_epochs(case: Case, limit_seconds: float) -> Made | None:
-    """The most epochs that end in time; None when one is too many."""
-    low, high = 0, case.config.schedule.epochs
-    before = case.plan
-    found: Made | None = None
+def _enough_epochs(case: Case) -> int:
+    """The fewest epochs that make as many steps as a LoRA takes at the least; all of them where that is less."""
+    known = parameters()["schedule.epochs"].numbers
+    steps = known["pocket_steps"] / 2 if case.config.base_model.family == "pocket" else known["least_steps"]
+    return min(case.config.schedule.epochs, ceil(float(steps) / max(1, case.plan.updates_per_epoch)))
+
+
+def _most_epochs(case: Case, fewest: int, reached: Callable[[Plan], bool]) -> int:
+    """The most epochs, up to those of the case, with which a goal is reached; `fewest` where none reaches it."""
+    low, high = fewest, case.config.schedule.epochs + 1
     while high - low > 1:
         middle = (low + high) // 2
-        changes: Changes = {"schedule.epochs": middle}
-        after = replace(case, config=with_values(case.config, changes)).plan
-        if after.duration.likely_seconds <= limit_seconds:
-            told = f"Each picture is seen {after.views_per_image:,.0f} times instead of {before.views_per_image:,.0f}."
-            low, found = middle, Made(changes, told, before, after)
-        else:
-            high = middle
-    return found
+        low, high = (middle, high) if reached(case.changed({"schedule.epochs": middle}).plan) else (low, middle)
+    return low
+
+
+def _made_again(case: Case, moves: Sequence[Made]) -> tuple[Made, ...]:
+    """The same moves made one after the other in this case."""
+    made = []
+    for move in moves:
+        before, case = case.plan, case.changed(move.changes)
+        made.append(replace(move, before=before, after=case.plan))
+    return tuple(made)
 
 
 @dataclass(order=True)

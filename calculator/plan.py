@@ -83,6 +83,14 @@ class Plan:
         """Views an epoch has of the rarest shape."""
         return min((bucket.images for bucket in self.buckets), default=0)
 
+    @property
+    def times_seen(self) -> str:
+        """How often the run shows each picture, in words: "100 times", "once"."""
+        if 0 < self.views_per_image < 0.95:
+            return "less than once"
+        times = round(self.views_per_image)
+        return "once" if times == 1 else f"{times:,} times"
+
     def learning_rates(self) -> list[float]:
         """The rate that every update uses, text encoders with a rate of their own aside."""
         steps = range(self.total_steps)

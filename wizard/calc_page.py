@@ -85,9 +85,8 @@ def sentence(case: Case, found: Plan) -> Text:
     whole = found.total_steps == found.epochs * found.updates_per_epoch
     if not whole:
         text.append(", where the step limit ends the run")
-    seen = f"{found.views_per_image:,.0f} {'time' if round(found.views_per_image) == 1 else 'times'}"
-    text.append(f"; each picture is seen {seen}" if whole and len(repeats) < 2 else f"; a picture is seen {seen}")
-    text.append("." if whole and len(repeats) < 2 else " on average.")
+    alike = whole and len(repeats) < 2
+    text.append(f"; {'each' if alike else 'a'} picture is seen {found.times_seen}{'' if alike else ' on average'}.")
     if found.naive_total_steps != found.total_steps and schedule.maximum_steps is None:
         forgotten = _forgotten(found, extra, together)
         text.append(f" The usual sum says {found.naive_total_steps:,}: it forgets {forgotten}.", "quiet")
@@ -263,7 +262,9 @@ def _change(before: str, after: str) -> Text:
 
 
 def _written(value: Any) -> str:
-    return {None: "none", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, str) else value
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else str(value)
 
 
 def allowances(case: Case, room: int, found: Sequence[fit.Allowance]) -> RenderableType:

@@ -192,6 +192,23 @@ def display(entry: Parameter, value: Any) -> str:
     return f"{text} {unit}"
 
 
+def change(entry: Parameter, before: Any, after: Any) -> tuple[str, str]:
+    """A value and what becomes of it, as "10 epochs → 4" would say twice: the unit stands once, or in the title."""
+    told = display(entry, before), display(entry, after)
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (before, after))
+    if not numbers:
+        return told
+    if entry.unit and entry.unit in entry.title.lower():
+        return views.value(before), views.value(after)
+    return views.value(before), told[1]
+
+
+def change_words(entry: Parameter, before: Any, after: Any) -> str:
+    """A change of a setting in words: "Epochs 10 → 4", "Resolution 1024 → 768 pixels"."""
+    was, new = change(entry, before, after)
+    return f"{entry.title} {was} → {new}"
+
+
 def _choices(entry: Parameter, advice: Recommendation | None) -> tuple[Option, ...]:
     """The fixed list of a parameter that has one, and yes and no."""
     mark = advice.value if advice is not None else None

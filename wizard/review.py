@@ -82,12 +82,8 @@ def fix_all(session: Session, most: int = 20) -> None:
 
 def fix_words(config: TrainingConfig, fix: Mapping[str, Any]) -> str:
     """A fix as "Epochs 40 → 10, Rank 64 → 16"."""
-    changes = []
-    for name, value in fix.items():
-        entry = parameters()[name]
-        before = questions.display(entry, value_of(config, name))
-        changes.append(f"{entry.title} {before} → {questions.display(entry, value)}")
-    return ", ".join(changes)
+    known = parameters()
+    return ", ".join(questions.change_words(known[name], value_of(config, name), value) for name, value in fix.items())
 
 
 def _options(situation: Situation) -> tuple[Option, ...]:
@@ -213,7 +209,7 @@ def _summary(situation: Situation) -> Iterator[tuple[str, RenderableType]]:
         "Length",
         Text.assemble(
             (words.count(plan.total_steps, "step"), "strong"),
-            f" in {words.count(plan.epochs, 'epoch')}; each picture is seen {plan.views_per_image:,.0f} times",
+            f" in {words.count(plan.epochs, 'epoch')}; each picture is seen {plan.times_seen}",
         ),
     )
     yield "Time", time_words(situation)

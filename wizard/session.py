@@ -100,11 +100,7 @@ class Session:
         """Makes the next page say what has changed since, and what changed with it."""
         names = settings.every_name()
         changes = situations.changed(before, self.situation().config, names)
-        said = [
-            f"{parameters()[name].title} {questions.display(parameters()[name], old)} → "
-            f"{questions.display(parameters()[name], new)}"
-            for name, (old, new) in changes.items()
-        ]
+        said = [questions.change_words(parameters()[name], old, new) for name, (old, new) in changes.items()]
         rest = len(said) - MOST_CHANGES_TOLD
         self.notice = ", ".join(said[:MOST_CHANGES_TOLD]) + (f" and {rest} more" if rest > 0 else "")
 

@@ -91,6 +91,8 @@ ALL = "all"
 
 def _which(session: Session, proposal: fit.Proposal, around: dict[str, Any]) -> fit.Changes | Move:
     """The changes of all moves or of one of them, as somebody chooses; those of each that is possible by itself."""
+    from wizard.review import fix_words
+
     situation = session.situation()
     plans = {ALL: proposal.after}
     changes = {ALL: proposal.changes}
@@ -101,9 +103,7 @@ def _which(session: Session, proposal: fit.Proposal, around: dict[str, Any]) -> 
             continue
         changes[str(number)] = move.changes
         plans[str(number)] = replace(situation, config=alone).plan or proposal.after
-    single = [
-        Option(name, f"Only {named(situation.config, proposal.moves[int(name)])}") for name in changes if name != ALL
-    ]
+    single = [Option(name, f"Only: {fix_words(situation.config, changes[name])}") for name in changes if name != ALL]
     answer = session.ask(
         Page(
             title="Which of these changes?",
@@ -143,9 +143,8 @@ def told_move(config: TrainingConfig, move: fit.Made) -> RenderableType:
     text = Text()
     for name, value in move.changes.items():
         entry = known[name]
-        was = questions.display(entry, value_of(config, name))
-        text.append("\n" if text else "").append(f"{entry.title} ").append(f"{was} → ", "quiet")
-        text.append(questions.display(entry, value), "accent")
+        was, new = questions.change(entry, value_of(config, name), value)
+        text.append("\n" if text else "").append(f"{entry.title} ").append(f"{was} → ", "quiet").append(new, "accent")
     before, after = move.before, move.after
     figures = [
         ("memory", views.memory(before.vram.likely_bytes), views.memory(after.vram.likely_bytes)),
@@ -157,13 +156,3 @@ def told_move(config: TrainingConfig, move: fit.Made) -> RenderableType:
     for effect in effects or ["hardly another figure"]:
         told.append(f"  ·  {effect}")
     return Group(text, Padding(told, (0, 0, 0, 2)))
-
-
-def named(config: TrainingConfig, move: fit.Made) -> str:
-    """A move by what it changes: "Batch size 4 → 2, Gradient accumulation 1 → 2"."""
-    known = parameters()
-    return ", ".join(
-        f"{known[name].title} {questions.display(known[name], value_of(config, name))} → "
-        f"{questions.display(known[name], value)}"
-        for name, value in move.changes.items()
-    )
