@@ -110,6 +110,23 @@ def test_a_run_in_time_is_in_time_and_fits_the_card(share):
     assert found.after.vram.likely_bytes <= CARD.vram_bytes
 
 
+def test_a_run_is_shortened_to_enough_steps_before_its_pictures_shrink_and_further_only_after():
+    case = case_of(schedule__epochs=60, network__algorithm="loha", memory__precision="bf16")
+    whole = case.plan.duration.likely_seconds
+    shorter = fit_time(case, 0.5 * whole)
+    assert shorter.reached
+    assert "schedule.epochs" in shorter.changes
+    assert not {"network.algorithm", "dataset.resolution"} & shorter.changes.keys()
+    assert shorter.after.total_steps >= 400
+    smaller = fit_time(case, 0.08 * whole)
+    assert smaller.reached
+    assert {"network.algorithm", "schedule.epochs"} <= smaller.changes.keys()
+    assert smaller.changes.get("dataset.resolution", 512) >= 256
+    out_of_reach = fit_time(case, 1.0)
+    assert not out_of_reach.reached
+    assert out_of_reach.changes["schedule.epochs"] == 1
+
+
 @pytest.mark.parametrize("steps", [1, 24, 25, 100, 1500])
 def test_the_steps_asked_for_are_the_steps_made(steps):
     found = fit_steps(case_of(), steps)

@@ -35,6 +35,11 @@ def test_the_sum_is_told_in_words():
     assert "of 12.0 GB VRAM" in told
 
 
+def test_one_epoch_is_a_number_in_what_to_type():
+    told = run("--images", "24", "--batch-size", "4", "--epochs", "5", "--gpu", "3060", "--steps", "6").output
+    assert "--set schedule.epochs=1" in told
+
+
 def test_a_folder_is_counted_with_its_repeats_and_shapes():
     found = document("--dataset", str(PICTURES), "--family", "sd15", "--batch-size", "2", "--gpu", "3060")
     # as recorded from sd-scripts: 6 pictures × 10 and 3 × 2 in six buckets make 33 batches of two
