@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from calculator.schedule import full_learning_rate
+from engine.paced import by_group
 from knowledge.answers import PlainError
 from knowledge.config import OptimizerName, OptimizerSettings, ScheduleSettings
 from knowledge.optimizer_arguments import all_arguments, to_line
@@ -27,6 +28,8 @@ class OptimizerRecipe:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     on_gpu: Mapping[str, Any] = field(default_factory=dict)
     """More arguments where the weights are on a GPU."""
+    one_rate: bool = False
+    """Whether its library takes the first group's rate for all."""
 
 
 OPTIMIZERS: dict[OptimizerName, OptimizerRecipe] = {
@@ -42,9 +45,9 @@ OPTIMIZERS: dict[OptimizerName, OptimizerRecipe] = {
     # The rate comes from our schedule, which has its own relative step among its curves.
     "adafactor": OptimizerRecipe("transformers.optimization:Adafactor", {"relative_step": False}),
     "came": OptimizerRecipe("pytorch_optimizer:CAME"),
-    "prodigy": OptimizerRecipe("pytorch_optimizer:Prodigy"),
+    "prodigy": OptimizerRecipe("pytorch_optimizer:Prodigy", one_rate=True),
     "prodigy_plus_schedule_free": OptimizerRecipe("prodigyplus:ProdigyPlusScheduleFree"),
-    "dadapt_adam": OptimizerRecipe("pytorch_optimizer:DAdaptAdam"),
+    "dadapt_adam": OptimizerRecipe("pytorch_optimizer:DAdaptAdam", one_rate=True),
     "schedule_free_adamw": OptimizerRecipe("pytorch_optimizer:ScheduleFreeAdamW"),
     "stable_adamw": OptimizerRecipe("pytorch_optimizer:StableAdamW"),
     "adopt": OptimizerRecipe("pytorch_optimizer:ADOPT"),
@@ -68,6 +71,8 @@ def create_optimizer(
             f"optimizer.name is {settings.name}, which needs {module_name.split('.')[0]}, and that cannot be used on "
             f'this computer ({problem}). Set optimizer.name = "adamw".'
         ) from problem
+    if recipe.one_rate:
+        kind = by_group(kind)
     groups = [
         {"params": list(weights), "lr": learning_rate(part, settings, schedule), "name": part}
         for part, weights in parameters.items()

@@ -55,6 +55,33 @@ def test_weight_decay_reaches_the_optimizer(name: OptimizerName):
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.25}
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_group_moves_by_its_own_rate(name: OptimizerName):
+    """Above all the UNet when the text encoders, which come first, learn slowly or have stopped."""
+
+    def moved(text_encoders: float, unet: float) -> list[float]:
+        weights = {part: torch.nn.Parameter(torch.ones(8, 8)) for part in ("text_encoder", "unet")}
+        rate = 1.0 if name in FINDS_ITS_OWN_RATE else 1e-2
+        groups = {part: [one] for part, one in weights.items()}
+        optimizer = create_optimizer(groups, OptimizerSettings(name=name, learning_rate=rate), ScheduleSettings())
+        for group, share in zip(optimizer.param_groups, (text_encoders, unet), strict=True):
+            group["lr"] = rate * share
+        getattr(optimizer, "train", lambda: None)()
+        for _ in range(10):
+            sum(((one - 3) ** 2).sum() for one in weights.values()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        getattr(optimizer, "eval", lambda: None)()
+        return [float((one.detach() - 1).abs().mean()) for one in weights.values()]
+
+    stopped, learning = moved(0.0, 1.0)
+    assert stopped == 0 < learning
+    learning, stopped = moved(1.0, 0.0)
+    assert stopped == 0 < learning
+    slow, fast = moved(0.25, 1.0)
+    assert 0 < slow < 0.6 * fast
+
+
 def test_text_encoders_may_have_a_rate_of_their_own():
     settings = OptimizerSettings(learning_rate=1e-4, text_encoder_learning_rate=1e-5)
     assert learning_rate("unet", settings, ScheduleSettings()) == 1e-4
