@@ -143,6 +143,8 @@ def test_the_last_step_is_always_saved_and_sampled():
     assert sampling_steps(sampling, 10, 50) == [0, 40, 50]
     assert sampling_steps(sampling.model_copy(update={"at_start": False}), 10, 50) == [40, 50]
     assert sampling_steps(sampling.model_copy(update={"prompts": ()}), 10, 50) == []
+    by_steps = sampling.model_copy(update={"every_epochs": None, "every_steps": 20})
+    assert sampling_steps(by_steps, 10, 50) == [0, 20, 40, 50]
 
 
 @given(

@@ -61,3 +61,9 @@ def test_the_base_model_is_measured_first_and_the_end_in_any_case():
     assert validation_steps(seldom, 10, 35) == [0, 35]
     assert validation_steps(seldom.model_copy(update={"every_epochs": 2}), 10, 35) == [0, 20, 35]
     assert validation_steps(ValidationSettings(), 10, 35) == []
+
+
+def test_measuring_goes_by_steps_where_it_is_asked_to():
+    by_steps = ValidationSettings(share=0.1, every_epochs=None, every_steps=20)
+    assert validation_steps(by_steps, 10, 50) == [0, 20, 40, 50]
+    assert validation_steps(by_steps.model_copy(update={"share": 0.0}), 10, 50) == []

@@ -65,6 +65,23 @@ def test_a_run_gives_the_same_file_and_norms_and_resumes_to_it(configure: Config
     assert same(weights(stopped_at(config, [1])), weights(plain))
 
 
+def test_a_run_that_is_asked_to_updates_weights_within_its_backward_pass(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+):
+    steps: list[bool] = []
+
+    class Seen(FusedBackward):
+        def step(self) -> None:
+            steps.append(all(weight.grad is None for group in self.param_groups for weight in group["params"]))
+
+    monkeypatch.setattr("engine.train.FusedBackward", Seen)
+    run_to_end(configure(**POSSIBLE))
+    assert steps == []
+    run_to_end(configure(**POSSIBLE, memory={"fused_backward": True}))
+    assert steps
+    assert all(steps), "no gradient is left when the update begins"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
