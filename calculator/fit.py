@@ -328,7 +328,7 @@ def fit_steps(case: Case, steps: int) -> Proposal:
     changes = _netted(case.config, {"schedule.epochs": epochs, "schedule.maximum_steps": limit})
     if not changes:
         return Proposal((), before)
-    after = replace(case, config=with_values(case.config, changes)).plan
+    after = case.changed(changes).plan
     told = f"Each picture is seen {after.times_seen} instead of {before.times_seen}."
     return Proposal((Made(changes, told, before, after),), before)
 
@@ -442,7 +442,7 @@ def table(
             "memory.gradient_checkpointing": checkpointing,
             "dataset.bucket_maximum_side": max(case.config.dataset.bucket_maximum_side, resolution),
         }
-        found = replace(case, config=with_values(case.config, changes)).plan
+        found = case.changed(changes).plan
         yield Cell(batch_size, resolution, checkpointing, found.vram.likely_bytes, found.duration.likely_seconds)
 
 
@@ -473,8 +473,7 @@ def allowed(case: Case, vram_bytes: int, resolutions: Sequence[int] = (512, 768,
         }
 
         def fits(changes: Changes, base: Changes = base) -> bool:
-            config = with_values(case.config, base | changes)
-            return replace(case, config=config).plan.vram.likely_bytes <= usable(vram_bytes)
+            return case.changed(base | changes).plan.vram.likely_bytes <= usable(vram_bytes)
 
         batch_size = _most(lambda count: fits({"schedule.batch_size": count}), MOST_BATCH)
         fitting = _most(lambda count: fits({**ONE_PICTURE, "network.rank": RANKS[count - 1]}), len(RANKS))

@@ -5,10 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from possible_configs import possible_configs
 
-from calculator.fit import FOR_MEMORY, FOR_TIME, Case, allowed, fit_memory, fit_steps, fit_time, table, usable
+from calculator.fit import FOR_MEMORY, FOR_TIME, USABLE, Case, allowed, fit_memory, fit_steps, fit_time, table, usable
 from knowledge.assessment import assess
 from knowledge.config import TrainingConfig, with_values
 from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture, facts
+from knowledge.rules import rules
 
 GIB = 1024**3
 DATASET = DatasetFacts((FolderFacts(tuple(Picture("", 512, 512, str(n)) for n in range(20)), repeats=5),))
@@ -134,6 +135,14 @@ def test_the_steps_asked_for_are_the_steps_made(steps):
     assert found.after.total_steps == steps
     # 25 batches an epoch: whole epochs need no limit
     assert (found.changes.get("schedule.maximum_steps") is None) == (steps % 25 == 0)
+
+
+def test_the_rules_warn_where_a_run_fills_more_than_the_solver_lets_it():
+    rooms = [
+        rule.when for rule in rules() if rule.id.startswith("does-not-fit") and "hardware.vram_bytes > 0" in rule.when
+    ]
+    assert rooms
+    assert all(f"plan.vram_likely_bytes > {USABLE} * hardware.vram_bytes" in when for when in rooms)
 
 
 def test_every_move_says_what_it_does_to_the_result():
