@@ -19,19 +19,29 @@ FOLDER = "tracker"
 """Where in the run's folder a tracker keeps what it writes."""
 PACKAGES: dict[TrackerName, str] = {"none": "", "tensorboard": "tensorboard", "wandb": "wandb"}
 OFFLINE = ("offline", "dryrun", "disabled")
+LOGIN = "wandb login"
+
+
+def lacks_package(name: TrackerName) -> bool:
+    """Whether what this tracker is written to with is not installed. Imports nothing."""
+    return bool(PACKAGES[name]) and importlib.util.find_spec(PACKAGES[name]) is None
+
+
+def lacks_login(name: TrackerName) -> bool:
+    """Whether this tracker wants to know who writes to it, and nobody has said so."""
+    return name == "wandb" and os.environ.get("WANDB_MODE") not in OFFLINE and not _has_key()
 
 
 def require_tracker(name: TrackerName) -> None:
     """Raises PlainError where this tracker cannot be written to. Imports nothing."""
-    package = PACKAGES[name]
-    if package and importlib.util.find_spec(package) is None:
+    if lacks_package(name):
         raise PlainError(
-            f'logging.tracker is "{name}", and the package {package} is not installed. Install it: '
-            f"{quoted(sys.executable)} -m pip install {package}; or go without: --set logging.tracker=none"
+            f'logging.tracker is "{name}", and the package {PACKAGES[name]} is not installed. Install it: '
+            f"{quoted(sys.executable)} -m pip install {PACKAGES[name]}; or go without: --set logging.tracker=none"
         )
-    if name == "wandb" and os.environ.get("WANDB_MODE") not in OFFLINE and not _has_key():
+    if lacks_login(name):
         raise PlainError(
-            'logging.tracker is "wandb", and nobody is logged in there. Run "wandb login" once, or set the environment '
+            f'logging.tracker is "{name}", and nobody is logged in there. Run "{LOGIN}" once, or set the environment '
             "variable WANDB_API_KEY, or WANDB_MODE=offline to keep all on this computer."
         )
 

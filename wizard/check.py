@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from engine.trackers import require_tracker
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
 from knowledge.assessment import assess
 from knowledge.config import POCKET_MODEL, DatasetFolder
@@ -125,10 +127,18 @@ def _situation(config: TrainingConfig, images: int | None, gpu: str | None) -> S
         situation = replace(situation, hardware=computer(gpu))
     if images is not None:
         situation = replace(situation, dataset=_supposed(config, images), problem="")
+    return replace(situation, absent="\n".join(_absent(config)))
+
+
+def _absent(config: TrainingConfig) -> Iterator[str]:
+    """What a run would lack on this computer, though its plan is known."""
     path = config.base_model.path
     if path != POCKET_MODEL and not Path(path).expanduser().exists():
-        situation = replace(situation, absent=f"There is no base model at {path} (base_model.path).")
-    return situation
+        yield f"There is no base model at {path} (base_model.path)."
+    try:
+        require_tracker(config.logging.tracker)
+    except PlainError as problem:
+        yield str(problem)
 
 
 def _supposed(config: TrainingConfig, images: int) -> DatasetFacts:

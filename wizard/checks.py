@@ -254,6 +254,7 @@ CHECKS: tuple[Callable[[Patient], Iterator[Line]], ...] = (
     library_checks.libraries,
     library_checks.bitsandbytes,
     library_checks.tagger,
+    library_checks.tracker,
     _base_model,
     _memory,
     _disk,

@@ -123,6 +123,7 @@ def resume(run: str, folder: str, assignments: tuple[str, ...], as_json: bool, m
     found = find_run(run, folder)
     ready_to_resume(found)
     changed = assigned(found.config(), (*assignments, *room(make_room)))
+    require_tracker(changed.logging.tracker)
     if changed != found.config():
         refuse_another_network(found.config(), changed)
         found.change_config(changed)

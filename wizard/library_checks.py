@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from engine.trackers import LOGIN, PACKAGES, lacks_login, lacks_package
 from wizard.hardware import GraphicsCard
 from wizard.patient import Line, Patient
 
@@ -154,24 +155,33 @@ def libraries(patient: Patient) -> Iterator[Line]:
 
 def bitsandbytes(patient: Patient) -> Iterator[Line]:
     probe = patient.probes["bitsandbytes"]
-    optimizer = patient.situation.config.optimizer.name if patient.situation else ""
-    wanted = optimizer.endswith("8bit")
+    asked = dict(_eight_bits(patient))
+    needs = f"These answers ask for {' and '.join(asked)}." if asked else ""
     works = "error" not in probe and probe.get("moved") and (probe["device"] == "cuda" or not patient.cards)
     if works:
         where = "graphics card" if probe["device"] == "cuda" else "processor"
-        needs = f"These answers ask for {optimizer}." if wanted else ""
-        yield Line("8-bit optimizer", f"bitsandbytes {probe['version']} made a step on the {where}", "good", needs)
+        yield Line("8 bits", f"bitsandbytes {probe['version']} made a step on the {where}", "good", needs)
         return
-    plain = optimizer.removeprefix("paged_").removesuffix("8bit")
+    without = " ".join(f"--set {change}" for change in asked.values())
     yield Line(
-        "8-bit optimizer",
+        "8 bits",
         f"bitsandbytes does not work: {probe.get('error', 'its step changed nothing')}",
-        "problem" if wanted else "note",
-        f"These answers ask for {optimizer}." if wanted else "Only optimizers whose name ends in 8bit need it.",
-        f"lora-wizard train {patient.answers} --set optimizer.name={plain}"
-        if wanted
-        else f"{pip()} install --upgrade bitsandbytes",
+        "problem" if asked else "note",
+        needs or "Only optimizers whose name ends in 8bit, and a base model held in 8 or 4 bits, need it.",
+        f"lora-wizard train {patient.answers} {without}" if asked else f"{pip()} install --upgrade bitsandbytes",
     )
+
+
+def _eight_bits(patient: Patient) -> Iterator[tuple[str, str]]:
+    """What of these answers only bitsandbytes can do, and the change that does without it."""
+    if patient.situation is None:
+        return
+    config = patient.situation.config
+    if config.optimizer.name.endswith("8bit"):
+        plain = config.optimizer.name.removeprefix("paged_").removesuffix("8bit")
+        yield config.optimizer.name, f"optimizer.name={plain}"
+    if config.memory.base_weights in ("8bit", "nf4"):
+        yield f"memory.base_weights = {config.memory.base_weights}", "memory.base_weights=fp8"
 
 
 def tagger(patient: Patient) -> Iterator[Line]:
@@ -190,6 +200,20 @@ def tagger(patient: Patient) -> Iterator[Line]:
         yield Line("tagger", found, "note", slow, f'{pip()} install --upgrade "onnxruntime-gpu[cuda,cudnn]"')
     else:
         yield Line("tagger", found, "good" if used else "note", captions if patient.situation else "")
+
+
+def tracker(patient: Patient) -> Iterator[Line]:
+    """Only for a training that writes to one: can it?"""
+    name = patient.situation.config.logging.tracker if patient.situation else "none"
+    asked = "These answers ask for it (logging.tracker)."
+    if name == "none":
+        return
+    if lacks_package(name):
+        yield Line("tracker", f"{name} is not installed", "problem", asked, f"{pip()} install {PACKAGES[name]}")
+    elif lacks_login(name):
+        yield Line("tracker", f"nobody is logged in to {name}", "problem", asked, f"{LOGIN}, or WANDB_MODE=offline")
+    else:
+        yield Line("tracker", f"{name} {version(PACKAGES[name])}", "good", asked)
 
 
 def dotted(capability: tuple[int, int]) -> str:

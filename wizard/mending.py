@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import subprocess
 import sys
@@ -31,4 +32,5 @@ def install(commands: Sequence[str]) -> bool:
         if subprocess.run(words, check=False).returncode != 0:
             console.print("[error]✗[/] That did not succeed; what is above says why. Nothing else was installed.")
             return False
+    importlib.invalidate_caches()  # what was looked for in vain is found now
     return True

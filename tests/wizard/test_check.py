@@ -77,6 +77,14 @@ def test_pictures_or_models_that_are_not_there_block_with_their_reason(answers, 
         assert "cannot start" in run(path).output
 
 
+def test_a_tracker_that_is_not_installed_blocks_with_the_command_that_installs_it(answers, monkeypatch):
+    assert run(answers, "--set", "logging.tracker=tensorboard").exit_code == 0
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = run(answers, "--json", "--set", "logging.tracker=tensorboard")
+    assert result.exit_code == 3
+    assert "-m pip install tensorboard; or go without" in json.loads(result.output)["problem"]
+
+
 def test_a_file_that_is_not_valid_is_refused(tmp_path):
     path = tmp_path / "answers.toml"
     path.write_text("[network]\nrank = 0\n")

@@ -22,6 +22,7 @@ from wizard.checks import examine
 from wizard.doctor import doctor
 from wizard.hardware import GraphicsCard
 from wizard.library_checks import has_kernels
+from wizard.mending import installs
 from wizard.patient import Patient, connects, places, sites, tokens
 
 ROOT = Path(__file__).parents[2]
@@ -123,13 +124,41 @@ def planned(vram=8 * 2**30, disk=10**9, **settings):
 @pytest.mark.parametrize("optimizer", ["adamw8bit", "paged_adamw8bit", "lion8bit"])
 def test_a_broken_bitsandbytes_matters_only_to_who_asked_for_it(optimizer):
     broken = with_probe("bitsandbytes", error="libcudart.so.12: cannot open shared object file")
-    assert lines(broken)["8-bit optimizer"].state == "note"
-    assert "install --upgrade bitsandbytes" in lines(broken)["8-bit optimizer"].mend
-    line = lines(replace(broken, situation=planned(optimizer__name=optimizer)))["8-bit optimizer"]
+    assert lines(broken)["8 bits"].state == "note"
+    assert "install --upgrade bitsandbytes" in lines(broken)["8 bits"].mend
+    line = lines(replace(broken, situation=planned(optimizer__name=optimizer)))["8 bits"]
     assert line.state == "problem"
     assert line.mend.startswith("lora-wizard train my-lora.toml --set optimizer.name=")
     assert line.mend.endswith(("=adamw", "=lion"))
     assert "8bit" not in line.mend
+
+
+@pytest.mark.parametrize("form", ["8bit", "nf4"])
+def test_a_broken_bitsandbytes_matters_to_who_holds_the_base_model_in_its_numbers(form):
+    broken = replace(with_probe("bitsandbytes", error="gone"), situation=planned(memory__base_weights=form))
+    line = lines(broken)["8 bits"]
+    assert (line.state, line.matters) == ("problem", f"These answers ask for memory.base_weights = {form}.")
+    assert line.mend == "lora-wizard train my-lora.toml --set memory.base_weights=fp8"
+    assert lines(replace(broken, situation=planned(memory__base_weights="fp8")))["8 bits"].state == "note"
+
+
+def test_a_tracker_that_cannot_be_written_to_is_in_the_way_of_who_asked_for_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    asked = [replace(HEALTHY, situation=planned(logging__tracker=name)) for name in ("tensorboard", "wandb")]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for patient, name in zip(asked, ("tensorboard", "wandb"), strict=True):
+        line = lines(patient)["tracker"]
+        assert (line.state, line.found) == ("problem", f"{name} is not installed")
+        assert installs([line]) == [f"{Path(sys.executable).name} -m pip install {name}"]
+    assert "tracker" not in lines(HEALTHY)
+    assert "tracker" not in lines(replace(HEALTHY, situation=planned()))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert lines(asked[0])["tracker"].state == "good"
+    assert lines(asked[1])["tracker"].mend.startswith("wandb login")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert lines(asked[1])["tracker"].state == "good"
 
 
 def test_a_precision_that_does_not_work_here_is_in_the_way_of_who_asked_for_it():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -317,6 +318,24 @@ def test_a_finished_run_an_empty_one_and_a_running_one_cannot_be_gone_on_with(ru
     finally:
         sleeper.kill()
         sleeper.wait()
+
+
+def test_without_its_tracker_a_run_is_neither_begun_nor_gone_on_with(run, story, monkeypatch):
+    with run.event_log() as log:
+        for event in story([0.1] * 5, finished=False):
+            log.write(event)
+    with run.new_state(5) as state:
+        (state / "state.pt").write_bytes(b"state")
+    monkeypatch.setattr(launch, "attend", lambda *_, **__: pytest.fail("the engine was started"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = with_values(run.config(), {"logging.tracker": "tensorboard"})
+    with pytest.raises(PlainError, match="tensorboard is not installed"):
+        launch.train_situation(SimpleNamespace(config=config, plan=None, findings=()))
+    assert list(run.path.parent.iterdir()) == [run.path]
+    resume = [str(run.path), "--set", "logging.tracker=tensorboard"]
+    with pytest.raises(PlainError, match="tensorboard is not installed"):
+        launch.resume.main(resume, standalone_mode=False)
+    assert run.config().logging.tracker == "none"
 
 
 def test_resume_shows_the_whole_course_and_counts_only_its_own_time(run, engine, capsys, story, losses):
