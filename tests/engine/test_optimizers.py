@@ -1,6 +1,8 @@
 import importlib
 import inspect
 import io
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from calculator.schedule import full_learning_rate, learning_rate_multiplier
 from engine.optimizers import OPTIMIZERS, check_optimizer, create_optimizer, learning_rate, restore_precision
 from knowledge.answers import PlainError
 from knowledge.config import OptimizerName, OptimizerSettings, ScheduleSettings, choices, fields
-from knowledge.optimizer_arguments import NUMBER, decided_elsewhere, known_arguments
+from knowledge.optimizer_arguments import NUMBER, decided_elsewhere, from_line, known_arguments, to_line
 from knowledge.parameters import parameters
 
 
@@ -46,13 +48,80 @@ def test_an_optimizer_learns_at_the_rate_it_is_given(name: OptimizerName):
     assert learned(name, fast, steps) < learned(name, slow, steps)
 
 
+@cache
+def weights_after(name: OptimizerName, updates: int, decay: float, arguments: str) -> torch.Tensor:
+    """Two parts' weights after so many updates at a rate that climbs; the gradients' sizes jump, as those of batches.
+
+    `arguments`: as one line.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = {part: torch.nn.Parameter(torch.randn(8, 48, generator=generator)) for part in ("text_encoder", "unet")}
+    goal = torch.randn(8, 48, generator=generator)
+    rate = 1.0 if name in FINDS_ITS_OWN_RATE else 1e-2
+    settings = OptimizerSettings(name=name, learning_rate=rate, weight_decay=decay, arguments=from_line(arguments))
+    optimizer = create_optimizer({part: [one] for part, one in weights.items()}, settings, ScheduleSettings())
+    getattr(optimizer, "train", lambda: None)()
+    for update in range(updates):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (update + 1) / updates
+        first, second = weights.values()
+        (0.1 * (first - goal).square() * (1 if update % 2 else 3) + (first + second - goal).square()).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    getattr(optimizer, "eval", lambda: None)()
+    return torch.cat([one.detach() for one in weights.values()])
+
+
+QUICK = {
+    # Paces that change within some updates, so that what they are reckoned from shows.
+    "prodigy": {"d0": 1e-2},
+    "prodigy_plus_schedule_free": {"d0": 1e-2, "d_limiter": False},
+    "dadapt_adam": {"d0": 1e-2},
+    # Its momentum can be dampened only where it is not Nesterov's.
+    "sgd": {"nesterov": False},
+}
+"""What an optimizer's arguments show their effect with, each but the one that is tried."""
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_weight_decay_reaches_the_optimizer(name: OptimizerName):
-    weights = torch.nn.Parameter(torch.ones(4, 4))
-    optimizer = create_optimizer(
-        {"unet": [weights]}, OptimizerSettings(name=name, weight_decay=0.25), ScheduleSettings()
-    )
-    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.25}
+def test_weight_decay_pulls_the_weights_toward_zero(name: OptimizerName):
+    arguments = to_line(QUICK.get(name, {}))
+    free, held, held_more = (weights_after(name, 20, decay, arguments).norm() for decay in (0.0, 0.05, 0.2))
+    assert held_more < held < free
+
+
+OTHERS = {
+    "betas": (0.5, 0.6),
+    "clip_threshold": 0.1,
+    "d0": 0.1,
+    "d_coef": 3.0,
+    "decay_rate": -0.3,
+    "decoupling_c": 2,
+    "growth_rate": 1.02,
+    "min_8bit_size": 16,
+    "prodigy_steps": 5,
+    "schedulefree_c": 5.0,
+    "weight_lr_power": 0.0,
+}
+"""A value of each argument that is not the one it has; of all further ones it is 0.1, or on where it is off."""
+
+
+def another(argument: str, usual: Any) -> Any:
+    if argument == "betas" and len(usual) == 3:
+        return (0.5, 0.6, 0.7)
+    if argument == "eps" and isinstance(usual, list):
+        return (0.1, 0.1)
+    return (not usual) if isinstance(usual, bool) else OTHERS.get(argument, 0.1)
+
+
+@pytest.mark.parametrize(("name", "argument"), [(name, one) for name in OPTIMIZERS for one in known_arguments(name)])
+def test_every_argument_that_is_offered_changes_what_is_learned(name: OptimizerName, argument: str):
+    beside = {one: value for one, value in QUICK.get(name, {}).items() if one != argument}
+    other = another(argument, known_arguments(name)[argument])
+    without = weights_after(name, 60, 0.1, to_line(beside))
+    with_it = weights_after(name, 60, 0.1, to_line({**beside, argument: other}))
+    assert torch.isfinite(with_it).all()
+    assert not torch.equal(with_it, without)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -171,14 +240,6 @@ def test_the_arguments_on_record_are_those_of_the_installed_class(name: Optimize
         else:
             assert (tuple(value) if isinstance(value, list) else value) == default
             assert isinstance(default, bool) == isinstance(value, bool)
-
-
-def test_arguments_reach_the_optimizer():
-    settings = OptimizerSettings(name="adamw", arguments={"betas": [0.5, 0.6], "eps": 1})
-    group = create_optimizer(
-        {"unet": [torch.nn.Parameter(torch.ones(2, 2))]}, settings, ScheduleSettings()
-    ).param_groups[0]
-    assert (group["betas"], group["eps"], group["amsgrad"]) == ((0.5, 0.6), 1.0, False)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit", "prodigy"])
