@@ -13,7 +13,7 @@ from calculator.network_size import BYTES
 from calculator.step_cost import Work, course_of, phase_flops, sizes_of, work
 from calculator.validation import DRAWS
 from knowledge.architectures import Architecture
-from knowledge.config import Family, TrainingConfig
+from knowledge.config import TrainingConfig
 from knowledge.facts import Hardware
 from knowledge.gpus import Gpu, gpu
 
@@ -51,8 +51,6 @@ REACHED_LINK = 0.8
 CPU_FLOPS_PER_CORE, CPU_BANDWIDTH, CPU_LAUNCH_SECONDS = 4.5e10, 1.2e10, 60e-6
 UNKNOWN_CARD = Gpu("a middling card", 0, 360e9, 25e12, 12e12, (8, 6), "")
 SPREAD = {"card": 1.4, "unknown": 3.0, "cpu": 2.0, "measured here": 1.15}
-START_SECONDS: Mapping[Family, float] = {"pocket": 8.0, "sd15": 20.0, "sd2": 25.0, "sdxl": 40.0}
-"""Importing the libraries and reading the base model from a fast disk."""
 PICTURE_SECONDS = 0.05
 """Decoding and resizing one picture on one core."""
 SAVE_SECONDS = 0.3
@@ -104,7 +102,7 @@ def estimate_duration(
     together = sum(batches.values())
     shared = ceil(together / processes) / together if together else 0.0  # the last round of an epoch may be part-filled
     parts = {
-        "start": START_SECONDS[family],
+        "start": architecture.known.start_seconds,
         "caching": encoded * pictures if config.memory.cache_latents else 0.0,
         "steps": factor * epochs * sum(step_seconds[bucket] * count for bucket, count in batches.items()) * shared,
         "validation": factor * held_out * measured,

@@ -14,6 +14,7 @@ from calculator.plan import Plan, plan
 from knowledge.architectures import Architecture
 from knowledge.config import CAPTION_CHANGES, PICTURE_CHANGES, TrainingConfig, value_of, with_values
 from knowledge.facts import DatasetFacts, Hardware
+from knowledge.families import family_facts
 from knowledge.parameters import parameters
 
 Changes = dict[str, Any]
@@ -187,7 +188,7 @@ def _smaller_pictures(config: TrainingConfig, hardware: Hardware) -> Changes:
     dataset = config.dataset
     smaller = dataset.resolution * 3 // 4 // STEPS_OF_RESOLUTION * STEPS_OF_RESOLUTION
     # Below half the side that its family was made for, a base model draws nothing that could be learned from.
-    if smaller < max(parameters()["dataset.resolution"].numbers[config.base_model.family] // 2, dataset.bucket_step):
+    if smaller < max(family_facts(config.base_model.family).side // 2, dataset.bucket_step):
         return {}
     return {
         "dataset.resolution": smaller,

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from knowledge import blocks
-from knowledge.config import CONV_ALGORITHMS, Algorithm, BaseWeights, Family, NetworkSettings, TrainingConfig
+from knowledge.architectures import architecture
+from knowledge.config import CONV_ALGORITHMS, Algorithm, BaseWeights, NetworkSettings, TrainingConfig
 from knowledge.starting_network import with_ranks_of_start
 
 DATA = Path(__file__).parent.parent / "knowledge" / "data" / "memory"
-SMALL: Family = "pocket"
+SMALL = "pocket"
 """The family of which every course is traced; where another's was not, its share over LoRA is taken from here."""
-USUAL_AREA: dict[Family, int] = {"pocket": 16**2, "sd15": 64**2, "sd2": 64**2, "sdxl": 128**2}
-"""Latent pixels of a picture at the size that the family was made for."""
 GATHERED = 0.25
 """Share of the most that a traced moment holds by rank, from which it is gradients that have gathered."""
 LARGEST_TRACED_RANK = {"lokr": 32}
@@ -57,7 +56,7 @@ class Sizes:
 class Course:
     """The course of a step: which layers are trained, how, in which precision, and how the frozen ones are held."""
 
-    family: Family
+    family: str
     algorithm: Algorithm
     text_encoder: bool
     half: bool
@@ -204,13 +203,13 @@ def work(course: Course, sizes: Sizes) -> Work:
     return Work(*(_combined(at_hand, sizes, measure) for measure in (_flops, _traffic, _launches)))
 
 
-def phase_bytes(family: Family, half: bool, phase: str, area: float) -> float:
+def phase_bytes(family: str, half: bool, phase: str, area: float) -> float:
     """The most that one picture takes in a phase without training: "encode", "denoise" or "decode"."""
     fixed, per_pixel = _document(family)["phases"]["half" if half else "fp32"][phase]["bytes"]
     return float(fixed + per_pixel * area)
 
 
-def phase_flops(family: Family, half: bool, phase: str, area: float) -> float:
+def phase_flops(family: str, half: bool, phase: str, area: float) -> float:
     """Operations of such a phase; denoising is one step of a sample, with and without its prompt."""
     fixed, per_pixel, squared = _document(family)["phases"]["half" if half else "fp32"][phase]["flops"]
     return float(fixed + per_pixel * area + squared * area**2)
@@ -226,7 +225,7 @@ def basis(course: Course) -> str:
     return "from a trace of the engine's own step"
 
 
-def versions(family: Family) -> dict[str, str]:
+def versions(family: str) -> dict[str, str]:
     """The libraries that the traces were made with."""
     return dict(_document(family)["versions"])
 
@@ -256,7 +255,9 @@ def _combined(course: Course, sizes: Sizes, measure: Any) -> float:
     if course.convolutions or course.algorithm in CONV_ALGORITHMS:
         like = replace(like, algorithm="locon")
     if not course.half:
-        usual = Sizes(1, USUAL_AREA[course.family], rank=16, conv_rank=16 if like.algorithm == "locon" else 0)
+        usual = Sizes(
+            1, architecture(course.family).usual_area, rank=16, conv_rank=16 if like.algorithm == "locon" else 0
+        )
         more = measure(cases[like.name], usual) / measure(cases[replace(like, half=True).name], usual)
         return float(more * _combined(replace(course, half=True), sizes, measure))
     for saving in ("attention_only", "selective"):
@@ -339,6 +340,6 @@ def _dot(coefficients: Sequence[float], terms: Sequence[float]) -> float:
 
 
 @lru_cache(maxsize=8)
-def _document(family: Family) -> dict[str, Any]:
+def _document(family: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((DATA / f"{family}.json").read_text(encoding="utf-8"))
     return document

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.bench import Bench, seeded
 from engine.dataset.batches import Batch
-from engine.models.sd import Conditioning
+from engine.models.family import Conditioning
 from engine.noise import draw_noise, perturbed
 from knowledge.config import LossSettings
 

@@ -25,8 +25,7 @@ from engine.events import Event, PictureSkipped, SampleSaved
 from engine.fused_backward import FusedBackward
 from engine.loss_watch import LossWatch
 from engine.memory import leave
-from engine.models.family import BaseModel
-from engine.models.sd import Conditioning
+from engine.models.family import BaseModel, Conditioning
 from engine.networks import Network
 from engine.run_folder import RunFolder
 from engine.samples import SamplePrompt

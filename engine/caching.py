@@ -10,8 +10,7 @@ from engine.bench import Caches
 from engine.dataset.batches import Batch, dataset_items
 from engine.events import Event, PhaseProgress, PhaseStarted
 from engine.memory import leave
-from engine.models.family import BaseModel
-from engine.models.sd import Conditioning
+from engine.models.family import BaseModel, Conditioning
 from engine.samples import SamplePrompt
 from knowledge.config import TrainingConfig
 from knowledge.facts import DatasetFacts

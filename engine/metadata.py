@@ -23,32 +23,13 @@ from calculator.buckets import place
 from calculator.steps import Run, views, views_of_pictures
 from engine.dataset.captions import tags
 from engine.optimizers import OPTIMIZERS
-from knowledge.config import Algorithm, Family, OptimizerSettings, TrainingConfig
+from knowledge.config import Algorithm, OptimizerSettings, TrainingConfig
 from knowledge.facts import DatasetFacts
+from knowledge.families import family_facts
 from knowledge.formats.kohya_network import arguments_of_blocks
 from knowledge.optimizer_arguments import all_arguments
 from knowledge.starting_network import layers_in_file
 
-BASE_MODEL_VERSIONS: dict[Family, str] = {
-    "pocket": "lora-wizard-pocket",
-    "sd15": "sd_v1",
-    "sd2": "sd_v2",
-    "sdxl": "sdxl_base_v1-0",
-}
-ARCHITECTURES: dict[Family, str] = {
-    "pocket": "lora-wizard-pocket/lora",
-    "sd15": "stable-diffusion-v1/lora",
-    "sd2": "stable-diffusion-v2-512/lora",
-    "sdxl": "stable-diffusion-xl-v1-base/lora",
-}
-V_ARCHITECTURES: dict[Family, str] = {"sd2": "stable-diffusion-v2-768-v/lora"}
-"""Where those that predict v have a name of their own."""
-IMPLEMENTATIONS: dict[Family, str] = {
-    "pocket": "diffusers",
-    "sd15": "diffusers",
-    "sd2": "diffusers",
-    "sdxl": "https://github.com/Stability-AI/generative-models",
-}
 NETWORK_MODULES: dict[Algorithm, tuple[str, dict[str, str]]] = {
     "lora": ("networks.lora", {}),
     "locon": ("networks.lora", {}),
@@ -266,7 +247,7 @@ def _base_model(config: TrainingConfig) -> dict[str, Any]:
     base, path = config.base_model, Path(config.base_model.path).expanduser()
     suffix = "_v" if base.prediction_type == "v_prediction" else ""
     known = {
-        "base_model_version": BASE_MODEL_VERSIONS[base.family] + suffix,
+        "base_model_version": family_facts(base.family).base_model_version + suffix,
         "v2": base.family == "sd2",
         "clip_skip": base.clip_skip if base.clip_skip > 1 else None,
         "max_token_length": base.maximum_tokens if base.maximum_tokens > 75 else None,
@@ -352,12 +333,13 @@ def _bucket_info(config: TrainingConfig, dataset: DatasetFacts) -> dict[str, Any
 def _modelspec(config: TrainingConfig, finished_at: float) -> dict[str, str]:
     """The keys of Stability AI's model specification 1.0.1, those without a value left out."""
     base, dataset, output = config.base_model, config.dataset, config.output
+    family = family_facts(base.family)
     predicts_v = base.prediction_type == "v_prediction"
     minimum, maximum = config.noise.minimum_timestep, config.noise.maximum_timestep
     known = {
         "sai_model_spec": "1.0.1",
-        "architecture": (V_ARCHITECTURES if predicts_v else {}).get(base.family, ARCHITECTURES[base.family]),
-        "implementation": IMPLEMENTATIONS[base.family],
+        "architecture": (family.v_architecture if predicts_v else "") or family.architecture,
+        "implementation": family.implementation,
         "implementation_version": f"lora-wizard/{program_version()}",
         "title": output.name,
         "resolution": f"{dataset.resolution}x{dataset.resolution}",

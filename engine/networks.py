@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.models.family import BaseModel
-from engine.models.sd import AdaptedLayer
+from engine.models.family import AdaptedLayer, BaseModel
 from knowledge.answers import PlainError
 from knowledge.config import Algorithm, NetworkSettings
 from knowledge.starting_network import adapted_with

@@ -7,20 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from knowledge.config import Family
-
-DATA = Path(__file__).parent / "data" / "architectures"
-"""One folder per family, laid out as a diffusers model: unet/config.json, vae/config.json, text_encoder/config.json."""
-
-PREFIXES: Mapping[Family, Mapping[str, str]] = {
-    "pocket": {"unet": "lora_unet", "text_encoder": "lora_te_text_model"},
-    "sd15": {"unet": "lora_unet", "text_encoder": "lora_te_text_model"},
-    "sd2": {"unet": "lora_unet", "text_encoder": "lora_te_text_model"},
-    "sdxl": {"unet": "lora_unet", "text_encoder": "lora_te1_text_model", "text_encoder_2": "lora_te2_text_model"},
-}
-"""How the names of a part's layers begin in network files."""
+from knowledge.expressions import evaluate
+from knowledge.families import FamilyFacts, ListedPart, family_facts
 
 HELD_BLOCK = {"8bit": 256, "nf4": 64}
 """How many weights share a scale where the engine holds a base model in bitsandbytes' forms."""
@@ -60,10 +50,14 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)  # known by itself, so that what follows from it can be kept
 class Architecture:
-    """A base model as the configs of its parts; parts are "unet", "vae", "text_encoder" and, in SDXL, a second one."""
+    """A base model as the configs of its parts: "unet", which is whatever predicts, "vae", and text encoders."""
 
-    family: Family
+    family: str
     configs: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def known(self) -> FamilyFacts:
+        return family_facts(self.family)
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -72,7 +66,7 @@ class Architecture:
     @cached_property
     def layers(self) -> dict[str, tuple[Layer, ...]]:
         """All layers by part."""
-        return {part: tuple(_layers(part, config)) for part, config in self.configs.items()}
+        return {part: tuple(_layers(self.known, part, config)) for part, config in self.configs.items()}
 
     @cached_property
     def weights(self) -> dict[str, int]:
@@ -80,9 +74,9 @@ class Architecture:
         return {part: sum(layer.weights for layer in layers) for part, layers in self.layers.items()}
 
     def saved_name(self, part: str, layer: Layer) -> str:
-        """The name of a layer in network files. SDXL's UNet goes by the original checkpoint, all else by diffusers."""
-        path = layer.original if self.family == "sdxl" and part == "unet" else layer.path
-        return f"{PREFIXES[self.family][part]}_{path.replace('.', '_')}"
+        """The name of a layer in network files."""
+        path = layer.original if self.known.original_names and part == "unet" else layer.path
+        return f"{self.known.prefixes[part]}_{path.replace('.', '_')}"
 
     @property
     def latent_factor(self) -> int:
@@ -90,41 +84,59 @@ class Architecture:
         return int(2 ** (len(self.configs["vae"]["block_out_channels"]) - 1))
 
     @property
+    def usual_area(self) -> int:
+        """Latent pixels of a picture at the size that the family was made for."""
+        return (self.known.side // self.latent_factor) ** 2
+
+    @property
     def latent_channels(self) -> int:
         return int(self.configs["vae"]["latent_channels"])
 
 
 @lru_cache(maxsize=16)
-def architecture(family: Family) -> Architecture:
+def architecture(family: str) -> Architecture:
     """The usual architecture of a family, which every model of it has unless its own folder says otherwise."""
-    return read_architecture(DATA / family, family)
+    return read_architecture(family_facts(family).folder, family)
 
 
-def read_architecture(folder: Path, family: Family | None = None) -> Architecture:
-    """The architecture of a model in diffusers' folder layout.
+def read_architecture(folder: Path, family: str) -> Architecture:
+    """The architecture of a model of this family in diffusers' folder layout.
 
-    The family, where it is not given, follows from the parts: SDXL alone has a second text encoder, and of the others
-    SD 2.x alone has linear projections around its attention. Raises OSError, KeyError or ValueError when the folder is
-    not a model.
+    Raises OSError or ValueError when the folder is no such model.
     """
-    names = ("unet", "vae", "text_encoder", "text_encoder_2")
+    parts = family_facts(family).folders
     configs = {
-        name: json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
-        for name in names
-        if name != "text_encoder_2" or (folder / name).is_dir()
+        part: json.loads((folder / inside / "config.json").read_text(encoding="utf-8"))
+        for part, inside in parts.items()
     }
-    found: Family = "sd2" if configs["unet"].get("use_linear_projection") else "sd15"
-    if "text_encoder_2" in configs:
-        found = "sdxl"
-    return Architecture(family or found, configs)
+    return Architecture(family, configs)
 
 
-def _layers(part: str, config: Mapping[str, Any]) -> Iterator[Layer]:
+def _layers(family: FamilyFacts, part: str, config: Mapping[str, Any]) -> Iterator[Layer]:
+    if part in family.listed:
+        return _listed(family.listed[part], config)
     if part == "unet":
         return _unet(config)
     if part == "vae":
         return _vae(config)
     return _text_encoder(config)
+
+
+# -- a part whose layers the family lists -------------------------------------------------------------------------
+
+
+def _listed(part: ListedPart, config: Mapping[str, Any]) -> Iterator[Layer]:
+    numbers = dict(config)
+    for name, formula in part.numbers.items():
+        numbers[name] = evaluate(formula, numbers.__getitem__)
+    for row in part.layers:
+        kernel, inputs, outputs, first, repeat = (
+            int(evaluate(formula, numbers.__getitem__))
+            for formula in (row.kernel, row.inputs, row.outputs, row.first, row.repeat)
+        )
+        for number in range(first, first + repeat):
+            path = row.path.replace("{}", str(number))
+            yield Layer(path, cast(Kind, row.kind), inputs, outputs, kernel, row.bias, cast(Group, row.group))
 
 
 # -- UNet2DConditionModel ------------------------------------------------------------------------------------------
@@ -257,8 +269,10 @@ def _vae(config: Mapping[str, Any]) -> Iterator[Layer]:
             yield Layer(f"decoder.up_blocks.{level}.upsamplers.0.conv", "conv", width, width, 3)
     yield Layer("decoder.conv_norm_out", "norm", width, width)
     yield Layer("decoder.conv_out", "conv", width, config["out_channels"], 3)
-    yield Layer("quant_conv", "conv", 2 * latent, 2 * latent)
-    yield Layer("post_quant_conv", "conv", latent, latent)
+    if config.get("use_quant_conv", True):
+        yield Layer("quant_conv", "conv", 2 * latent, 2 * latent)
+    if config.get("use_post_quant_conv", True):
+        yield Layer("post_quant_conv", "conv", latent, latent)
 
 
 def _vae_middle(path: str, width: int) -> Iterator[Layer]:

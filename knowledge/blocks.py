@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from knowledge.families import family_facts
+
 if TYPE_CHECKING:
-    from knowledge.config import Family, NetworkSettings
+    from knowledge.config import NetworkSettings
 
 DOWN_OR_UP = re.compile(r"^lora_unet_(down|up)_blocks_(\d+)_(resnets|attentions|downsamplers|upsamplers)_(\d+)_")
 ORIGINAL = re.compile(r"^lora_unet_(input_blocks|middle_block|output_blocks)_(\d+)_")
@@ -33,11 +35,6 @@ class LayerSettings:
     rank: int
     alpha: float
     rate: float = 1.0
-
-
-def block_count(family: Family) -> int:
-    """How many numbers a list for all blocks has."""
-    return 23 if family == "sdxl" else 25
 
 
 def block_of(name: str) -> int | None:
@@ -82,13 +79,15 @@ def layer_settings(name: str, convolution: bool, network: NetworkSettings) -> La
     return LayerSettings(rank, alphas[block] if alphas else alpha, rate)
 
 
-def problems(network: NetworkSettings, family: Family) -> Iterator[str]:
+def problems(network: NetworkSettings, family: str) -> Iterator[str]:
     """One sentence for each list that does not fit the family's blocks."""
-    count = block_count(family)
+    count = family_facts(family).blocks
     for name in LISTS:
         text = getattr(network, name)
         given = numbers(text)
-        if given and len(given) != count:
+        if given and not count:
+            yield f"network.{name} is {text!r}, but the blocks of {family} have no numbers. Leave it empty."
+        elif given and len(given) != count:
             yield f"network.{name} has {len(given)} numbers, and {family} has {count} blocks. Give one number for each."
         if name.endswith("ranks") and any(value != int(value) or value > 1024 for value in given):
             yield f"network.{name} is {text!r}; a rank is a whole number up to 1024, or 0 for a block left out."

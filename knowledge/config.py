@@ -7,20 +7,42 @@ would regret is a rule in data/rules/.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from knowledge import blocks
+from knowledge.families import family_facts, family_names
 from knowledge.optimizer_arguments import Argument, argument_problems, as_arguments
 
 SCHEMA_VERSION: Final = 1
 POCKET_MODEL = "pocket"
 """The value of base_model.path that means the tiny base model shipped with the program."""
 
-Family = Literal["pocket", "sd15", "sd2", "sdxl"]
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a text as one of the values that there are when it is looked at; a Literal knows them before."""
+
+    values: Callable[[], tuple[str, ...]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: str) -> str:
+        if value not in (values := self.values()):
+            *others, last = map(repr, values)
+            expected = f"{', '.join(others)} or {last}"
+            raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+        return value
+
+
+Family = Annotated[str, OneOf(family_names)]
+"""A family of base models, by the name of its folder under data/architectures."""
 PredictionType = Literal["epsilon", "v_prediction"]
 Goal = Literal["character", "style", "object", "concept"]
 Algorithm = Literal["lora", "locon", "dylora", "dora", "loha", "lokr", "glora", "oft", "boft", "ia3", "full"]
@@ -127,8 +149,6 @@ RANK_IN_FILE: Mapping[str, tuple[str, int]] = {
     "glora": ("b2.weight", 0),
 }
 """Algorithms whose files tell each layer's rank: the tensor, and which of its sides it is."""
-SMALLEST_BOFT_RANK: Mapping[str, int] = {"pocket": 6}
-"""BOFT cuts each layer's outputs into a power of two of even blocks: 320 into 32 of ten; other families need 10."""
 
 NUMBERS = r"^( *\d+(\.\d+)? *(, *\d+(\.\d+)? *)*)?$"
 """Numbers of zero or more with commas between them, or nothing."""
@@ -446,17 +466,7 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
     if memory.fused_backward:
         yield from _fused_contradictions(config)
     yield from argument_problems(config.optimizer.name, config.optimizer.arguments)
-    second = config.optimizer.text_encoder_2_learning_rate
-    if second is not None and config.base_model.family != "sdxl":
-        yield (
-            f"optimizer.text_encoder_2_learning_rate is {second:g}, but only SDXL has a second text encoder. "
-            "Leave it empty."
-        )
-    if config.base_model.clip_skip > 1 and config.base_model.family == "sdxl":
-        yield (
-            f"base_model.clip_skip is {config.base_model.clip_skip}, but SDXL always reads the last layer but one. "
-            "Set it to 1."
-        )
+    yield from _lacking_in_family(config)
     sampling = config.sampling
     if config.base_model.zero_terminal_snr and sampling.prompts and sampling.sampler not in ZERO_SNR_SAMPLERS:
         yield (
@@ -468,6 +478,17 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
             f"noise.minimum_timestep ({noise.minimum_timestep}) is not below noise.maximum_timestep "
             f"({noise.maximum_timestep}); no timestep is left to train on. Lower the first or raise the second."
         )
+
+
+def _lacking_in_family(config: TrainingConfig) -> Iterator[str]:
+    """What the family of the base model does not have, and is set all the same."""
+    family = family_facts(config.base_model.family)
+    for name, why in family.lacking.items():
+        value, usual = value_of(config, name), fields()[name].default
+        if value != usual:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            instead = "Leave it empty" if usual is None else f"Set it to {str(usual).lower()}"
+            yield f"{name} is {shown}, but {family.title} {why}. {instead}."
 
 
 def _unpadded_contradictions(config: TrainingConfig) -> Iterator[str]:
@@ -559,7 +580,7 @@ def _network_contradictions(network: NetworkSettings, family: Family) -> Iterato
                 f"{name} is {rank}, which is not a multiple of network.dylora_block_size ({size}). "
                 f"Set it to {-(-rank // size) * size}."
             )
-        smallest = SMALLEST_BOFT_RANK.get(family, 10)
+        smallest = family_facts(family).smallest_boft_rank
         if algorithm == "boft" and rank < smallest:
             yield (
                 f"{name} is {rank}; BOFT cannot cut the layers of this model into blocks that small. "
@@ -606,7 +627,10 @@ def fields() -> dict[str, FieldInfo]:
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The values that a field with a fixed list of choices accepts; empty for every other field."""
+    """The values that a field with a list of choices accepts; empty for every other field."""
+    for known in field.metadata:
+        if isinstance(known, OneOf):
+            return known.values()
     arguments = get_args(field.annotation)
     return arguments if arguments and all(isinstance(value, str) for value in arguments) else ()
 

@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from knowledge import config, library
 from knowledge.expressions import Lookup, UnknownFactError, evaluate, fill, placeholders
+from knowledge.families import family_facts, family_names
 
 Level = Literal["essential", "advanced", "expert"]
 LEVELS: tuple[Level, ...] = ("essential", "advanced", "expert")
@@ -162,7 +163,7 @@ def _parameter(name: str) -> Parameter:
     )
     advice = tuple(Advice(**row) for row in table.pop("recommendations", ()))
     compare = tuple(table.pop("compare", ()))
-    for consumed in ("numbers", "choices", "choices_as"):
+    for consumed in ("numbers", "numbers_of_families", "choices", "choices_as"):
         table.pop(consumed, None)
     fixed = {key: numbers[key] for key in ("default", "minimum", "maximum")}
     return Parameter(
@@ -201,13 +202,22 @@ def _common(name: str, table: dict[str, Any], lookup: Lookup) -> dict[str, Any]:
 
 @cache
 def _numbers(name: str) -> dict[str, Any]:
-    """The numbers that prose may use: those of the entry, and default, minimum and maximum of the field."""
+    """The numbers that prose may use: those of the entry, and default, minimum and maximum of the field.
+
+    `numbers_of_families` in an entry names a fact of families, which is a number under each family's name.
+    """
     schema = _fields()[name]
     default = None if schema.default is PydanticUndefined else schema.default
     low = next((m.ge if isinstance(m, Ge) else m.gt for m in schema.metadata if isinstance(m, Ge | Gt)), None)
     high = next((m.le if isinstance(m, Le) else m.lt for m in schema.metadata if isinstance(m, Le | Lt)), None)
-    numbers: dict[str, Any] = _table(name).get("numbers", {})
-    return {"default": default, "minimum": low, "maximum": high} | numbers
+    table = _table(name)
+    families = (
+        {family: getattr(family_facts(family), table["numbers_of_families"]) for family in family_names()}
+        if "numbers_of_families" in table
+        else {}
+    )
+    numbers: dict[str, Any] = table.get("numbers", {})
+    return {"default": default, "minimum": low, "maximum": high} | families | numbers
 
 
 def number(name: str) -> Any:

@@ -83,10 +83,12 @@ def build(family: str, folder: Path) -> Path:
     from original_layout import write_original
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from engine.models.load import CONFIGS, quiet_libraries, shipped_tokenizer
+    from engine.models.load import quiet_libraries
+    from engine.models.original import shipped_tokenizer
+    from knowledge.families import DATA
 
     quiet_libraries()
-    shutil.copytree(CONFIGS / family, folder)
+    shutil.copytree(DATA / family, folder)
     pads = {"sdxl": {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}, "sd2": {"tokenizer": "!"}}
     for name, pad_token in pads.get(family, {"tokenizer": "<|endoftext|>"}).items():
         shipped_tokenizer(pad_token).save_pretrained(folder / name)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from calculator.memory import STATE_BYTES
 from calculator.step_cost import Course, has_traced_convolutions
-from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO, PACED_BY_ALL_WEIGHTS, Algorithm, BaseWeights, Family
+from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO, PACED_BY_ALL_WEIGHTS, Algorithm, BaseWeights
+from knowledge.families import family_names
 
 # The blocks of rotations do not grow with the rank at every width.
 GROWING = [name for name in get_args(Algorithm) if name not in ("oft", "boft")]
@@ -36,7 +37,7 @@ def possible_configs(families: list[str] | None = None) -> st.SearchStrategy[dic
     """Values by dotted name."""
     return st.fixed_dictionaries(
         {
-            "base_model.family": st.sampled_from(families or list(get_args(Family))),
+            "base_model.family": st.sampled_from(families or list(family_names())),
             "base_model.maximum_tokens": st.sampled_from([75, 150, 225]),
             "network.algorithm": st.sampled_from(GROWING),
             "network.convolutions": st.booleans(),

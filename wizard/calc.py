@@ -21,7 +21,6 @@ from knowledge.config import (
     POCKET_MODEL,
     Algorithm,
     DatasetFolder,
-    Family,
     OptimizerName,
     Precision,
     TrainingConfig,
@@ -29,6 +28,7 @@ from knowledge.config import (
     with_values,
 )
 from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture, facts
+from knowledge.families import family_names
 
 if TYPE_CHECKING:
     from calculator import fit
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from knowledge.rules import Finding
 
 SUPPOSED_IMAGES = 20
-SUPPOSED_FAMILY: Family = "sd15"
+SUPPOSED_FAMILY = "sd15"
 SUPPOSED_PATH = "your base model"
 NOT_ASKED = frozenset({"dataset.trigger_word", "dataset.goal", "sampling.prompts"})
 """What the calculator's options do not speak of; without an answers file, nobody is reminded of it here."""
@@ -139,7 +139,7 @@ def seconds_of(context: click.Context, parameter: click.Parameter, value: str | 
 @click.option("--epochs", type=int, help="Times through all pictures.")
 @click.option("--batch-size", type=int, help="Pictures per step.")
 @click.option("--accumulation", type=int, help="Batches that are added up to one step.")
-@click.option("--family", type=click.Choice(get_args(Family)), help="The kind of base model.")
+@click.option("--family", type=click.Choice(family_names()), help="The kind of base model.")
 @click.option("--resolution", type=int, help="Side of the training square in pixels.")
 @click.option("--rank", type=int, help="Rank of the network.")
 @click.option("--algorithm", type=click.Choice(get_args(Algorithm)), help="Kind of network.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from knowledge.families import family_facts, family_names
 from wizard import views
 from wizard.captions import captions
 from wizard.file_commands import watched
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 FILES_SHOWN = 4
 TAGS_SHOWN = 12
-RESOLUTIONS = {"pocket": 64, "sd15": 512, "sd2": 768, "sdxl": 1024}
 
 
 @click.group()
@@ -40,7 +40,7 @@ for command in (scrape, tag, captions):
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--answers", type=click.Path(path_type=Path), help="Look at the dataset of this answers file instead.")
 @click.option("--resolution", type=click.IntRange(16, 4096), help="Pixels of a side, as in training.  [512]")
-@click.option("--family", type=click.Choice(list(RESOLUTIONS)), help="Take the resolution of this model family.")
+@click.option("--family", type=click.Choice(family_names()), help="Take the resolution of this model family.")
 @click.option("--trigger", default="", metavar="WORD", help="The trigger word, to see which captions hold it.")
 @click.option("--caption-extension", metavar=".EXT", help="Ending of the caption files.  [the usual one found]")
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="For the table of shapes.")
@@ -79,7 +79,7 @@ def inspect(
         settings, batch_size = config.dataset, config.schedule.batch_size
     else:
         assert folder is not None
-        settings = _settings(folder, resolution or RESOLUTIONS[family or "sd15"], trigger, caption_extension)
+        settings = _settings(folder, resolution or family_facts(family or "sd15").side, trigger, caption_extension)
     with watched("Looking at pictures", quiet=as_json) as tell:
         found = inspect_dataset(settings, batch_size, tell)
     if sheet or html:

@@ -14,6 +14,7 @@ import click
 
 from knowledge.answers import PlainError, did_you_mean
 from knowledge.downloads import Suggestion, fitting_vae, suggestions
+from knowledge.families import families
 from knowledge.parameters import parameters
 from wizard import views, words
 from wizard.paths import quoted
@@ -45,7 +46,9 @@ LITTLE_BYTES = 1_000_000
     help="Which weights of a folder on Hugging Face that has both.",
 )
 @click.option(
-    "--family", type=click.Choice(["sd15", "sd2", "sdxl"]), help="Take nothing but this family.  [whatever it is]"
+    "--family",
+    type=click.Choice([each.name for each in families()]),
+    help="Take nothing but this family.  [whatever it is]",
 )
 @click.option("--to", "to", type=click.Path(path_type=Path), help="The models folder.  [LORA_WIZARD_MODELS, or models]")
 @click.option("--with-vae", is_flag=True, help="Fetch the VAE that fits as well.")

@@ -8,21 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knowledge.answers import printable, quoted
+from knowledge.families import family_facts, family_names
 from wizard import words
 
 if TYPE_CHECKING:
     from engine.tools.inspect import Report
 
-BIG_FAMILIES = {
-    "sd15": "SD 1.5",
-    "sd2": "SD 2",
-    "sdxl": "SDXL",
+FOREIGN_FAMILIES = {
     "sdxl-refiner": "SDXL refiner",
-    "pocket": "pocket model",
     "flux": "Flux",
     "sd3": "SD 3",
     "cascade": "Stable Cascade",
 }
+"""Of models that are not trained here."""
+
+
+def _title(family: str) -> str:
+    return family_facts(family).title if family in family_names() else FOREIGN_FAMILIES.get(family, family)
 
 
 def show_report(report: Report, every_layer: bool) -> None:
@@ -33,7 +35,7 @@ def show_report(report: Report, every_layer: bool) -> None:
     out = views.console()
     path = Path(report.path)
     kinds = ", ".join(report.algorithms)
-    families = " or ".join(BIG_FAMILIES.get(name, name) for name in report.families) or "unknown base"
+    families = " or ".join(_title(name) for name in report.families) or "unknown base"
     out.print(
         views.heading(
             printable(path.name), f"{words.size(report.bytes)} · {kinds} · {families} · {', '.join(report.precisions)}"

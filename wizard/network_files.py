@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from knowledge.answers import PlainError, printable
+from knowledge.families import family_facts
 from wizard import words
 from wizard.file_commands import FILE, as_json, may_write, may_write_network, overwrite, print_json, say, shown, watched
 
@@ -340,8 +341,8 @@ def extract(
     first, second = Checkpoint(base), Checkpoint(tuned)
     with watched("Comparing", as_json) as progress:
         result = extracted(first, second, keep, conv_rank=conv_rank, dtype=PRECISIONS[precision], progress=progress)
-    versions = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-    metadata = {"ss_base_model_version": versions[first.family], "ss_v2": str(first.family == "sd2")}
+    version = family_facts(first.family).base_model_version
+    metadata = {"ss_base_model_version": version, "ss_v2": str(first.family == "sd2")}
     save_tensors(output, result.network.tensors, _network_metadata(metadata, result.network))
     if as_json:
         document = _resized_document(result.network, output) | {"reach": result.reach, "kept_of_all": result.kept}

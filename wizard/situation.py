@@ -18,7 +18,6 @@ from knowledge.answers import PlainError, plain_problems
 from knowledge.config import (
     POCKET_MODEL,
     DatasetSettings,
-    Family,
     TrainingConfig,
     choices,
     fields,
@@ -213,10 +212,10 @@ def measurements_here() -> tuple[Measurement, ...]:
     return read_measurements(user_folder() / "measurements.jsonl")
 
 
-_architectures: dict[tuple[str, Family], Any] = {}
+_architectures: dict[tuple[str, str], Any] = {}
 
 
-def _architecture(path: str, family: Family) -> Any:
+def _architecture(path: str, family: str) -> Any:
     """The shapes of the base model itself where its folder tells them; None for what the family's usual shapes fit."""
     from engine.pocket import MODEL_FOLDER
     from knowledge.architectures import read_architecture

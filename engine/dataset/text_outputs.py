@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from engine.dataset.store import Store, digest, gone, module_digest
-from engine.models.sd import Conditioning
+from engine.models.family import Conditioning
 
 VERSION = 1
 """To be raised when the same caption would give other numbers than before."""

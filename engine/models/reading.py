@@ -1,15 +1,66 @@
-"""Weights from safetensors files into a module, one tensor at a time: nothing lies in memory twice."""
+"""The parts of a diffusers folder, and weights into a module one tensor at a time: nothing lies in memory twice."""
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+
+from knowledge.answers import PlainError
+
+
+def class_named(name: str) -> Any:
+    """The class that stands as module:Class."""
+    module, _, kind = name.partition(":")
+    return getattr(importlib.import_module(module), kind)
+
+
+def read_folder(folder: Path, kinds: Mapping[str, str], predictor: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The parts of a diffusers folder by name, tokenizers and the scheduler's config among them; the VAE in float32.
+
+    The part that predicts, which stands in the folder `predictor`, is "unet", and without its weights.
+    """
+    parts: dict[str, Any] = {}
+    for name, kind in kinds.items():
+        inside = _inside(folder, predictor if name == "unet" else name)
+        if name == "unet":
+            parts[name] = without_weights(class_named(kind), inside)
+        else:
+            wanted = torch.float32 if name == "vae" else dtype
+            part = class_named(kind).from_pretrained(
+                inside, local_files_only=True, use_safetensors=True, torch_dtype=wanted, **_variant(inside)
+            )
+            parts[name] = part.to(wanted)
+    for name in kinds:
+        if name.startswith("text_encoder"):
+            tokenizer = name.replace("text_encoder", "tokenizer")
+            parts[tokenizer] = _tokenizer(_inside(folder, tokenizer))
+    parts["scheduler"] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    return parts
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if not (folder / name).is_dir():
+        raise PlainError(f"The model folder is not complete: {folder / name} is missing. Download it again.")
+    return folder / name
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _variant(folder: Path) -> dict[str, str]:
+    """Half-precision folders call their files *.fp16.safetensors; without the plain ones we read those."""
+    plain = any(not path.name.endswith(".fp16.safetensors") for path in folder.glob("*.safetensors"))
+    return {} if plain or not any(folder.glob("*.fp16.safetensors")) else {"variant": "fp16"}
 
 
 def without_weights(kind: Any, folder: Path) -> nn.Module:

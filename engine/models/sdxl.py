@@ -9,7 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.models.sd import Conditioning, StableDiffusion, joined
+from engine.models.clip import joined
+from engine.models.family import Conditioning
+from engine.models.sd import StableDiffusion
 
 # A residual block's layers, by diffusers' names, in the original layout's.
 RESIDUAL_LAYERS = {
@@ -23,11 +25,11 @@ RESIDUAL_LAYERS = {
 class StableDiffusionXL(StableDiffusion):
     """A loaded SDXL base model. Podell et al. 2023 (arXiv:2307.01952)."""
 
-    saved_prefixes: ClassVar[dict[str, str]] = {
-        "unet": "lora_unet",
-        "text_encoder": "lora_te1_text_model",
-        "text_encoder_2": "lora_te2",
+    kinds: ClassVar[dict[str, str]] = {
+        **StableDiffusion.kinds,
+        "text_encoder_2": "transformers:CLIPTextModelWithProjection",
     }
+    family = "sdxl"
 
     def encode_prompt(self, captions: Sequence[str], *, padded: bool = True) -> Conditioning:
         """Both encoders' last layer but one, side by side, without the final norm; pooled is the second's summary."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from engine.models.family import BaseModel
 from engine.models.load import load
-from engine.models.sd import StableDiffusion
 from engine.pocket import HELD_OUT_FOLDER, KNOWN_FOLDER
 from engine.pocket.measure import denoising_loss
 from engine.tools.adapters import adapters
@@ -56,14 +56,14 @@ def merged(parts: dict[str, Any], network: Path) -> Iterator[None]:
                 weight.copy_(was)
 
 
-def loss(model: StableDiffusion, folder: Path, *, captions: bool = True) -> float:
+def loss(model: BaseModel, folder: Path, *, captions: bool = True) -> float:
     """Denoising loss on a folder's pictures, under their captions or without any."""
     pictures, texts = captioned(folder)
     parts = (model.unet, model.text_encoders["text_encoder"], model.vae, model.tokenizers[0])
     return denoising_loss(*parts, pictures, texts if captions else [""] * len(texts), DRAWS[folder])
 
 
-def losses(model: StableDiffusion) -> dict[str, float]:
+def losses(model: BaseModel) -> dict[str, float]:
     """Losses on unseen pictures of the creature, with and without their captions, and on scenes that it knew before."""
     return {
         "creature_loss": loss(model, HELD_OUT_FOLDER),

@@ -21,8 +21,10 @@ from engine.tools.names import block_of, block_order
 from engine.tools.progress import Progress, no_progress
 from engine.tools.resize import Weights, no_base
 from engine.verification import ACTS_THROUGH, acts
+from knowledge.families import family_of_version
 
-BASE_VERSIONS = {"sd_v1": "sd15", "sd_v2": "sd2", "sdxl_base": "sdxl", "sd_1.5": "sd15", "flux1": "flux", "sd3": "sd3"}
+FOREIGN_VERSIONS = {"flux1": "flux", "sd3": "sd3"}
+"""How ss_base_model_version begins in files for models that are not trained here."""
 PRECISION_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "F8_E4M3": "fp8"}
 
 
@@ -169,7 +171,8 @@ def _stated_family(metadata: Mapping[str, str]) -> list[str]:
     if isinstance(own, dict) and isinstance(own.get("family"), str):
         return [own["family"]]
     version = metadata.get("ss_base_model_version", "")
-    return [family for start, family in BASE_VERSIONS.items() if version.startswith(start)]
+    foreign = [family for start, family in FOREIGN_VERSIONS.items() if version.startswith(start)]
+    return [family] if (family := family_of_version(version)) else foreign
 
 
 def family_of(tensors: Tensors, found: Mapping[str, Adapter]) -> str:

@@ -13,6 +13,7 @@ from engine.acquire.huggingface import REPOSITORY
 from engine.tools.applications import Reading
 from knowledge.config import TrainingConfig, value_of
 from knowledge.facts import RANKS
+from knowledge.families import family_facts
 from knowledge.parameters import parameters
 
 LICENCES: dict[str, str] = {
@@ -27,7 +28,6 @@ LICENCES: dict[str, str] = {
     "mit": "anything, if the licence text comes along",
 }
 """Licences that the hub knows by this name and that LoRAs usually get; the base model's licence holds besides."""
-FAMILY_TAGS = {"sd15": ["stable-diffusion"], "sd2": ["stable-diffusion"], "sdxl": ["stable-diffusion-xl"]}
 RECIPE = (
     "network.algorithm", "network.rank", "network.alpha", "network.train_text_encoder", "optimizer.name",
     "optimizer.learning_rate", "optimizer.text_encoder_learning_rate", "schedule.scheduler", "schedule.batch_size",
@@ -86,7 +86,7 @@ def model_card(config: TrainingConfig, facts: Facts) -> str:
 
 def _fields(config: TrainingConfig, facts: Facts) -> str:
     known = facts.licence in LICENCES
-    tags = ["text-to-image", *FAMILY_TAGS.get(config.base_model.family, []), "lora", "lora-wizard", "template:sd-lora"]
+    tags = ["text-to-image", *family_facts(config.base_model.family).tags, "lora", "lora-wizard", "template:sd-lora"]
     fields: dict[str, Any] = {"license": facts.licence if known else "other"}
     if not known:
         fields["license_name"] = facts.licence

@@ -39,11 +39,12 @@ from torch.utils.flop_counter import flop_registry
 from calculator.step_cost import RANKLESS, TRACED_RANK, Course
 from engine.batch_loss import loss_of_draw
 from engine.held_weights import Held, hold_weights
-from engine.models.load import FAMILIES, TEXT_ENCODERS
-from engine.models.sd import Conditioning, StableDiffusion
+from engine.models.family import BaseModel, Conditioning
+from engine.models.load import FAMILIES, family_class
+from engine.models.reading import class_named
 from engine.networks import Network, create_network
 from knowledge.architectures import Architecture, architecture
-from knowledge.config import CONV_ALGORITHMS, Algorithm, Family, TrainingConfig, with_values
+from knowledge.config import CONV_ALGORITHMS, Algorithm, BaseModelSettings, Family, TrainingConfig, with_values
 
 DATA = Path(__file__).parents[2] / "knowledge" / "data" / "memory"
 META = torch.device("meta")
@@ -280,24 +281,18 @@ class Trace:
     launches: int
 
 
-def meta_model(family: Family, dtype: torch.dtype) -> StableDiffusion:
+def meta_model(family: Family, dtype: torch.dtype) -> BaseModel:
     """The base model of a family without content."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    configs = architecture(family).configs
+    kind, configs = family_class(family), architecture(family).configs
+    parts: dict[str, Any] = {"scheduler": {}}
     with META:
-        unet: Any = UNet2DConditionModel.from_config(dict(configs["unet"]))
-        vae: Any = AutoencoderKL.from_config(dict(configs["vae"]))
-        unet = unet.to(dtype)
-        encoders: dict[str, Any] = {}
-        for name in TEXT_ENCODERS[family]:
-            projected = "CLIPTextModelWithProjection" in configs[name]["architectures"]
-            kind: Any = CLIPTextModelWithProjection if projected else CLIPTextModel
-            encoders[name] = kind(CLIPTextConfig(**configs[name])).to(dtype)
-        for part in (unet, vae, *encoders.values()):
-            part.requires_grad_(False).eval()
-        return FAMILIES[family](unet, vae, encoders, [Tokenizer()] * len(encoders))
+        for name, class_name in kind.kinds.items():
+            made, config = class_named(class_name), dict(configs[name])
+            part = made.from_config(config) if name in ("unet", "vae") else made(made.config_class(**config))
+            parts[name] = part.to(torch.float32 if name == "vae" else dtype).requires_grad_(False).eval()
+            if name.startswith("text_encoder"):
+                parts[name.replace("text_encoder", "tokenizer")] = Tokenizer()
+        return kind.assemble(parts, BaseModelSettings(family=family))
 
 
 class Tokenizer:
@@ -357,7 +352,7 @@ def trace(case: Course, points: Sequence[Point]) -> list[Trace]:
     return traces
 
 
-def keep_off_the_device(model: StableDiffusion) -> None:
+def keep_off_the_device(model: BaseModel) -> None:
     """Give offloaded weights a place in the computer's memory, from where their way to the device is a copy.
 
     Nothing is ever written there, so the system lends addresses and no memory.
@@ -368,7 +363,7 @@ def keep_off_the_device(model: StableDiffusion) -> None:
             module.held = replace(held, tensors=tuple(torch.empty_like(t, device="cpu") for t in held.tensors))
 
 
-def _trace_step(model: StableDiffusion, network: Network, config: TrainingConfig, case: Course, point: Point) -> Trace:
+def _trace_step(model: BaseModel, network: Network, config: TrainingConfig, case: Course, point: Point) -> Trace:
     dtype = torch.bfloat16 if case.half else torch.float32
     known = architecture(case.family)
     texts = None if case.text_encoder else CachedTexts(known, point.tokens, dtype)

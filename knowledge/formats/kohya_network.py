@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knowledge.blocks import block_count, numbers
+from knowledge.blocks import numbers
 from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO, Algorithm, Family, NetworkSettings, fields, value_of
+from knowledge.families import family_facts
 from knowledge.formats.translation import Translation
 from knowledge.formats.values import as_bool, as_number
 from knowledge.formats.vocabulary import facts_of
@@ -325,7 +326,7 @@ def arguments_of_blocks(network: NetworkSettings, family: Family) -> dict[str, s
     }
     written = {name: value for name, value in written.items() if value}
     if written and not network.block_ranks:  # it reads none of the others without this one
-        written["block_dims"] = ",".join([str(network.rank)] * block_count(family))
+        written["block_dims"] = ",".join([str(network.rank)] * family_facts(family).blocks)
     rates = [plain(rate) for rate in numbers(network.block_rates)]
     if rates:
         sdxl = family == "sdxl"

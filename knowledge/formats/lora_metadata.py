@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from knowledge.answers import PlainError
 from knowledge.config import TrainingConfig, fields, value_of, with_values
+from knowledge.families import family_of_version
 from knowledge.formats.sd_scripts import translate
 from knowledge.formats.translation import Imported, Note
 from knowledge.formats.values import as_number
@@ -22,7 +23,6 @@ from knowledge.tensor_file import read_document
 
 OWN = "lora_wizard.config"
 KIND = "LoRA metadata"
-FAMILIES = {"sd_v1": "sd15", "sd_v2": "sd2", "sdxl_base": "sdxl"}
 RENAMED = {
     "ss_batch_size_per_device": "train_batch_size",
     "ss_debiased_estimation": "debiased_estimation_loss",
@@ -99,7 +99,7 @@ def read_metadata(metadata: Mapping[str, str], parts: Mapping[str, bool]) -> Imp
     if literal(metadata.get("ss_text_encoder_lr", "None")) == [] or metadata.get("ss_text_encoder_lr") == "[]":
         options.pop("text_encoder_lr", None)
     version = metadata.get("ss_base_model_version", "")
-    family = next((ours for start, ours in FAMILIES.items() if version.startswith(start)), None)
+    family = family_of_version(version)
     imported = translate(options, kind=KIND, family=family)
     notes = []
     extra = _extra(metadata, imported, family)

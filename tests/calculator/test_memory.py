@@ -289,7 +289,7 @@ def test_an_optimizer_keeps_the_state_that_is_counted(name, arguments, tiny_sd15
         for key, value in state.items()
         if isinstance(value, torch.Tensor) and "qmap" not in key  # one table for all tensors
     )
-    counted = optimizer_bytes(read_architecture(tiny_sd15), config)
+    counted = optimizer_bytes(read_architecture(tiny_sd15, "sd15"), config)
     assert counted == pytest.approx(kept, rel=0.02)
 
 

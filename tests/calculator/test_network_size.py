@@ -56,7 +56,7 @@ def test_the_calculated_network_is_the_one_that_the_engine_makes(family, network
     base = load(BaseModelSettings(path=str(folder), family=family), torch.float32)
     real = create_network(base, network, seed=0)
     shapes = {name: tuple(tensor.shape) for name, tensor in real.saved_tensors().items()}
-    numbers = read_architecture(folder)
+    numbers = read_architecture(folder, family)
     ours = {
         f"{layer.name}.{suffix}": shape
         for layer in network_layers(numbers, network)

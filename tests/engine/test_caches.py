@@ -45,7 +45,7 @@ def test_a_kept_caption_takes_what_the_calculator_says(configure: Configure, fam
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         list(TextCache(store, model.text_encoders.values()).fill(["a toy"], model.encode_prompt))
     (entry,) = store._kept.values()
-    said = text_output_bytes(config, read_architecture(Path(config.base_model.path)))
+    said = text_output_bytes(config, read_architecture(Path(config.base_model.path), config.base_model.family))
     assert sum(tensor.nbytes for tensor in entry.values()) == said
 
 

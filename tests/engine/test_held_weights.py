@@ -87,9 +87,9 @@ def test_the_blocks_take_the_share_that_the_calculator_counts(form, share, tiny_
     codes = {"fp8": 0, "8bit": 1024, "nf4": 64}[form]  # a table that every layer has beside its weights
     there = sum(sum(t.nbytes for t in layer.held.tensors) - codes for layer in layers)
     there += sum(parameter.nbytes for parameter in model.unet.parameters())
-    counted = held_bytes(read_architecture(tiny_sdxl), form, 2)
+    counted = held_bytes(read_architecture(tiny_sdxl, "sdxl"), form, 2)
     assert there == pytest.approx(counted, rel=0.02)
-    whole = 2 * read_architecture(tiny_sdxl).weights["unet"]
+    whole = 2 * read_architecture(tiny_sdxl, "sdxl").weights["unet"]
     assert there < (share + 0.2) * whole  # tiny layers have many scales
 
 

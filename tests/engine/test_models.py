@@ -10,9 +10,10 @@ import torch
 from original_layout import write_original
 from safetensors.torch import load_file, save_file
 
-from engine.models import load as loading
+from engine.models import original
 from engine.models.detect import detect
-from engine.models.load import load, shipped_tokenizer
+from engine.models.load import load
+from engine.models.original import shipped_tokenizer
 from engine.models.sd import StableDiffusion
 from engine.models.sdxl import StableDiffusionXL
 from knowledge.answers import PlainError
@@ -118,7 +119,7 @@ def test_a_single_file_is_the_same_model_as_its_folder(
     folder: Callable[[str], Path], family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     shutil.copytree(folder(family), tmp_path / "configs" / family, ignore=shutil.ignore_patterns("*.safetensors"))
-    monkeypatch.setattr(loading, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(original, "configs", (tmp_path / "configs").joinpath)
     path = write_original(folder(family), tmp_path / "model.safetensors")
     from_folder = load(BaseModelSettings(path=str(folder(family)), family=family), torch.float32)
     from_file = load(BaseModelSettings(path=str(path), family=family), torch.float32)
@@ -132,7 +133,7 @@ def test_a_merge_without_the_level_text_model_is_the_same_model(
     tiny_sd15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     shutil.copytree(tiny_sd15, tmp_path / "configs" / "sd15", ignore=shutil.ignore_patterns("*.safetensors"))
-    monkeypatch.setattr(loading, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(original, "configs", (tmp_path / "configs").joinpath)
     usual = write_original(tiny_sd15, tmp_path / "usual.safetensors")
     merge = tmp_path / "merge.safetensors"
     save_file(
@@ -159,9 +160,9 @@ def test_a_name_on_the_hub_means_what_the_hubs_cache_holds(tiny_sd15: Path, tmp_
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_configurations_we_ship_are_those_of_the_families(family: str):
-    unet = json.loads((loading.CONFIGS / family / "unet" / "config.json").read_text())
+    unet = json.loads((original.configs(family) / "unet" / "config.json").read_text())
     assert unet["cross_attention_dim"] == {"sd15": 768, "sdxl": 2048}[family]
-    vae = json.loads((loading.CONFIGS / family / "vae" / "config.json").read_text())
+    vae = json.loads((original.configs(family) / "vae" / "config.json").read_text())
     assert vae["scaling_factor"] == {"sd15": 0.18215, "sdxl": 0.13025}[family]
 
 
@@ -241,7 +242,7 @@ def test_a_vae_file_is_read_in_either_layout(
     tiny_sd15: Path, tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ):
     shutil.copytree(tiny_sd15, tmp_path / "sd15", ignore=shutil.ignore_patterns("*.safetensors"))
-    monkeypatch.setattr(loading, "CONFIGS", tmp_path)
+    monkeypatch.setattr(original, "configs", (tmp_path).joinpath)
     path = tiny_sdxl / "vae" / "diffusion_pytorch_model.safetensors"
     if layout == "original":
         whole = load_file(write_original(tiny_sdxl, tmp_path / "whole.safetensors"))

@@ -5,8 +5,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from engine.models.load import CONFIGS, load
-from engine.models.sd import AdaptedLayer, StableDiffusion
+from engine.models import original
+from engine.models.family import AdaptedLayer
+from engine.models.load import load
+from engine.models.sd import StableDiffusion
 from engine.models.sdxl import StableDiffusionXL
 from engine.networks import ALGORITHMS, Network, attached, create_network, limit_norms
 from engine.optimizers import learning_rate
@@ -39,12 +41,12 @@ def shapes_of_full_size(family: str, model: StableDiffusion) -> StableDiffusion:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS / family / "unet"))
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(original.configs(family) / "unet"))
         encoders = {
             folder.name: (CLIPTextModelWithProjection if folder.name.endswith("2") else CLIPTextModel)(
                 CLIPTextConfig.from_pretrained(folder)
             )
-            for folder in sorted((CONFIGS / family).glob("text_encoder*"))
+            for folder in sorted((original.configs(family)).glob("text_encoder*"))
         }
     kind = StableDiffusionXL if family == "sdxl" else StableDiffusion
     return kind(unet, model.vae, encoders, [])

@@ -9,12 +9,13 @@ import torch
 from original_layout import write_original
 from safetensors.torch import load_file, save_file
 
-from engine.models import load as loading
+from engine.models import original
 from engine.models.detect import TELLING_BIAS, UNET_PREFIX, detect
 from engine.models.load import load
 from knowledge.answers import PlainError
 from knowledge.architectures import read_architecture
 from knowledge.config import BaseModelSettings
+from knowledge.families import DATA
 
 SETTINGS = {"family": "sd2", "prediction_type": "v_prediction"}
 
@@ -23,7 +24,7 @@ SETTINGS = {"family": "sd2", "prediction_type": "v_prediction"}
 def one_file(tiny_sd2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny model in the original layout, beside the configurations that it is read with."""
     shutil.copytree(tiny_sd2, tmp_path / "configs" / "sd2", ignore=shutil.ignore_patterns("*.safetensors"))
-    monkeypatch.setattr(loading, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(original, "configs", (tmp_path / "configs").joinpath)
     return write_original(tiny_sd2, tmp_path / "model.safetensors")
 
 
@@ -32,7 +33,7 @@ def test_both_layouts_are_recognised_and_a_folder_says_what_it_predicts(tiny_sd2
     assert (found.family, found.prediction_type, found.prediction_supposed) == ("sd2", "v_prediction", False)
     found = detect(one_file)
     assert (found.family, found.layout, found.prediction_supposed) == ("sd2", "single file", True)
-    assert read_architecture(tiny_sd2).family == "sd2"
+    assert read_architecture(tiny_sd2, "sd2").configs["unet"]["use_linear_projection"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -91,7 +92,7 @@ def test_captions_become_kohyas_token_numbers_and_diffusers_text(tiny_sd2: Path,
 
 
 def test_the_configurations_we_ship_are_those_of_the_family():
-    configs = {part: json.loads((loading.CONFIGS / "sd2" / part / "config.json").read_text()) for part in PARTS}
+    configs = {part: json.loads((DATA / "sd2" / part / "config.json").read_text()) for part in PARTS}
     unet, text = configs["unet"], configs["text_encoder"]
     assert (unet["cross_attention_dim"], unet["attention_head_dim"]) == (1024, [5, 10, 20, 20])
     assert unet["use_linear_projection"]

@@ -39,7 +39,7 @@ def test_a_network_takes_every_rank_and_alpha_from_the_file_it_starts_from(tiny_
     there, here = load_file(file), network_tensors(network, "fp32")
     assert set(there) == set(here)
     assert all(torch.equal(tensor, here[name]) for name, tensor in there.items())
-    layers = network_layers(read_architecture(tiny_sd15), settings)  # as the plan counts them
+    layers = network_layers(read_architecture(tiny_sd15, "sd15"), settings)  # as the plan counts them
     planned = {f"{layer.name}.{part}": shape for layer in layers for part, shape in layer.tensors.items()}
     assert planned == {name: tuple(tensor.shape) for name, tensor in here.items()}
     metadata = _network(TrainingConfig(network=settings))

@@ -8,7 +8,7 @@ from torch import nn
 
 from engine.dataset.store import STORES, DiskStore, MemoryStore
 from engine.dataset.text_outputs import TextCache
-from engine.models.sd import Conditioning
+from engine.models.family import Conditioning
 from knowledge.answers import PlainError
 
 

@@ -20,8 +20,9 @@ from engine.batch_loss import loss_of_draw
 from engine.bench import Bench, Caches
 from engine.dataset.batches import Batch, Item
 from engine.dataset.images import Look
+from engine.models.family import AdaptedLayer
 from engine.models.load import load
-from engine.models.sd import AdaptedLayer, StableDiffusion
+from engine.models.sd import StableDiffusion
 from engine.networks import Network, limit_norms
 from engine.optimizers import create_optimizer
 from engine.processes import create_accelerator

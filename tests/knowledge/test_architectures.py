@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from knowledge.architectures import DATA, architecture
+from knowledge.architectures import architecture
+from knowledge.families import DATA
 
 POCKET = Path(__file__).parent.parent.parent / "engine" / "pocket" / "model"
 PARTS = [

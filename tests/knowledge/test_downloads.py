@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import get_args
 
 import pytest
 
-from knowledge.config import Family
 from knowledge.downloads import fitting_vae, suggestions
+from knowledge.families import family_names
 
 
 @pytest.mark.parametrize("each", suggestions().values(), ids=lambda each: each.name)
 def test_a_suggestion_has_an_address_on_the_hub_and_a_family_that_is_trained(each):
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", each.address)
     assert each.kind in ("base", "vae")
-    assert each.family in get_args(Family)
+    assert each.family in family_names()
     assert each.path == "" or each.path.endswith(".safetensors")
     assert each.meaning.endswith(".")
 
