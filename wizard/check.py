@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine.trackers import require_tracker
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
 from knowledge.assessment import assess
-from knowledge.config import POCKET_MODEL, DatasetFolder
+from knowledge.config import DatasetFolder
 from knowledge.facts import DatasetFacts, FolderFacts, Picture
 from wizard.exchange import import_document, show_import
+from wizard.needs import lacking
 
 if TYPE_CHECKING:
     from knowledge.config import TrainingConfig
@@ -127,18 +126,7 @@ def _situation(config: TrainingConfig, images: int | None, gpu: str | None) -> S
         situation = replace(situation, hardware=computer(gpu))
     if images is not None:
         situation = replace(situation, dataset=_supposed(config, images), problem="")
-    return replace(situation, absent="\n".join(_absent(config)))
-
-
-def _absent(config: TrainingConfig) -> Iterator[str]:
-    """What a run would lack on this computer, though its plan is known."""
-    path = config.base_model.path
-    if path != POCKET_MODEL and not Path(path).expanduser().exists():
-        yield f"There is no base model at {path} (base_model.path)."
-    try:
-        require_tracker(config.logging.tracker)
-    except PlainError as problem:
-        yield str(problem)
+    return replace(situation, absent="\n".join(lacking(config)))
 
 
 def _supposed(config: TrainingConfig, images: int) -> DatasetFacts:

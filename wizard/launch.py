@@ -23,7 +23,6 @@ import click
 
 from engine.events import Failed, RunFinished
 from engine.run_folder import RunFolder, whole_file
-from engine.trackers import require_tracker
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
 from knowledge.config import POCKET_MODEL, TrainingConfig, value_of, with_values
 from wizard import views
@@ -31,6 +30,7 @@ from wizard.autopsy import ENGINE_LOG, Machine, death, last_lines
 from wizard.follow import PLAN, Follower, find_run
 from wizard.group import Group, commands_elsewhere, group_of, group_options, launch_command, remember_group
 from wizard.narrator import Sentence
+from wizard.needs import require_all
 from wizard.outcome import address
 from wizard.progress import View, choose_view
 
@@ -123,7 +123,7 @@ def resume(run: str, folder: str, assignments: tuple[str, ...], as_json: bool, m
     found = find_run(run, folder)
     ready_to_resume(found)
     changed = assigned(found.config(), (*assignments, *room(make_room)))
-    require_tracker(changed.logging.tracker)
+    require_all(changed)
     if changed != found.config():
         refuse_another_network(found.config(), changed)
         found.change_config(changed)
@@ -182,7 +182,7 @@ def train_situation(situation: Situation, *, as_json: bool = False, debug: bool 
             remedy = ["This would settle it:", " ".join(settled)] if settled else []
             views.complain("\n".join(["This cannot start as it is.", *remedy]))
         return 3
-    require_tracker(situation.config.logging.tracker)
+    require_all(situation.config)
     try:
         run = RunFolder.create(anchored(situation.config))
         remember_group(run, group)

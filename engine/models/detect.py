@@ -12,7 +12,7 @@ from statistics import pstdev
 from typing import Any, Literal
 
 from knowledge.answers import PlainError
-from knowledge.config import POCKET_MODEL, Family, PredictionType
+from knowledge.config import POCKET_MODEL, BaseModelSettings, Family, PredictionType
 
 PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -84,12 +84,35 @@ def detect(path: str | Path, called: str = "") -> Detected:
     return found
 
 
+def detect_as(settings: BaseModelSettings) -> Detected:
+    """The base model of these settings. Raises PlainError when it is none, or another than they say."""
+    detected = detect(settings.path)
+    if settings.family != detected.family:
+        raise PlainError(
+            f"base_model.family is {settings.family}, but {detected.path} is a model of the family {detected.family}. "
+            f'Set base_model.family = "{detected.family}".'
+        )
+    # The other way round is possible: a folder that was converted carelessly says epsilon of a model that predicts v.
+    stated = detected.prediction_type if not detected.prediction_supposed else settings.prediction_type
+    if stated == "v_prediction" and settings.prediction_type == "epsilon":
+        raise PlainError(
+            f"base_model.prediction_type is epsilon, but {detected.path} says of itself that it predicts v. "
+            'Set base_model.prediction_type = "v_prediction".'
+        )
+    if detected.zero_terminal_snr and not settings.zero_terminal_snr:
+        raise PlainError(
+            f"base_model.zero_terminal_snr is false, but {detected.path} says of itself that its noise ends at zero "
+            "signal. Set base_model.zero_terminal_snr = true."
+        )
+    return detected
+
+
 def _on_this_computer(given: str) -> Path:
     """The file or folder that is meant; owner/name is a repository of the Hugging Face hub, looked for in its cache."""
     path = Path(given).expanduser()
     if path.exists():
         return path
-    if not HUB_NAME.fullmatch(given):
+    if not HUB_NAME.fullmatch(given) or path.suffix in {".safetensors", *PICKLES}:
         raise PlainError(
             f"base_model.path is {path}, and nothing is there. Give a diffusers folder or a .safetensors file, "
             f'or "{POCKET_MODEL}" for the model that comes with this program.'

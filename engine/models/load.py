@@ -13,7 +13,7 @@ from torch import nn
 
 from engine.models import original
 from engine.models.convolutions import quicken_convolutions
-from engine.models.detect import Detected, detect, read_header
+from engine.models.detect import Detected, detect_as, read_header
 from engine.models.family import BaseModel
 from engine.models.linear import quicken_linear_layers
 from engine.models.reading import class_named, read_folder, read_weights, weight_files
@@ -43,8 +43,7 @@ def load(settings: BaseModelSettings, dtype: torch.dtype, *, unet_later: bool = 
     are not what the settings say, or are broken.
     """
     quiet_libraries()
-    detected = detect(settings.path)
-    _check(settings, detected)
+    detected = detect_as(settings)
     kind = family_class(detected.family)
     predictor = family_facts(detected.family).predictor
     with _named(detected):
@@ -82,26 +81,6 @@ def _named(detected: Detected) -> Iterator[None]:
             raise
         first_line = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise PlainError(f"The base model {detected.path} cannot be loaded: {first_line}") from problem
-
-
-def _check(settings: BaseModelSettings, detected: Detected) -> None:
-    if settings.family != detected.family:
-        raise PlainError(
-            f"base_model.family is {settings.family}, but {detected.path} is a model of the family {detected.family}. "
-            f'Set base_model.family = "{detected.family}".'
-        )
-    # The other way round is possible: a folder that was converted carelessly says epsilon of a model that predicts v.
-    stated = detected.prediction_type if not detected.prediction_supposed else settings.prediction_type
-    if stated == "v_prediction" and settings.prediction_type == "epsilon":
-        raise PlainError(
-            f"base_model.prediction_type is epsilon, but {detected.path} says of itself that it predicts v. "
-            'Set base_model.prediction_type = "v_prediction".'
-        )
-    if detected.zero_terminal_snr and not settings.zero_terminal_snr:
-        raise PlainError(
-            f"base_model.zero_terminal_snr is false, but {detected.path} says of itself that its noise ends at zero "
-            "signal. Set base_model.zero_terminal_snr = true."
-        )
 
 
 def load_vae(path: Path, family: str) -> nn.Module:

@@ -67,7 +67,10 @@ def test_a_config_that_cannot_work_ends_with_exit_code_three_and_its_fix(answers
 def test_pictures_or_models_that_are_not_there_block_with_their_reason(answers, tmp_path):
     for text, said in (
         ('[[dataset.folders]]\npath = "nowhere"\n', "no folder nowhere"),
-        ('[base_model]\npath = "nowhere.safetensors"\nfamily = "sd15"\n', "no base model at nowhere.safetensors"),
+        ('[base_model]\npath = "nowhere.safetensors"\nfamily = "sd15"\n', "nowhere.safetensors, and nothing is there"),
+        ('[base_model]\npath = "pocket"\nfamily = "sd15"\n', "is a model of the family pocket"),
+        ('[base_model]\nvae = "no-vae.safetensors"\n', "base_model.vae is no-vae.safetensors, and nothing"),
+        ('[network]\nstart_from = "no-lora.safetensors"\n', "there is no such file"),
     ):
         path = tmp_path / "other.toml"
         path.write_text(text)
@@ -125,7 +128,7 @@ def test_a_foreign_file_is_planned_without_its_pictures_and_its_base_model(forei
     assert (document["total_steps"], document["imported"]["format"]) == (100, "sd-scripts TOML")
     assert document["vram"]["likely_bytes"] > 2 * 2**30
     assert result.exit_code == 3
-    assert "no base model" in document["problem"]
+    assert "base.safetensors, and nothing is there" in document["problem"]
 
 
 def test_a_foreign_file_is_told_key_by_key_where_something_changes_and_what_bites_there(foreign):

@@ -266,6 +266,27 @@ def test_a_blocked_config_does_not_start(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"base_model.path": "nowhere.safetensors"}, "base_model.path is nowhere.safetensors, and nothing is there"),
+        ({"base_model.vae": "nowhere.safetensors"}, "base_model.vae is nowhere.safetensors, and nothing is there"),
+        ({"network.start_from": "nowhere.safetensors"}, "network.start_from is nowhere.safetensors, and there is no"),
+        ({"dataset.folders": ({"path": ".", "masks": "nowhere"},)}, "nowhere"),
+    ],
+)
+def test_what_is_not_there_is_named_before_a_run_has_a_folder(tmp_path, monkeypatch, changes, said):
+    monkeypatch.chdir(tmp_path)
+
+    class Lacking:
+        config = with_values(TrainingConfig(), changes)
+        findings = ()
+
+    with pytest.raises(PlainError, match=said):
+        launch.train_situation(Lacking())
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_keeps_absolute_paths_so_that_it_can_go_on_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
