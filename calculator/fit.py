@@ -15,6 +15,7 @@ from knowledge.architectures import Architecture
 from knowledge.config import CAPTION_CHANGES, PICTURE_CHANGES, TrainingConfig, value_of, with_values
 from knowledge.facts import DatasetFacts, Hardware
 from knowledge.families import family_facts
+from knowledge.optimizers import OPTIMIZERS
 from knowledge.parameters import parameters
 
 Changes = dict[str, Any]
@@ -121,8 +122,10 @@ def _half_precision(config: TrainingConfig, hardware: Hardware) -> Changes:
 
 
 def _eight_bit(config: TrainingConfig, hardware: Hardware) -> Changes:
-    usable = config.optimizer.name == "adamw" and hardware.capability is not None
-    return {"optimizer.name": "adamw8bit"} if usable else {}
+    if hardware.capability is None:
+        return {}
+    versions = [name for name, row in OPTIMIZERS.items() if row.eight_bits_of == config.optimizer.name]
+    return {"optimizer.name": versions[0]} if versions else {}
 
 
 def _selective_checkpointing(config: TrainingConfig, hardware: Hardware) -> Changes:

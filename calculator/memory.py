@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any
 
 from calculator.buckets import Size
 from calculator.held_weights import held_bytes, whole_layer
@@ -24,9 +23,11 @@ from calculator.step_cost import (
     traced_rank,
 )
 from knowledge.architectures import Architecture, Layer
-from knowledge.config import SCHEDULE_FREE, NetworkSettings, OptimizerName, TrainingConfig, value_of, with_values
+from knowledge.config import NetworkSettings, OptimizerName, TrainingConfig, value_of, with_values
+from knowledge.expressions import evaluate
 from knowledge.facts import Hardware
 from knowledge.optimizer_arguments import Argument, all_arguments
+from knowledge.optimizers import OPTIMIZERS
 
 MIB = 1024**2
 
@@ -48,67 +49,35 @@ class MemoryEstimate:
     phases: dict[str, dict[str, int]]
 
 
-Arguments = Mapping[str, Any]
-
 # -- the optimizer's state, bytes of one tensor --------------------------------------------------------------------
 
 
-def _adafactor(shape: Shape) -> float:
-    """One number for every row and every column of a matrix instead of one for every weight."""
-    if len(shape) < 2:
-        return 4.0 * prod(shape)
-    return 4.0 * (prod(shape[:-1]) + prod(shape[:-2]) * shape[-1])
+def tensor_facts(shape: Shape) -> dict[str, float]:
+    """What the formulas of data/optimizers.toml read of a tensor.
 
-
-def _prodigy_plus(shape: Shape, given: Arguments) -> float:
-    """Averaged weights, second moments in rows and columns of a matrix's two longest sides, and every eleventh weight
-    twice in two bytes: where it began, and how far it has come."""
+    sums: numbers where a matrix has one for every row and every column instead of one for every weight, and a kernel
+    one of each for every place in it. long_sums: one for every place along each of the two longest sides' others.
+    longest: the longest side; 0 where there is but one.
+    """
     weights, sides = prod(shape), sorted(shape)[-2:]
-    factored = given["factored"] and not given["use_focus"] and len(shape) > 1 and sides[-1] >= 32
-    second = sum(4.0 * weights / side for side in sides) if factored else 4.0 * weights
-    return 4.0 * weights + second + 2 * -(-weights // 11) * (1 if given["use_speed"] else 2)
+    if len(shape) < 2:
+        return {"weights": weights, "sums": weights, "long_sums": weights, "longest": 0}
+    sums = prod(shape[:-1]) + prod(shape[:-2]) * shape[-1]
+    return {"weights": weights, "sums": sums, "long_sums": sum(weights / side for side in sides), "longest": sides[-1]}
 
 
-def _adamw8bit(shape: Shape, given: Arguments) -> float:
-    """Two bytes a weight and two scales for every 256; bitsandbytes keeps small tensors in 32 bits."""
-    weights = prod(shape)
-    return 8.0 * weights if weights < given["min_8bit_size"] else 2.0 * weights + 2 * 4 * -(-weights // 256)
-
-
-STATE_BYTES: Mapping[OptimizerName, Callable[[Shape, Arguments], float]] = {
-    "adamw": lambda shape, given: (12.0 if given["amsgrad"] else 8.0) * prod(shape) + 4,
-    "adamw8bit": _adamw8bit,
-    "lion": lambda shape, given: 4.0 * prod(shape),
-    "adafactor": lambda shape, given: _adafactor(shape) + (4.0 * prod(shape) if "beta1" in given else 0),
-    "prodigy": lambda shape, given: 16.0 * prod(shape),
-    "prodigy_plus_schedule_free": _prodigy_plus,
-    "paged_adamw8bit": _adamw8bit,
-    "lion8bit": lambda shape, given: _adamw8bit(shape, given) / 2,
-    "came": lambda shape, given: (8.0 if given["ams_bound"] else 4.0) * prod(shape) + 2 * _adafactor(shape),
-    "dadapt_adam": lambda shape, given: 12.0 * prod(shape),
-    "schedule_free_adamw": lambda shape, given: (12.0 if given["ams_bound"] else 8.0) * prod(shape),
-    "stable_adamw": lambda shape, given: 8.0 * prod(shape),
-    "adopt": lambda shape, given: 8.0 * prod(shape),
-    "sgd": lambda shape, given: 4.0 * prod(shape) if given["momentum"] else 0.0,
-}
-"""Bytes of one tensor by its shape and all the arguments that the optimizer is given."""
-
-
-HALVED_STATE: Mapping[OptimizerName, float] = dict.fromkeys(STATE_BYTES, 0.5) | {
-    "adamw8bit": 1.0,
-    "paged_adamw8bit": 1.0,
-    "lion8bit": 1.0,
-    "adafactor": 1.0,
-    "prodigy_plus_schedule_free": 0.55,
-    "stable_adamw": 0.75,
-}
-"""What is left of the state where the trained weights are in bf16: most keep it in the weights' own precision."""
+@lru_cache(maxsize=4096)  # a network has few shapes, and a search for settings meets them again
+def state_bytes(optimizer: OptimizerName, shape: Shape, arguments: tuple[tuple[str, Argument], ...]) -> float:
+    """Bytes that the optimizer keeps of a tensor of this shape, given all these arguments."""
+    row = OPTIMIZERS[optimizer]
+    known = dict.fromkeys(row.arguments) | dict(arguments) | tensor_facts(shape)
+    return float(evaluate(row.state, known.__getitem__))
 
 
 def optimizer_bytes(architecture: Architecture, config: TrainingConfig) -> int:
     """What the optimizer keeps from step to step."""
     arguments = tuple(all_arguments(config.optimizer.name, config.optimizer.arguments).items())
-    share = HALVED_STATE[config.optimizer.name] if config.memory.full_half else 1.0
+    share = OPTIMIZERS[config.optimizer.name].state_in_half if config.memory.full_half else 1.0
     return round(share * _state_bytes(architecture, config.network, config.optimizer.name, arguments))
 
 
@@ -119,10 +88,9 @@ def _state_bytes(
     optimizer: OptimizerName,
     arguments: tuple[tuple[str, Argument], ...],
 ) -> int:
-    state, given = STATE_BYTES[optimizer], dict(arguments)
     layers = network_layers(architecture, network)
     shapes = (shape for layer in layers for name, shape in layer.tensors.items() if name not in NOT_TRAINED)
-    return round(sum(state(shape, given) for shape in shapes))
+    return round(sum(state_bytes(optimizer, shape, arguments) for shape in shapes))
 
 
 def average_bytes(architecture: Architecture, config: TrainingConfig) -> int:
@@ -134,7 +102,7 @@ def average_bytes(architecture: Architecture, config: TrainingConfig) -> int:
 
 def set_aside_bytes(architecture: Architecture, config: TrainingConfig) -> int:
     """The weights that a schedule-free optimizer goes on learning with, kept while others stand in their place."""
-    if config.optimizer.name not in SCHEDULE_FREE:
+    if not OPTIMIZERS[config.optimizer.name].averages:
         return 0
     return trained_size(config) * sum(layer.trainable for layer in network_layers(architecture, config.network))
 

@@ -22,12 +22,12 @@ from torch import Tensor
 from calculator.buckets import place
 from calculator.steps import Run, views, views_of_pictures
 from engine.dataset.captions import tags
-from engine.optimizers import OPTIMIZERS
 from knowledge.config import Algorithm, OptimizerSettings, TrainingConfig
 from knowledge.facts import DatasetFacts
 from knowledge.families import family_facts
 from knowledge.formats.kohya_network import arguments_of_blocks
 from knowledge.optimizer_arguments import all_arguments
+from knowledge.optimizers import OPTIMIZERS
 from knowledge.starting_network import layers_in_file
 
 NETWORK_MODULES: dict[Algorithm, tuple[str, dict[str, str]]] = {

@@ -1,10 +1,9 @@
-"""Optimizers by name. A new one is a row of the table."""
+"""Optimizers by name, made as their rows of knowledge/data/optimizers.toml say."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,46 +12,9 @@ from torch import nn
 from calculator.schedule import full_learning_rate
 from engine.paced import by_group
 from knowledge.answers import PlainError
-from knowledge.config import OptimizerName, OptimizerSettings, ScheduleSettings
+from knowledge.config import OptimizerSettings, ScheduleSettings
 from knowledge.optimizer_arguments import all_arguments, to_line
-
-
-@dataclass(frozen=True)
-class OptimizerRecipe:
-    """An optimizer's class as "module:name", and how it is to compute where it leaves a choice.
-
-    What it takes for learning stands in knowledge/data/optimizer_arguments.toml.
-    """
-
-    kind: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    on_gpu: Mapping[str, Any] = field(default_factory=dict)
-    """More arguments where the weights are on a GPU."""
-    one_rate: bool = False
-    """Whether its library takes the first group's rate for all."""
-
-
-OPTIMIZERS: dict[OptimizerName, OptimizerRecipe] = {
-    "adamw": OptimizerRecipe(
-        # A CPU's fused kernel rounds otherwise than the plain one, with which sd-scripts' runs replay to 3e-8.
-        "torch.optim:AdamW",
-        on_gpu={"fused": True},
-    ),
-    "adamw8bit": OptimizerRecipe("bitsandbytes.optim:AdamW8bit"),
-    "paged_adamw8bit": OptimizerRecipe("bitsandbytes.optim:PagedAdamW8bit"),
-    "lion": OptimizerRecipe("pytorch_optimizer:Lion"),
-    "lion8bit": OptimizerRecipe("bitsandbytes.optim:Lion8bit"),
-    # The rate comes from our schedule, which has its own relative step among its curves.
-    "adafactor": OptimizerRecipe("transformers.optimization:Adafactor", {"relative_step": False}),
-    "came": OptimizerRecipe("pytorch_optimizer:CAME"),
-    "prodigy": OptimizerRecipe("pytorch_optimizer:Prodigy", one_rate=True),
-    "prodigy_plus_schedule_free": OptimizerRecipe("prodigyplus:ProdigyPlusScheduleFree"),
-    "dadapt_adam": OptimizerRecipe("pytorch_optimizer:DAdaptAdam", one_rate=True),
-    "schedule_free_adamw": OptimizerRecipe("pytorch_optimizer:ScheduleFreeAdamW"),
-    "stable_adamw": OptimizerRecipe("pytorch_optimizer:StableAdamW"),
-    "adopt": OptimizerRecipe("pytorch_optimizer:ADOPT"),
-    "sgd": OptimizerRecipe("torch.optim:SGD"),
-}
+from knowledge.optimizers import OPTIMIZERS
 
 
 def create_optimizer(
@@ -62,23 +24,23 @@ def create_optimizer(
 
     Raises PlainError when the library behind this optimizer is not installed, or refuses a value of its arguments.
     """
-    recipe = OPTIMIZERS[settings.name]
-    module_name, _, class_name = recipe.kind.partition(":")
+    row = OPTIMIZERS[settings.name]
+    module_name, _, class_name = row.kind.partition(":")
     try:
         kind = getattr(importlib.import_module(module_name), class_name)
     except ImportError as problem:
         raise PlainError(
-            f"optimizer.name is {settings.name}, which needs {module_name.split('.')[0]}, and that cannot be used on "
+            f"optimizer.name is {settings.name}, which needs {row.library}, and that cannot be used on "
             f'this computer ({problem}). Set optimizer.name = "adamw".'
         ) from problem
-    if recipe.one_rate:
+    if row.pace == "of all":
         kind = by_group(kind)
     groups = [
         {"params": list(weights), "lr": learning_rate(part, settings, schedule), "name": part}
         for part, weights in parameters.items()
     ]
     on_gpu = all(weight.is_cuda for weights in parameters.values() for weight in weights)
-    chosen = {**recipe.arguments, **(recipe.on_gpu if on_gpu else {})}
+    chosen = {**row.always, **(row.on_gpu if on_gpu else {})}
     arguments = {**chosen, **all_arguments(settings.name, settings.arguments, schedule.scheduler)}
     try:
         optimizer: torch.optim.Optimizer = kind(

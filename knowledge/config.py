@@ -18,6 +18,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from knowledge import blocks
 from knowledge.families import family_facts, family_names
 from knowledge.optimizer_arguments import Argument, argument_problems, as_arguments
+from knowledge.optimizers import OPTIMIZERS
 
 SCHEMA_VERSION: Final = 1
 POCKET_MODEL = "pocket"
@@ -46,22 +47,8 @@ Family = Annotated[str, OneOf(family_names)]
 PredictionType = Literal["epsilon", "v_prediction"]
 Goal = Literal["character", "style", "object", "concept"]
 Algorithm = Literal["lora", "locon", "dylora", "dora", "loha", "lokr", "glora", "oft", "boft", "ia3", "full"]
-OptimizerName = Literal[
-    "adamw",
-    "adamw8bit",
-    "paged_adamw8bit",
-    "lion",
-    "lion8bit",
-    "adafactor",
-    "came",
-    "prodigy",
-    "prodigy_plus_schedule_free",
-    "dadapt_adam",
-    "schedule_free_adamw",
-    "stable_adamw",
-    "adopt",
-    "sgd",
-]
+OptimizerName = Annotated[str, OneOf(lambda: tuple(OPTIMIZERS))]
+"""An optimizer, by the name of its row in data/optimizers.toml."""
 Scheduler = Literal[
     "constant",
     "linear",
@@ -161,12 +148,6 @@ CAPTION_CHANGES = (
     "tag_dropout_rate",
 )
 """Settings of dataset that give a picture another caption each time it is shown."""
-
-SCHEDULE_FREE: frozenset[str] = frozenset({"prodigy_plus_schedule_free", "schedule_free_adamw"})
-"""Optimizers that learn with other weights than those that are saved and drawn with, and swap them for that while."""
-
-PACED_BY_ALL_WEIGHTS: frozenset[str] = frozenset({"prodigy", "prodigy_plus_schedule_free", "dadapt_adam"})
-"""Optimizers that reckon one pace from all weights together, so that no weight can be updated before all are known."""
 
 PICTURE_CHANGES = ("random_crop", "colour_augmentation")
 """Settings of dataset that make a picture look different each time in more ways than can be kept."""
@@ -509,7 +490,7 @@ def _fused_contradictions(config: TrainingConfig) -> Iterator[str]:
     """Why weights cannot be updated while their gradients come in."""
     optimizer, steps = config.optimizer, config.schedule.gradient_accumulation_steps
     what = "memory.fused_backward updates each weight as soon as its gradient is known"
-    if optimizer.name in PACED_BY_ALL_WEIGHTS:
+    if OPTIMIZERS[optimizer.name].pace:
         yield (
             f"{what}, but optimizer.name is {optimizer.name}, which reckons its pace from all of them together. "
             "Turn it off, or choose another optimizer."

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from knowledge import library
+from knowledge.optimizers import OPTIMIZERS
 
 Argument = bool | int | float | tuple[float, ...]
 NUMBER = "number"
@@ -17,14 +18,12 @@ EXAMPLE = "{ betas = [0.9, 0.99] }"
 
 def known_arguments(optimizer: str) -> Mapping[str, Any]:
     """The arguments of this optimizer, each with its value where nobody sets it, or NUMBER."""
-    known: Mapping[str, Any] = library.document("optimizer_arguments.toml")["arguments"][optimizer]
-    return known
+    return OPTIMIZERS[optimizer].arguments
 
 
 def decided_elsewhere() -> Mapping[str, str]:
     """Arguments of optimizers that are not for setting, with where they are decided instead."""
-    elsewhere: Mapping[str, str] = library.document("optimizer_arguments.toml")["elsewhere"]
-    return elsewhere
+    return library.document("optimizer_arguments.toml")
 
 
 def as_arguments(value: Any) -> Any:
@@ -71,7 +70,7 @@ def all_arguments(
     """What the optimizer's class is given under this schedule: these arguments, and of all others the usual value."""
     usual = {name: value for name, value in known_arguments(optimizer).items() if value != NUMBER}
     if scheduler == optimizer:
-        usual |= library.document("optimizer_arguments.toml")["own_schedule"][optimizer]
+        usual |= OPTIMIZERS[optimizer].on_own_schedule
 
     def fitted(value: Any, like: Any) -> Argument:
         if isinstance(value, tuple | list):

@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from knowledge import config, library
 from knowledge.expressions import Lookup, UnknownFactError, evaluate, fill, placeholders
 from knowledge.families import family_facts, family_names
+from knowledge.optimizers import KINDS, of_kind
 
 Level = Literal["essential", "advanced", "expert"]
 LEVELS: tuple[Level, ...] = ("essential", "advanced", "expert")
@@ -205,6 +206,7 @@ def _numbers(name: str) -> dict[str, Any]:
     """The numbers that prose may use: those of the entry, and default, minimum and maximum of the field.
 
     `numbers_of_families` in an entry names a fact of families, which is a number under each family's name.
+    Of the optimizers also which are of what kind.
     """
     schema = _fields()[name]
     default = None if schema.default is PydanticUndefined else schema.default
@@ -217,7 +219,8 @@ def _numbers(name: str) -> dict[str, Any]:
         else {}
     )
     numbers: dict[str, Any] = table.get("numbers", {})
-    return {"default": default, "minimum": low, "maximum": high} | families | numbers
+    kinds = {kind: of_kind(kind) for kind in KINDS} if name == "optimizer.name" else {}
+    return {"default": default, "minimum": low, "maximum": high} | families | kinds | numbers
 
 
 def number(name: str) -> Any:

@@ -6,10 +6,10 @@ from typing import Any, get_args
 
 from hypothesis import strategies as st
 
-from calculator.memory import STATE_BYTES
 from calculator.step_cost import Course, has_traced_convolutions
-from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO, PACED_BY_ALL_WEIGHTS, Algorithm, BaseWeights
+from knowledge.config import CONV_ALGORITHMS, CONVOLUTIONS_TOO, Algorithm, BaseWeights
 from knowledge.families import family_names
+from knowledge.optimizers import OPTIMIZERS
 
 # The blocks of rotations do not grow with the rank at every width.
 GROWING = [name for name in get_args(Algorithm) if name not in ("oft", "boft")]
@@ -27,7 +27,7 @@ def reconciled(values: dict[str, Any]) -> dict[str, Any]:
     if found["network.convolutions"] or found["network.algorithm"] in CONV_ALGORITHMS:
         found["network.attention_only"] = False
     if found["memory.fused_backward"]:
-        usable = found["optimizer.name"] not in PACED_BY_ALL_WEIGHTS and found["memory.precision"] != "fp16"
+        usable = not OPTIMIZERS[found["optimizer.name"]].pace and found["memory.precision"] != "fp16"
         found |= {"memory.fused_backward": usable, "schedule.gradient_accumulation_steps": 1}
         found["optimizer.maximum_gradient_norm"] = 0.0
     return found
@@ -56,7 +56,7 @@ def possible_configs(families: list[str] | None = None) -> st.SearchStrategy[dic
             "memory.selective_checkpointing": st.booleans(),
             "memory.fused_backward": st.booleans(),
             "memory.cache_latents": st.booleans(),
-            "optimizer.name": st.sampled_from(sorted(STATE_BYTES)),
+            "optimizer.name": st.sampled_from(sorted(OPTIMIZERS)),
             "ema.decay": st.sampled_from([None, 0.999]),
         }
     ).map(reconciled)

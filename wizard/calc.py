@@ -21,7 +21,6 @@ from knowledge.config import (
     POCKET_MODEL,
     Algorithm,
     DatasetFolder,
-    OptimizerName,
     Precision,
     TrainingConfig,
     value_of,
@@ -29,6 +28,7 @@ from knowledge.config import (
 )
 from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture, facts
 from knowledge.families import family_names
+from knowledge.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     from calculator import fit
@@ -143,7 +143,7 @@ def seconds_of(context: click.Context, parameter: click.Parameter, value: str | 
 @click.option("--resolution", type=int, help="Side of the training square in pixels.")
 @click.option("--rank", type=int, help="Rank of the network.")
 @click.option("--algorithm", type=click.Choice(get_args(Algorithm)), help="Kind of network.")
-@click.option("--optimizer", type=click.Choice(get_args(OptimizerName)))
+@click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)))
 @click.option("--precision", type=click.Choice(get_args(Precision)), help="Numbers to compute in.")
 @click.option("--gpu", metavar="NAME", help="Another computer's card, as RTX 3060 or A100; cpu for none.")
 @click.option("--answers", type=click.Path(path_type=Path), help="A file of answers; other options change it.")

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from engine.trackers import LOGIN, PACKAGES, lacks_login, lacks_package
+from knowledge.optimizers import OPTIMIZERS
 from wizard.hardware import GraphicsCard
 from wizard.patient import Line, Patient
 
@@ -177,8 +178,7 @@ def _eight_bits(patient: Patient) -> Iterator[tuple[str, str]]:
     if patient.situation is None:
         return
     config = patient.situation.config
-    if config.optimizer.name.endswith("8bit"):
-        plain = config.optimizer.name.removeprefix("paged_").removesuffix("8bit")
+    if plain := OPTIMIZERS[config.optimizer.name].eight_bits_of:
         yield config.optimizer.name, f"optimizer.name={plain}"
     if config.memory.base_weights in ("8bit", "nf4"):
         yield f"memory.base_weights = {config.memory.base_weights}", "memory.base_weights=fp8"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from knowledge.blocks import LISTS
-from knowledge.config import LACKING_DROPOUT, PACED_BY_ALL_WEIGHTS, RANK_IN_FILE, UP_ALGORITHMS
+from knowledge.config import LACKING_DROPOUT, RANK_IN_FILE, UP_ALGORITHMS
+from knowledge.optimizers import of_kind
 
 NO_MODEL = "base-model"
 """Stands where a base model is still to be chosen."""
@@ -41,7 +42,7 @@ def _fused_in_vain(values: Mapping[str, Any]) -> bool:
         values.get("optimizer.maximum_gradient_norm", 1.0) > 0
         or values.get("schedule.gradient_accumulation_steps", 1) > 1
         or values.get("memory.precision", "fp32") == "fp16"
-        or values.get("optimizer.name") in PACED_BY_ALL_WEIGHTS
+        or values.get("optimizer.name") in of_kind("self_paced")
     )
 
 

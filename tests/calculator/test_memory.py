@@ -11,19 +11,20 @@ from possible_configs import possible_configs
 from calculator import step_cost
 from calculator.memory import (
     COMPUTED_AGAIN,
-    STATE_BYTES,
     estimate_memory,
     optimizer_bytes,
     set_aside_bytes,
+    state_bytes,
     step_bytes,
     untraced_bytes,
 )
 from calculator.network_size import network_layers
 from calculator.step_cost import DATA, RANKLESS, Course, Sizes, activation_bytes, course_of, phase_bytes, sizes_of, work
 from knowledge.architectures import architecture, read_architecture
-from knowledge.config import CONVOLUTIONS_TOO, Algorithm, BaseModelSettings, OptimizerName, TrainingConfig, with_values
+from knowledge.config import CONVOLUTIONS_TOO, Algorithm, BaseModelSettings, TrainingConfig, with_values
 from knowledge.facts import Hardware
 from knowledge.optimizer_arguments import all_arguments
+from knowledge.optimizers import OPTIMIZERS
 
 CARD = Hardware("RTX 3060", 12 * 1024**3, capability=(8, 6))
 CPU = Hardware("CPU", cores=2)
@@ -256,7 +257,7 @@ def trained_shapes(tiny_sd15):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        *((name, {}) for name in STATE_BYTES),
+        *((name, {}) for name in OPTIMIZERS),
         ("adamw", {"amsgrad": True}),
         ("adamw8bit", {"min_8bit_size": 256}),
         ("adafactor", {"beta1": 0.9}),
@@ -294,9 +295,9 @@ def test_an_optimizer_keeps_the_state_that_is_counted(name, arguments, tiny_sd15
 
 
 def test_small_tensors_stay_in_32_bits_under_8_bit_adamw():
-    usual = all_arguments("adamw8bit", {})
-    assert STATE_BYTES["adamw8bit"]((16, 64), usual) == 8 * 1024
-    assert STATE_BYTES["adamw8bit"]((16, 320), usual) == 2 * 5120 + 8 * 20
+    usual = tuple(all_arguments("adamw8bit", {}).items())
+    assert state_bytes("adamw8bit", (16, 64), usual) == 8 * 1024
+    assert state_bytes("adamw8bit", (16, 320), usual) == 2 * 5120 + 8 * 20
 
 
 def test_a_part_filled_bucket_needs_no_more_than_its_pictures():
@@ -439,7 +440,7 @@ def test_every_combination_has_a_figure(family, algorithm):
             assert network_layers(architecture(family), config.network)
 
 
-@pytest.mark.parametrize("name", get_args(OptimizerName))
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_an_optimizer_swaps_for_samples_and_files_is_counted_where_it_swaps(name):
     """The engine sets the weights aside for every optimizer that has other ones to draw and save with."""
     import torch

@@ -7,9 +7,8 @@ from short_runs import Configure, of_kind, run_to_end, same, stopped_at, weights
 
 from engine.events import StepFinished
 from engine.fused_backward import FusedBackward
-from engine.optimizers import OPTIMIZERS
-from knowledge.config import PACED_BY_ALL_WEIGHTS, OptimizerName, OptimizerSettings, ScheduleSettings
-from knowledge.parameters import number
+from knowledge.config import OptimizerName, OptimizerSettings, ScheduleSettings
+from knowledge.optimizers import OPTIMIZERS
 
 POSSIBLE = {
     "optimizer": {"maximum_gradient_norm": 0.0},
@@ -17,7 +16,7 @@ POSSIBLE = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in PACED_BY_ALL_WEIGHTS])
+@pytest.mark.parametrize("name", [name for name, row in OPTIMIZERS.items() if not row.pace])
 def test_the_weights_are_those_of_the_ordinary_way(name: OptimizerName):
     from engine.optimizers import create_optimizer
 
@@ -94,7 +93,3 @@ def test_a_run_that_is_asked_to_updates_weights_within_its_backward_pass(
 def test_what_needs_all_gradients_together_is_refused(configure: Configure, changes: dict, said: str):
     with pytest.raises(ValidationError, match=said):
         configure(**{**POSSIBLE, "memory": {"fused_backward": True}, **changes})
-
-
-def test_optimizers_that_find_their_pace_are_those_that_cannot_go_tensor_by_tensor():
-    assert set(number("optimizer.name.self_paced")) == PACED_BY_ALL_WEIGHTS

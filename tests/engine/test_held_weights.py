@@ -7,7 +7,6 @@ from short_runs import Configure, run_to_end
 from torch import nn
 
 from calculator.held_weights import held_bytes
-from calculator.memory import HALVED_STATE
 from engine.events import StepFinished
 from engine.held_weights import HeldConvolution, HeldLinear, _HeldLayer, hold_weights
 from engine.models.load import load
@@ -16,6 +15,7 @@ from engine.run_folder import RunFolder
 from engine.train import train
 from knowledge.architectures import read_architecture
 from knowledge.config import BaseModelSettings, OptimizerSettings, ScheduleSettings
+from knowledge.optimizers import OPTIMIZERS
 
 FORMS = ["same", "fp8", "8bit", "nf4"]
 CPU = torch.device("cpu")
@@ -163,7 +163,7 @@ def test_full_half_keeps_the_weights_in_bf16_learns_nearly_the_same_and_says_so(
         configure(memory={"full_half": True})
 
 
-@pytest.mark.parametrize("name", sorted(HALVED_STATE))
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_keeps_the_counted_share_of_its_state_for_weights_in_bf16(name):
     def state(dtype: torch.dtype) -> int:
         weights = [nn.Parameter(torch.randn(64, 320).to(dtype))]
@@ -177,4 +177,4 @@ def test_an_optimizer_keeps_the_counted_share_of_its_state_for_weights_in_bf16(n
         assert torch.isfinite(weights[0]).all()
         return sum(t.nbytes for kept in optimizer.state.values() for t in kept.values() if torch.is_tensor(t))
 
-    assert state(torch.bfloat16) / state(torch.float32) == pytest.approx(HALVED_STATE[name], abs=0.01)
+    assert state(torch.bfloat16) / state(torch.float32) == pytest.approx(OPTIMIZERS[name].state_in_half, abs=0.01)

@@ -12,9 +12,9 @@ from short_runs import Configure
 from torch.overrides import TorchFunctionMode
 
 from engine.events import StepFinished
-from engine.optimizers import OPTIMIZERS
 from engine.run_folder import RunFolder
 from engine.train import train
+from knowledge.optimizers import OPTIMIZERS
 
 READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__"}
 """What makes the processor wait until a GPU has computed the tensor that it asks for."""
@@ -41,8 +41,8 @@ class Reads(TorchFunctionMode):
 def test_an_update_waits_for_the_gpu_once_however_many_batches_it_takes(
     configure: Configure, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = OPTIMIZERS[optimizer]  # type: ignore[index]
-    monkeypatch.setitem(OPTIMIZERS, optimizer, replace(recipe, arguments={**recipe.arguments, **recipe.on_gpu}))
+    row = OPTIMIZERS[optimizer]
+    monkeypatch.setitem(OPTIMIZERS, optimizer, replace(row, always={**row.always, **row.on_gpu}))
     config = configure(
         optimizer={"name": optimizer},
         schedule={"gradient_accumulation_steps": 2, "maximum_steps": 5, "epochs": 5},

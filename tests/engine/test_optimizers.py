@@ -9,15 +9,12 @@ import torch
 from transformers.optimization import Adafactor
 
 from calculator.schedule import full_learning_rate, learning_rate_multiplier
-from engine.optimizers import OPTIMIZERS, check_optimizer, create_optimizer, learning_rate, restore_precision
+from engine.optimizers import check_optimizer, create_optimizer, learning_rate, restore_precision
 from knowledge.answers import PlainError
-from knowledge.config import OptimizerName, OptimizerSettings, ScheduleSettings, choices, fields
+from knowledge.config import OptimizerName, OptimizerSettings, ScheduleSettings
 from knowledge.optimizer_arguments import NUMBER, decided_elsewhere, from_line, known_arguments, to_line
+from knowledge.optimizers import OPTIMIZERS, of_kind
 from knowledge.parameters import parameters
-
-
-def test_every_optimizer_of_the_schema_is_a_row():
-    assert tuple(OPTIMIZERS) == choices(fields()["optimizer.name"])
 
 
 def learned(name: OptimizerName, rate: float, steps: int = 60, decay: float = 0.0) -> float:
@@ -37,7 +34,7 @@ def learned(name: OptimizerName, rate: float, steps: int = 60, decay: float = 0.
     return ((weights - goal).norm() / goal.norm()).item()
 
 
-FINDS_ITS_OWN_RATE = ("prodigy", "prodigy_plus_schedule_free", "dadapt_adam")
+FINDS_ITS_OWN_RATE = of_kind("self_paced")
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -228,7 +225,7 @@ def test_the_arguments_on_record_are_those_of_the_installed_class(name: Optimize
     taken = inspect.signature(getattr(importlib.import_module(module), kind).__init__).parameters
     names = {key for key, value in taken.items() if value.kind is not value.VAR_KEYWORD} - {"self", "params"}
     # An argument that its library takes and never reads.
-    names -= {"amsgrad"} if OPTIMIZERS[name].kind.startswith("bitsandbytes") else set()
+    names -= {"amsgrad"} if OPTIMIZERS[name].library == "bitsandbytes" else set()
     known = known_arguments(name)
     assert set(known) | (set(decided_elsewhere()) & names) == names
     for argument, value in known.items():

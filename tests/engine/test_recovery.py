@@ -23,12 +23,13 @@ from engine.events import (
 )
 from engine.loss_watch import NotANumberError, TrainingBrokeError
 from engine.models.load import load
-from engine.optimizers import OPTIMIZERS, create_optimizer
+from engine.optimizers import create_optimizer
 from engine.recovery import marks, room_for
 from engine.run_folder import RunFolder
 from engine.train import train
 from knowledge.answers import PlainError
 from knowledge.config import OptimizerSettings, ScheduleSettings
+from knowledge.optimizers import OPTIMIZERS
 
 
 def told(run: RunFolder, *, resume: bool = False) -> list[Event]:

@@ -11,11 +11,11 @@ from engine.events import (
     Warned,
 )
 from engine.networks import ALGORITHMS
-from engine.optimizers import OPTIMIZERS
 from engine.run_folder import RunFolder
 from engine.train import train
 from knowledge.answers import PlainError
 from knowledge.config import CONVOLUTIONS_TOO, Scheduler
+from knowledge.optimizers import OPTIMIZERS
 
 
 def schedule_with(name: str) -> str:
