@@ -61,7 +61,7 @@ def test_letters_of_chinese_windows_are_told_from_accents(tmp_path):
         ("x.toml", bytes(20_000_001), "too large"),
         ("x.json", b"[" * 5000, "nested too deeply"),
         ("x.toml", b"a = " + b"[" * 5000, "nested too deeply"),
-        ("x.yaml", b"a: " + b"[" * 500, "nested too deeply"),
+        ("x.yaml", b"a: " + b"[" * 5000, "nested too deeply"),
         ("x.json", b'{"network_dim": ' + b"9" * 30 + b"}", "beyond 64 bits"),
         ("x.toml", b"network_dim = " + b"9" * 5000, "is not valid TOML"),
         ("x.json", b"[" + b"1," * 200_000 + b"1]", "more than any config"),
