@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from knowledge.answers import PlainError
+
+PORTION_BYTES = 64 * 2**20
+"""After so much of it a file is opened anew: one that stays open keeps in memory all that was read of it."""
 
 
 def class_named(name: str) -> Any:
@@ -95,9 +99,12 @@ def weight_files(folder: Path) -> list[Path]:
 def _tensors(files: list[Path], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     for path in files:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-        for name in names:
-            # Opened anew for each: a file that stays open keeps all that was read of it in memory beside the copy.
+            names = deque(file.keys())
+        while names:
+            read = 0
             with safe_open(path, framework="pt") as file:
-                tensor = file.get_tensor(name).to(dtype, copy=True)
-            yield name, tensor
+                while names and read < PORTION_BYTES:
+                    name = names.popleft()
+                    tensor = file.get_tensor(name)
+                    read += tensor.nbytes
+                    yield name, tensor.to(dtype, copy=True)
