@@ -1,5 +1,7 @@
 """A fused backward pass: the same weights, and never two gradients at a time."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -7,6 +9,7 @@ from short_runs import Configure, of_kind, run_to_end, same, stopped_at, weights
 
 from engine.events import StepFinished
 from engine.fused_backward import FusedBackward
+from engine.optimizers import create_optimizer
 from knowledge.config import OptimizerName, OptimizerSettings, ScheduleSettings
 from knowledge.optimizers import OPTIMIZERS
 
@@ -17,17 +20,22 @@ POSSIBLE = {
 
 
 @pytest.mark.parametrize("name", [name for name, row in OPTIMIZERS.items() if not row.pace])
-def test_the_weights_are_those_of_the_ordinary_way(name: OptimizerName):
-    from engine.optimizers import create_optimizer
-
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "full half"])
+def test_the_weights_are_those_of_the_ordinary_way_also_after_loading(name: OptimizerName, precision: torch.dtype):
     settings, schedule = OptimizerSettings(name=name, learning_rate=1e-2), ScheduleSettings()
     goal = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
 
     def trained(fused: bool) -> list[torch.Tensor]:
-        first, second = (torch.nn.Parameter(torch.full((24, 40), value)) for value in (0.1, 0.2))
+        first, second = (torch.nn.Parameter(torch.full((24, 40), value).to(precision)) for value in (0.1, 0.2))
         groups = {"text_encoder": [first], "unet": [second]}
-        optimizer = (FusedBackward if fused else create_optimizer)(groups, settings, schedule)
-        for _ in range(6):
+        optimizer = FusedBackward(groups, settings, schedule) if fused else create_optimizer(groups, settings, schedule)
+        for update in range(6):
+            if fused and update == 3:
+                state = deepcopy(optimizer.state_dict())
+                for weight in (first, second):
+                    weight._post_accumulate_grad_hooks.clear()
+                optimizer = FusedBackward(groups, settings, schedule)
+                optimizer.load_state_dict(state)
             (first * second - goal).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()

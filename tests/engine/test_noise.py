@@ -50,6 +50,36 @@ def test_offset_noise_moves_whole_channels():
     assert moved.std() > 0.1
 
 
+def test_an_adaptive_offset_grows_with_a_channels_brightness_and_is_never_less_than_none():
+    bright = torch.ones(1, 4, 8, 8) * torch.tensor([0.0, 1.0, -2.0, 4.0]).view(1, 4, 1, 1)
+
+    def moved(adaptive: float) -> list[float]:
+        generator = torch.Generator().manual_seed(0)
+        noise = draw_noise(
+            bright, NoiseSettings(offset=0.1, offset_adaptive=adaptive), random.Random(0), generator=generator
+        )
+        plain = torch.randn(bright.shape, generator=torch.Generator().manual_seed(0))
+        return (noise - plain).mean(dim=(2, 3)).flatten().tolist()
+
+    steady = moved(0.0)
+    shares = [now / usual for now, usual in zip(moved(0.05), steady, strict=True)]
+    assert shares == pytest.approx([1, 1.5, 2, 3], rel=1e-3)  # (0.1 + 0.05 × brightness) / 0.1
+    shares = [now / usual for now, usual in zip(moved(-0.05), steady, strict=True)]
+    assert shares == pytest.approx([1, 0.5, 0, 0], abs=1e-3)
+
+
+def test_every_further_iteration_adds_coarser_noise_until_there_is_none():
+    latents = torch.zeros(1, 4, 64, 64)
+
+    def coarse(iterations: int) -> float:
+        settings = NoiseSettings(multires_iterations=iterations, multires_discount=0.9)
+        noise = draw_noise(latents, settings, random.Random(0), torch.Generator().manual_seed(0))
+        return noise.mean(dim=(2, 3)).abs().mean().item()
+
+    assert coarse(0) < coarse(2) < coarse(4)
+    assert coarse(32) == coarse(64)
+
+
 def test_multires_noise_keeps_unit_variance():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((2, 4, 32, 32), generator=generator)

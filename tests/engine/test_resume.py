@@ -26,15 +26,17 @@ def schedule_with(name: str) -> str:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_stopped_and_resumed_is_straight_through_bit_for_bit(configure: Configure, name: str):
+    number = list(OPTIMIZERS).index(name)
     config = configure(
         optimizer={"name": name} | RESTLESS.get(name, {}),
         schedule={"scheduler": schedule_with(name), "warmup": 1.0, "epochs": 3, "cycles": 2, "warmup_init": True},
-        ema={"decay": 0.9, "every_steps": 2} if list(OPTIMIZERS).index(name) % 2 else {},
+        ema={"decay": 0.9, "every_steps": 2} if number % 2 else {},
+        memory=({}, {"precision": "bf16"}, {"precision": "bf16", "full_half": True})[number % 3],
         dataset={"shuffle_tags": True, "flip": True, "caption_dropout_rate": 0.3},
         network={"dropout": 0.2},
     )
     straight, _ = run_to_end(config)
-    assert same(weights(stopped_at(config, [1, 2, 5])), weights(straight))
+    assert same(weights(stopped_at(config, [1, 4])), weights(straight))  # within an epoch, and between two
 
 
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name not in ("lora", "locon")])

@@ -239,15 +239,6 @@ def test_held_out_pictures_are_measured_and_never_trained_on(configure: Configur
     assert [event.loss for event in of_kind(other_events, Validated)] != [event.loss for event in measured]
 
 
-def test_measuring_more_often_changes_nothing_but_the_measurements(configure: Configure):
-    seldom, few = run_to_end(configure(validation={"share": 0.4, "every_epochs": None}))
-    often, many = run_to_end(configure(validation={"share": 0.4, "every_steps": 1}))
-    assert same(weights(seldom), weights(often))
-    of_step = {event.step: event.loss for event in of_kind(many, Validated)}
-    assert len(of_step) > 2
-    assert {event.step: event.loss for event in of_kind(few, Validated)}.items() <= of_step.items()
-
-
 def test_a_caption_is_measured_whole_however_training_changes_it(configure: Configure):
     losses = [
         of_kind(run_to_end(configure(validation={"share": 0.4}, dataset=dataset))[1], Validated)[0].loss
