@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -12,7 +13,14 @@ from typing import Any
 from calculator.measurements import Measurement
 from calculator.plan import Plan, plan
 from knowledge.architectures import Architecture
-from knowledge.config import CAPTION_CHANGES, PICTURE_CHANGES, TrainingConfig, value_of, with_values
+from knowledge.config import (
+    CAPTION_CHANGES,
+    PICTURE_CHANGES,
+    TrainingConfig,
+    value_of,
+    with_possible_values,
+    with_values,
+)
 from knowledge.facts import DatasetFacts, Hardware
 from knowledge.families import family_facts
 from knowledge.optimizers import OPTIMIZERS
@@ -275,16 +283,19 @@ def fit_memory(case: Case, vram_bytes: int) -> Proposal:
     return _search(case, FOR_MEMORY, lambda found: found.vram.likely_bytes <= room, lambda f: f.vram.likely_bytes)
 
 
-def relieve_memory(case: Case) -> Proposal:
+def relieve_memory(case: Case, phase: str = "training") -> Proposal:
     """The changes that hurt least, let a run go on that has begun, and need clearly less than what was too much.
 
-    The estimate said that it would fit, and it did not: so what counts is by how much the estimate goes down.
+    The estimate said that it would fit, and it did not: so what counts is by how much the estimate of the phase in
+    which memory ran out goes down, one of `MemoryEstimate.phases`.
     """
-    needed = case.plan.vram.likely_bytes
-    card = case.hardware.vram_bytes or needed
-    goal = min(needed * (1 - LEAST_RELIEF), card)
+
+    def need(found: Plan) -> int:
+        return sum(found.vram.phases.get(phase, {}).values())
+
+    goal = min(need(case.plan) * (1 - LEAST_RELIEF), case.hardware.vram_bytes or math.inf)
     moves = tuple(move for move in FOR_MEMORY if move.keeps_state)
-    return _search(case, moves, lambda found: found.vram.likely_bytes <= goal, lambda found: found.vram.likely_bytes)
+    return _search(case, moves, lambda found: need(found) <= goal, need)
 
 
 def fit_time(case: Case, limit_seconds: float) -> Proposal:
@@ -409,7 +420,9 @@ def _search(
                 if (known := tuple(sorted(together.items()))) in seen:  # one move may take back another
                     continue
                 seen.add(known)
-                config = with_values(case.config, together)
+                config = with_possible_values(case.config, together)
+                if config is None:  # something else that was chosen forbids the move
+                    continue
                 own = _netted(path.config, changes)
                 heapq.heappush(
                     waiting, _Path(path.hurt + move.hurt, next(counter), config, index, made, own, move.effect)

@@ -61,7 +61,8 @@ def room_for(config: TrainingConfig, phase: Phase) -> tuple[dict[str, Any], tupl
     """
     if phase == "sampling":
         return _smaller_samples(config)
-    found = relieve_memory(Case(config, scan(config.dataset), this_device(), _architecture(config)))
+    case = Case(config, scan(config.dataset), this_device(), _architecture(config))
+    found = relieve_memory(case, phase if phase in case.plan.vram.phases else "training")
     return found.changes, found.effects
 
 

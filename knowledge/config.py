@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -641,3 +649,11 @@ def with_values(config: TrainingConfig, changes: dict[str, Any]) -> TrainingConf
             table = table[part]
         table[last] = value
     return TrainingConfig.model_validate(document)
+
+
+def with_possible_values(config: TrainingConfig, changes: dict[str, Any]) -> TrainingConfig | None:
+    """What `with_values` gives; None where the values do not go together."""
+    try:
+        return with_values(config, changes)
+    except ValidationError:
+        return None

@@ -5,7 +5,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from possible_configs import possible_configs
 
-from calculator.fit import FOR_MEMORY, FOR_TIME, USABLE, Case, allowed, fit_memory, fit_steps, fit_time, table, usable
+from calculator.fit import (
+    FOR_MEMORY,
+    FOR_TIME,
+    USABLE,
+    Case,
+    allowed,
+    fit_memory,
+    fit_steps,
+    fit_time,
+    relieve_memory,
+    table,
+    usable,
+)
 from knowledge.assessment import assess
 from knowledge.config import TrainingConfig, with_values
 from knowledge.facts import DatasetFacts, FolderFacts, Hardware, Picture, facts
@@ -143,6 +155,41 @@ def test_the_rules_warn_where_a_run_fills_more_than_the_solver_lets_it():
     ]
     assert rooms
     assert all(f"plan.vram_likely_bytes > {USABLE} * hardware.vram_bytes" in when for when in rooms)
+
+
+OLD_CARD = Hardware("RTX 2060", 6 * GIB, capability=(7, 5))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"base_model.pad_captions": False},
+        {"memory.fused_backward": True, "optimizer.maximum_gradient_norm": 0.0},
+        {"network.algorithm": "dylora", "network.rank": 12, "network.dylora_block_size": 12},
+        {"network.algorithm": "boft", "network.rank": 12},
+        {"optimizer.arguments": {"amsgrad": True}},
+    ],
+)
+def test_a_move_that_something_chosen_forbids_is_passed_over(chosen):
+    """Captions as long as they are cannot be cached, an old card's half precision needs a scaler, and so on."""
+    case = case_of(OLD_CARD, **{name.replace(".", "__"): value for name, value in chosen.items()})
+    found = fit_memory(case, GIB)
+    assert found.after == case.changed(found.changes).plan
+    assert found.after.vram.likely_bytes < found.before.vram.likely_bytes
+    assert relieve_memory(case).reached
+
+
+def test_what_relieves_a_run_needs_less_where_memory_ran_out():
+    case = case_of(memory__precision="bf16", sampling__prompts=("a cat",), memory__cache_text_encoder_outputs=True)
+    needs = case.plan.vram.phases
+    assert {"caching", "training", "sampling", "saving"} <= needs.keys()
+    assert relieve_memory(case, "training").changes == {"memory.selective_checkpointing": True}
+    assert relieve_memory(case, "saving").changes == {
+        "memory.gradient_checkpointing": True,
+        "memory.base_weights": "fp8",
+    }
+    # The VAE encodes one picture at a time in full precision: nothing that a begun run may change makes that smaller.
+    assert relieve_memory(case, "caching").changes == {}
 
 
 def test_every_move_says_what_it_does_to_the_result():
