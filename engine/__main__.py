@@ -114,17 +114,20 @@ def _events(run: RunFolder, resume: bool, should_stop: object) -> Iterator[Event
                 yield event
             return
         except Exception as problem:  # whatever it was, the user hears of it in words
-            from engine.recovery import release_memory, room_for
+            from engine.recovery import room_for
             from engine.trouble import failed, out_of_memory
 
             changes, effects = room_for(config, phase) if out_of_memory(problem) else ({}, ())
-            # Processes that train together begin anew together: whoever started them does that.
-            if not (changes and config.memory.make_room) or group_size() > 1:
-                states = run.states()
-                good_step = step_of(states[0]) if states else 0
-                yield failed(problem, phase, step, config, good_step=good_step, room=changes)
-                return
-        release_memory()  # only here, where nothing holds the failed run any more
+            states = run.states()
+            good_step = step_of(states[0]) if states else 0
+            end = failed(problem, phase, step, config, good_step=good_step, room=changes)
+        from engine.recovery import release_memory
+
+        release_memory()  # only here, where nothing holds the failed run any more, nor the file that found no room
+        # Processes that train together begin anew together: whoever started them does that.
+        if not (changes and config.memory.make_room) or group_size() > 1:
+            yield end
+            return
         run.change_config(with_values(config, changes))
         yield SettingsChanged(phase=phase, step=step, changes=changes, effects=effects)
         resume = True

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.networks import Network
 from engine.optimizers import restore_precision
-from engine.run_folder import whole_file
+from engine.run_folder import unwritten, whole_file
 from knowledge.answers import PlainError
 from knowledge.config import Precision
 
@@ -35,17 +35,22 @@ def save_network(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     """
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
+        rounded = all(tensors[name].dtype == torch.float16 and not tensors[name].isnan().any() for name in broken)
         raise PlainError(
             f"The network is broken: {len(broken)} of its {len(tensors)} tensors hold values that are not numbers "
-            f"({broken[0]} is the first). It was not saved. If saving.precision is fp16, its range may be too small "
-            "for these weights: set it to bf16 or fp32."
+            f"({broken[0]} is the first). It was not saved. "
+            + (
+                "They are too large for saving.precision fp16: set it to bf16 or fp32."
+                if rounded
+                else "Training has run away: lower optimizer.learning_rate."
+            )
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         try:
             save_file(dict(tensors), partial, metadata=dict(metadata))
         except SafetensorError as problem:  # also what a full disk looks like from here
-            raise PlainError(f"{path} cannot be written: {problem}. Is the disk full?") from problem
+            raise unwritten(path, problem, path.parent) from problem
         _compare(partial, path, tensors)
     return path.stat().st_size
 
@@ -94,18 +99,21 @@ def save_state(folder: Path, step: int, network: Network, remembering: Mapping[s
     try:
         torch.save(state, path)
     except RuntimeError as problem:  # torch's own writer, when the disk is full
-        raise PlainError(f"The state of step {step} cannot be written: {problem}. Is the disk full?") from problem
+        raise unwritten(f"The state of step {step}", problem, folder) from problem
     return path.stat().st_size
 
 
 def load_state(folder: Path, network: Network, remembering: Mapping[str, Any]) -> int:
-    """Take over what `save_state` wrote; its step. Raises PlainError when it is damaged or of another network."""
+    """Take over what `save_state` wrote; its step. Raises PlainError when it is damaged or of another network.
+
+    A scaler that the state does not know begins anew: the run went on in fp16 where memory ended in fp32.
+    """
     try:
         # weights_only: a state is data, and opening one must never run a program.
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         network.load_exact(state["network"])
         for name, part in remembering.items():
-            if part is not None:
+            if part is not None and (name in state["remembering"] or name != "scaler"):
                 part.load_state_dict(state["remembering"][name])
             if isinstance(part, torch.optim.Optimizer):
                 restore_precision(part, state["remembering"][name])

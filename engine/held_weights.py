@@ -185,19 +185,22 @@ class _Convolution(torch.autograd.Function):
         return back, *(None,) * (2 + len(ctx.settings))
 
 
-def hold_weights(model: BaseModel, form: BaseWeights, offload: bool, device: torch.device) -> None:
-    """Hold the weights of the UNet's blocks in this form, and with `offload` in the computer's memory.
-
-    Norms, biases and what stands before and after the blocks stay as they are: they are small and count for much.
-    Raises PlainError where the library of the form is not there.
-    """
-    if form == "same" and not offload:
-        return
+def check_form(form: BaseWeights) -> None:
+    """Raises PlainError where the library that makes weights this small is not there."""
     if form in BLOCK and find_spec("bitsandbytes") is None:
         raise PlainError(
             f'memory.base_weights is {form}, which needs bitsandbytes, and it is not installed. Run "pip install '
             'bitsandbytes", or set memory.base_weights = "fp8", which needs nothing.'
         )
+
+
+def hold_weights(model: BaseModel, form: BaseWeights, offload: bool, device: torch.device) -> None:
+    """Hold the weights of the UNet's blocks in this form, and with `offload` in the computer's memory.
+
+    Norms, biases and what stands before and after the blocks stay as they are: they are small and count for much.
+    """
+    if form == "same" and not offload:
+        return
     model.complete()
     for layer in model.adapted_layers("unet", convolutions=True):
         module: Any = layer.module

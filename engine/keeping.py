@@ -112,13 +112,16 @@ def load_newest_state(bench: Bench) -> int:
             raise PlainError(f"{bench.run.name} is finished; there is nothing left to train. Start a new run instead.")
         return bench.length.total_steps  # it was cut after its last file, before it could say so
     states = bench.run.states()
-    for older in [*states[1:], None]:
+    for number, state in enumerate(states, start=1):
         try:
-            return load_state(states[0], bench.network, bench.remembering()) if states else 0
+            step = load_state(state, bench.network, bench.remembering())
         except PlainError:
-            if older is None:
+            if number == len(states):
                 raise
-            bench.run.remove_state(states.pop(0))
+        else:
+            for damaged in states[: number - 1]:  # not before another was found whole: they may be of use to somebody
+                bench.run.remove_state(damaged)
+            return step
     return 0
 
 

@@ -17,8 +17,8 @@ from knowledge.answers import PlainError
 from knowledge.config import MIXED_PRECISION, Precision
 
 
-def create_accelerator(precision: Precision) -> Accelerator:
-    """The device that trains. Raises PlainError when it cannot compute in this precision."""
+def create_accelerator(precision: Precision, *, fused_backward: bool = False) -> Accelerator:
+    """The device that trains. Raises PlainError when it, or several processes together, cannot do what is asked for."""
     # A process may train more than once, and accelerate would silently keep the first run's precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     # Several processes on a computer without a GPU find each other only where the CPU was asked for.
@@ -26,7 +26,13 @@ def create_accelerator(precision: Precision) -> Accelerator:
     device = PartialState(cpu=cpu).device
     if precision == "fp16" and device.type == "cpu":
         raise PlainError('memory.precision is fp16, which needs a GPU, and there is none. Set it to "fp32" or "bf16".')
-    return Accelerator(mixed_precision=MIXED_PRECISION[precision], cpu=cpu)
+    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[precision], cpu=cpu)
+    if fused_backward and accelerator.num_processes > 1:
+        raise PlainError(
+            "memory.fused_backward updates each weight as soon as its gradient is known, but several processes have to "
+            "add up their gradients first. Turn it off, or train on one card."
+        )
+    return accelerator
 
 
 def own(update: list[tuple[int, Batch]], accelerator: Accelerator) -> list[tuple[int, Batch]]:

@@ -21,6 +21,9 @@ STATES_KEPT = 2
 CLOCK_SECONDS = 2.0
 """How far two readings of one process's start may lie apart."""
 
+NO_ROOM_BYTES = 2**16
+"""Free space below which whatever could not be written had no room."""
+
 Request = Literal["stop", "save"]
 
 _STATE = re.compile(r"step-(\d+)")
@@ -29,6 +32,17 @@ _STATE = re.compile(r"step-(\d+)")
 def step_of(state: Path) -> int:
     """The number of updates that a state has behind it."""
     return int(state.name.rpartition("-")[2])
+
+
+def unwritten(what: object, problem: Exception, folder: Path) -> PlainError:
+    """The sentence for what could not be written into this folder; of libraries few say so when the disk was full.
+
+    To be asked for while what was written so far still stands there.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    full = "No space left" in str(problem) or shutil.disk_usage(there).free < NO_ROOM_BYTES
+    reason = "the disk is full" if full else getattr(problem, "strerror", None) or problem
+    return PlainError(f"{what} cannot be written: {reason}.")
 
 
 @contextmanager
@@ -41,7 +55,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
         _folder_to_disk(path.parent)
     except OSError as error:
-        raise PlainError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise unwritten(path, error, path.parent) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -202,7 +216,7 @@ class RunFolder:
             partial.replace(final)
             _folder_to_disk(self.state)  # before older states go
         except OSError as error:
-            raise PlainError(f"The state of step {step} cannot be written: {error.strerror or error}.") from error
+            raise unwritten(f"The state of step {step}", error, self.path) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         for leftover in self.state.glob(".*"):

@@ -34,7 +34,7 @@ from engine.events import (
     StepFinished,
 )
 from engine.fused_backward import FusedBackward
-from engine.held_weights import hold_weights
+from engine.held_weights import check_form, hold_weights
 from engine.keeping import (
     keep_state,
     load_newest_state,
@@ -54,7 +54,6 @@ from engine.run_folder import RunFolder
 from engine.sample_grid import samples_until
 from engine.samples import sample_prompts
 from engine.watching import draw_samples, held_out_batches, validate
-from knowledge.answers import PlainError
 from knowledge.config import TrainingConfig
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "lycoris-lora")
@@ -78,13 +77,9 @@ def train(
 
     # What it builds on: a frozen base model, whose parts are on the device only when they have work there.
     yield PhaseStarted(phase="loading", detail="base model")
-    accelerator = create_accelerator(config.memory.precision)
-    if config.memory.fused_backward and accelerator.num_processes > 1:
-        raise PlainError(
-            "memory.fused_backward updates each weight as soon as its gradient is known, but several processes have to "
-            "add up their gradients first. Turn it off, or train on one card."
-        )
+    accelerator = create_accelerator(config.memory.precision, fused_backward=config.memory.fused_backward)
     check_optimizer(config.optimizer, schedule)
+    check_form(config.memory.base_weights)
     everything = scan(config.dataset)
     dataset, apart = trained_on(everything, config), held_out_batches(everything, config)
     prompts = sample_prompts(config.sampling, config.dataset.resolution)
@@ -241,8 +236,8 @@ def train(
                     yield from validate(bench, step)
                 if step in sample_after:
                     yield from draw_samples(bench, step)
-            if step in save_after or stopping or asked:
-                yield from save(bench, step)
+                if step in save_after or stopping or asked:
+                    yield from save(bench, step)
             if step in save_state_after or stopping or asked:
                 yield from keep_state(bench, step)
             if asked:

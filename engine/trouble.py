@@ -47,16 +47,17 @@ def failed(
 def _words(
     problem: Exception, phase: Phase, step: int, config: TrainingConfig, good_step: int, room: Mapping[str, Any]
 ) -> tuple[str, str]:
+    again = "resume the run" if good_step else "start again"
     if isinstance(problem, PlainError):
-        return str(problem), "Put that right and start again."
+        return str(problem), f"Put that right, then {again}."
     if isinstance(problem, TrainingBrokeError):
         return _what_broke(problem, step), f"{_likely_cause(problem, config)} {_way_back(config, good_step)}"
     if out_of_memory(problem):
         return f"There was not enough memory while {PHASE_WORDS[phase]}.", _remedy_for_memory(config, room)
     if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
-        return f"The disk is full; it filled up while {PHASE_WORDS[phase]}.", "Free some space, then resume the run."
+        return f"The disk is full; it filled up while {PHASE_WORDS[phase]}.", f"Free some space, then {again}."
     if isinstance(problem, OSError):
-        return f"A file could not be used while {PHASE_WORDS[phase]}: {problem}", "Put that right, then resume the run."
+        return f"A file could not be used while {PHASE_WORDS[phase]}: {problem}", f"Put that right, then {again}."
     return (
         f"This program ran into an error that it does not know while {PHASE_WORDS[phase]}: "
         f"{type(problem).__name__}: {problem}",

@@ -11,7 +11,7 @@ from calculator.validation import DRAWS, held_out
 from engine.batch_loss import clean_latents, loss_of_draw
 from engine.bench import Bench, seeded
 from engine.dataset.batches import Batch, still_batches
-from engine.events import Event, PhaseStarted, SampleSaved, Validated
+from engine.events import Event, PhaseStarted, SampleSaved, Validated, Warned
 from engine.sample_grid import GRID, samples_over_time
 from engine.samples import denoised, picture, write_picture
 from knowledge.answers import PlainError
@@ -71,6 +71,12 @@ def draw_samples(bench: Bench, step: int) -> Iterator[Event]:
     with bench.at_rest():
         with bench.accelerator.autocast():
             latents = [denoised(model, prompt, sampler, bench.encoder()) for prompt in bench.prompts]
+        if not all(torch.isfinite(finished).all() for finished in latents):
+            yield Warned(
+                message=f"What was drawn after step {step} is black, since its values are not numbers. "
+                "Either the network has run away, or memory.precision has too little range for this base model.",
+                parameters=("optimizer.learning_rate", "memory.precision"),
+            )
         # Without autocast: in half precision SDXL's VAE draws black.
         with bench.decoder_in_place():
             for index, (prompt, finished) in enumerate(zip(bench.prompts, latents, strict=True)):

@@ -132,7 +132,16 @@ def resume(run: str, folder: str, assignments: tuple[str, ...], as_json: bool, m
 
 def refuse_another_network(before: TrainingConfig, after: TrainingConfig) -> None:
     """Raises PlainError where a state of the one config cannot be gone on with under the other."""
-    firm = ("base_model", "network", "optimizer.name", "output", "seed")
+    firm = (
+        "base_model",
+        "network",
+        "optimizer.name",
+        "ema.decay",
+        "memory.fused_backward",
+        "memory.full_half",
+        "output",
+        "seed",
+    )
     moved = [name for name in firm if value_of(before, name) != value_of(after, name)]
     if moved:
         raise PlainError(

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from engine.run_folder import whole_file
+from engine.run_folder import unwritten, whole_file
 from knowledge.answers import PlainError
 from knowledge.config import CacheLocation
 
@@ -71,10 +71,13 @@ class DiskStore:
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as partial:
+        except OSError as problem:
+            raise unwritten(f"The cache in {self.folder}", problem, path.parent) from problem
+        with whole_file(path) as partial:
+            try:
                 save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-        except (OSError, SafetensorError) as error:
-            raise PlainError(f"The cache in {self.folder} cannot be written: {error}. Is the disk full?") from error
+            except SafetensorError as problem:
+                raise unwritten(f"The cache in {self.folder}", problem, path.parent) from problem
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"

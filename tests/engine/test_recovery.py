@@ -1,34 +1,44 @@
+import errno
 import json
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from short_runs import Configure, of_kind, run_to_end, same, weights
 
 from calculator.validation import held_out
 from engine import __main__ as process
+from engine.checkpoints import load_state, save_state
 from engine.dataset.folders import scan
 from engine.events import (
     CheckpointSaved,
     Event,
     Failed,
+    Phase,
     PictureSkipped,
     RunFinished,
     SettingsChanged,
     StepFinished,
     Validated,
+    Warned,
 )
 from engine.loss_watch import NotANumberError, TrainingBrokeError
 from engine.models.load import load
+from engine.networks import Network
 from engine.optimizers import create_optimizer
 from engine.recovery import marks, room_for
 from engine.run_folder import RunFolder
 from engine.train import train
+from engine.trouble import PHASE_WORDS
 from knowledge.answers import PlainError
-from knowledge.config import OptimizerSettings, ScheduleSettings
+from knowledge.config import NetworkSettings, OptimizerSettings, Precision, ScheduleSettings
 from knowledge.optimizers import OPTIMIZERS
 
 
@@ -74,6 +84,55 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(path)
+
+
+@pytest.mark.parametrize(("loss", "norm", "what"), [(float("nan"), 1.0, "loss"), (0.1, float("inf"), "gradient")])
+def test_a_number_that_is_none_ends_the_run_before_the_update_and_leads_back(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, loss: float, norm: float, what: str
+):
+    from engine.train import mean_and_norm
+
+    calls: list[int] = []
+
+    def broken(*arguments: Any) -> tuple[float, float]:
+        calls.append(1)
+        return (loss, norm) if len(calls) == 4 else mean_and_norm(*arguments)
+
+    monkeypatch.setattr("engine.train.mean_and_norm", broken)
+    run = RunFolder.create(configure(saving={"state_every_epochs": 1}))
+    *_, saved, failed = told(run)
+    assert isinstance(failed, Failed)
+    assert failed.cause == f"The {what} of step 4 is not a number any more: the network has run away."
+    assert (saved.path, failed.step) == ("checkpoints/toy-step000002.safetensors", 3)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_weights_that_are_no_numbers_are_not_saved_and_samples_of_them_are_told(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, precision: Precision
+):
+    step = torch.optim.AdamW.step
+
+    def spoils(self: torch.optim.Optimizer, *others: Any) -> Any:
+        step(self, *others)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].fill_(70_000.0 if precision == "fp16" else torch.nan)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoils)
+    config = configure(
+        schedule={"maximum_steps": 1},
+        saving={"precision": precision},
+        sampling={"prompts": ["a toy --s 1"], "at_start": False},
+    )
+    run = RunFolder.create(config)
+    events = told(run)
+    assert isinstance(events[-1], Failed)
+    assert "tensors hold values that are not numbers" in events[-1].cause
+    assert ("fp16: set it to bf16" if precision == "fp16" else "has run away: lower") in events[-1].cause
+    assert list(run.checkpoints.iterdir()) == []
+    told_of = [event.message for event in of_kind(events, Warned)]
+    assert [message.startswith("What was drawn after step 1 is black") for message in told_of] == (
+        [True] if precision == "fp32" else []
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,6 +241,57 @@ def test_memory_that_ends_in_the_optimizer_costs_no_step(
     assert same(weights(run), weights(straight))
     watched = [torch.load(one.states()[0] / "state.pt")["remembering"]["loss watch"] for one in (run, straight)]
     assert watched[0] == watched[1]  # the loss of the update that was computed twice counts once
+
+
+@pytest.fixture(scope="module")
+def straight() -> list[dict[str, torch.Tensor]]:
+    """Where the weights of the run that nothing happened to are kept."""
+    return []
+
+
+PHASES = {
+    "loading": "engine.train.create_network",
+    "caching": "engine.dataset.latents._encoded",
+    "training": "engine.train.loss_per_image",
+    "validating": "engine.watching.loss_of_draw",
+    "sampling": "engine.watching.denoised",
+    "saving": "engine.keeping.network_tensors",
+}
+"""By phase, a function of ours that takes memory in it."""
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_memory_that_ends_in_any_phase_is_told_and_the_run_goes_on_from_the_same_step(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, phase: Phase, straight: list[dict[str, torch.Tensor]]
+):
+    config = configure(
+        sampling={"prompts": ["a toy --s 1"], "every_steps": 3, "at_start": False},
+        validation={"share": 0.2, "every_steps": 3, "every_epochs": None},
+        saving={"every_steps": 3},
+    )
+    if not straight:  # once for all phases
+        straight.append(weights(run_to_end(config)[0]))
+        shutil.rmtree(Path(config.output.folder) / ".cache")
+    module, _, name = PHASES[phase].rpartition(".")
+    real, seen = getattr(sys.modules[module], name), {"steps": 0, "failed": False}
+
+    def limited(*arguments: Any, **named: Any) -> Any:
+        if not seen["failed"] and seen["steps"] == (0 if phase in ("loading", "caching") else 3):
+            seen["failed"] = True
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(PHASES[phase], limited)
+    run, events = RunFolder.create(config), []
+    for event in process._events(run, False, lambda: False):
+        seen["steps"] += isinstance(event, StepFinished)
+        events.append(event)
+    failed, done = events[-1], seen["steps"]
+    assert isinstance(failed, Failed)
+    assert (failed.phase, failed.cause) == (phase, f"There was not enough memory while {PHASE_WORDS[phase]}.")
+    assert [state.name for state in run.states()] == ([f"step-{done:06d}"] if done else [])
+    assert [event.step for event in of_kind(told(run, resume=True), StepFinished)] == list(range(done + 1, 5))
+    assert same(weights(run), straight[0])
 
 
 def test_a_run_makes_room_for_the_optimizers_memory_and_goes_on(configure: Configure, monkeypatch: pytest.MonkeyPatch):
@@ -313,6 +423,76 @@ def test_a_damaged_state_gives_way_to_the_one_before(configure: Configure):
     events = list(train(config, run, resume=True))
     assert of_kind(events, StepFinished)[0].step == int(older.name.removeprefix("step-")) + 1
     assert same(weights(run), weights(straight))
+
+
+def test_states_that_cannot_be_read_are_left_where_none_can(configure: Configure):
+    config = configure(saving={"state_every_epochs": 1}, schedule={"epochs": 4})
+    run = stopped(config, 5)
+    for state in run.states():
+        (state / "state.pt").write_bytes(b"no state")
+    failed = told(run, resume=True)[-1]
+    assert isinstance(failed, Failed)
+    assert "cannot be used" in failed.cause
+    assert len(run.states()) == 2
+
+
+def test_a_state_from_before_the_scaler_can_be_gone_on_with(tmp_path: Path):
+    """Where memory ends in fp32 an older card goes on in fp16, whose scaler no state of the run knows yet."""
+    network = Network([], NetworkSettings(), 0)
+    save_state(tmp_path, 3, network, {"scaler": None})
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    assert load_state(tmp_path, network, {"scaler": scaler}) == 3
+    assert scaler.get_scale() == 2
+    with pytest.raises(PlainError, match="average"):
+        load_state(tmp_path, network, {"average": scaler})
+
+
+# -- a full disk ------------------------------------------------------------------------------------------------------
+
+
+def fills_up(monkeypatch: pytest.MonkeyPatch, function: str, problem: Exception, *, at: int = 2) -> None:
+    """The disk has no room left when this function writes for the `at`-th time; it leaves half of something behind."""
+    room, written = {"free": 10**12}, {"times": 0}
+    module, _, name = function.rpartition(".")
+    real = getattr(sys.modules[module], name)
+
+    def write(content: Any, path: Path, **named: Any) -> None:
+        written["times"] += 1
+        if written["times"] < at:
+            return real(content, path, **named)
+        room["free"] = 0
+        Path(path).write_bytes(b"half of it")
+        raise problem
+
+    monkeypatch.setattr(function, write)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=room["free"]))
+
+
+@pytest.mark.parametrize(
+    ("function", "problem", "phase", "what"),
+    [
+        ("engine.checkpoints.save_file", SafetensorError("Error while serializing"), "saving", "toy-step000003"),
+        ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected"), "saving", "of step 4"),
+        ("torch.save", OSError(errno.ENOSPC, "No space left on device"), "saving", "of step 4"),
+        ("engine.dataset.store.save_file", SafetensorError("Error while serializing"), "caching", "The cache in "),
+    ],
+)
+def test_a_full_disk_is_told_in_one_sentence_and_leaves_nothing_half_written(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, function: str, problem: Exception, phase: Phase, what: str
+):
+    run = RunFolder.create(configure(saving={"every_steps": 1, "state_every_epochs": 1}))
+    fills_up(monkeypatch, function, problem, at=3 if function.startswith("engine.checkpoints") else 2)
+    failed = told(run)[-1]
+    assert isinstance(failed, Failed)
+    assert failed.phase == phase
+    assert what in failed.cause
+    assert failed.cause.endswith("cannot be written: the disk is full.")
+    assert failed.remedy == f"Put that right, then {'resume the run' if run.states() else 'start again'}."
+    assert [file for file in (*run.path.rglob(".*"), *run.cache.rglob(".*")) if "partial" in file.name] == []
+    for file in (*run.checkpoints.iterdir(), *run.cache.rglob("*.safetensors")):
+        load_tensors(file)
+    for state in run.states():
+        torch.load(state / "state.pt")
 
 
 def test_a_run_that_was_cut_after_its_last_file_is_finished_by_resuming(configure: Configure):

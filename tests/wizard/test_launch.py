@@ -20,7 +20,7 @@ from knowledge.config import DatasetFolder, TrainingConfig, with_values
 from knowledge.rules import Finding
 from wizard import autopsy, launch
 from wizard.autopsy import Machine, death, lower_memory
-from wizard.launch import anchored, assigned, attend, ready_to_resume
+from wizard.launch import anchored, assigned, attend, ready_to_resume, refuse_another_network
 from wizard.progress import JsonView, Progress
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
@@ -312,6 +312,23 @@ def test_what_set_says_is_checked_together():
     assert assigned(TrainingConfig(), ("network.rank=32",)).network.rank == 32
     with pytest.raises(PlainError, match=r"network\.rank is 0"):
         assigned(TrainingConfig(), ("network.rank=0",))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network.rank": 8},
+        {"optimizer.name": "lion"},
+        {"ema.decay": 0.9},
+        {"memory.precision": "bf16", "memory.full_half": True},
+        {"memory.fused_backward": True, "optimizer.maximum_gradient_norm": 0.0},
+    ],
+)
+def test_what_a_state_belongs_to_cannot_change_inside_a_run(change):
+    before, after = TrainingConfig(), with_values(TrainingConfig(), change)
+    with pytest.raises(PlainError, match="cannot change inside a run: its state belongs to"):
+        refuse_another_network(before, after)
+    refuse_another_network(before, with_values(before, {"optimizer.learning_rate": 1.0, "memory.precision": "bf16"}))
 
 
 def test_a_finished_run_an_empty_one_and_a_running_one_cannot_be_gone_on_with(run, engine, story):
