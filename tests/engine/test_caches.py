@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from short_runs import Configure, run_to_end, same, stopped_at, weights
+from PIL import Image
+from short_runs import PICTURES, Configure, run_to_end, same, stopped_at, weights
 
 from calculator.caches import text_output_bytes
 from engine.checkpoints import DTYPES
@@ -36,6 +37,30 @@ def test_a_run_that_caches_in_memory_writes_no_cache_and_is_the_same_stopped_or_
     assert {path.name for path in other.cache.iterdir()} == {"latents", "text"}
     assert same(weights(straight), weights(other))
     assert same(weights(straight), weights(resumed))
+
+
+def test_a_picture_that_was_changed_while_a_run_rested_is_learnt_from_as_it_is_now(
+    configure: Configure, tmp_path: Path
+):
+    def rested(*, changed: bool, cache_kept: bool) -> dict[str, torch.Tensor]:
+        pictures = tmp_path / f"{changed} {cache_kept}"
+        shutil.copytree(PICTURES, pictures)
+        config = configure(dataset={"folders": [{"path": str(pictures)}]}, schedule={"maximum_steps": 3})
+        run = RunFolder.create(config)
+        for _ in train(config, run, should_stop=lambda: True):
+            pass
+        if changed:
+            for path in pictures.glob("*.png"):
+                with Image.open(path) as picture:
+                    picture.convert("RGB").point(lambda value: 255 - value).save(path)
+        if not cache_kept:
+            shutil.rmtree(run.cache)
+        list(train(config, run, resume=True))
+        return weights(run)
+
+    now = rested(changed=True, cache_kept=True)
+    assert not same(now, rested(changed=False, cache_kept=True))
+    assert same(now, rested(changed=True, cache_kept=False))
 
 
 @pytest.mark.parametrize(("family", "precision"), [("sd15", "fp32"), ("sdxl", "fp32"), ("sdxl", "bf16")])

@@ -41,8 +41,8 @@ def test_the_process_tells_events_and_nothing_else(configure: Configure):
 
 
 def test_ctrl_c_saves_and_ends_with_130_and_resume_finishes(configure: Configure):
-    straight, _ = run_to_end(configure(schedule={"epochs": 20}))
-    run = RunFolder.create(configure(schedule={"epochs": 20}))
+    straight, _ = run_to_end(configure(schedule={"epochs": 10}))
+    run = RunFolder.create(configure(schedule={"epochs": 10}))
     process = engine(run)
     assert process.stdout is not None
     for line in process.stdout:
@@ -61,7 +61,7 @@ def test_ctrl_c_saves_and_ends_with_130_and_resume_finishes(configure: Configure
 
 
 def test_a_stop_request_ends_the_process_with_0(configure: Configure):
-    run = RunFolder.create(configure(schedule={"epochs": 5000}))
+    run = RunFolder.create(configure(schedule={"epochs": 60}))  # soon over where nobody listens
     process = engine(run)
     assert process.stdout is not None
     for line in process.stdout:

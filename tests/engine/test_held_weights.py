@@ -3,11 +3,12 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from short_runs import Configure, run_to_end
+from short_runs import Configure, run_to_end, same, stopped_at
 from torch import nn
 
 from calculator.held_weights import held_bytes
-from engine.events import StepFinished
+from engine.checkpoints import DTYPES
+from engine.events import RunStarted, StepFinished
 from engine.held_weights import HeldConvolution, HeldLinear, _HeldLayer, hold_weights
 from engine.models.load import load
 from engine.optimizers import create_optimizer
@@ -112,6 +113,25 @@ def test_an_offloaded_run_learns_exactly_what_the_plain_one_does(configure: Conf
     torch.testing.assert_close(weights_of(offloaded), weights_of(plain), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_holds_its_base_model_where_and_as_it_was_asked_to(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, offload, precision
+):
+    models = []
+    monkeypatch.setattr("engine.train.load", lambda *how, **more: models.append(load(*how, **more)) or models[0])
+    config = configure(memory={"offload_blocks": offload, "precision": precision})
+    next(event for event in train(config, RunFolder.create(config)) if isinstance(event, RunStarted))
+    (model,) = models
+    held_layers = [layer for layer in model.unet.modules() if isinstance(layer, _HeldLayer)]
+    assert bool(held_layers) == offload
+    assert all(layer.held.stays for layer in held_layers)
+    tensors = [tensor for layer in held_layers for tensor in layer.held.tensors]
+    tensors += [weight for part in model.parts().values() for weight in part.parameters()]
+    assert {tensor.dtype for tensor in tensors} == {DTYPES[precision]}
+    assert {weight.dtype for weight in model.vae.parameters()} == {torch.float32}  # in half precision it draws black
+
+
 @pytest.mark.parametrize(("form", "apart"), [("fp8", 0.1), ("8bit", 0.05), ("nf4", 0.35)])
 def test_a_run_on_rounded_weights_learns_nearly_the_same(configure: Configure, form, apart):
     changes = {"optimizer": {"name": "sgd", "learning_rate": 1e-2}}
@@ -127,7 +147,6 @@ def test_a_run_on_rounded_weights_learns_nearly_the_same(configure: Configure, f
     [
         {"base_weights": "fp8"},
         {"base_weights": "8bit"},
-        {"base_weights": "nf4", "offload_blocks": True},
         {"full_half": True, "precision": "bf16"},
     ],
 )
@@ -146,6 +165,31 @@ def test_a_stopped_and_resumed_run_is_straight_through_bit_for_bit(configure: Co
     assert done == 1
     list(train(config, run, resume=True))
     assert torch.equal(weights_of(run), straight)
+
+
+def test_all_that_saves_memory_together_is_stopped_and_resumed_bit_for_bit(configure: Configure, tmp_path):
+    """Beside it an average, a network to start from, held-out pictures and samples: what carries a memory is kept."""
+    start = tmp_path / "start.safetensors"
+    run_to_end(configure(schedule={"maximum_steps": 1}))[0].checkpoints.joinpath("toy.safetensors").rename(start)
+    config = configure(
+        memory={
+            "precision": "bf16",
+            "full_half": True,
+            "base_weights": "nf4",
+            "offload_blocks": True,
+            "gradient_checkpointing": True,
+            "fused_backward": True,
+        },
+        optimizer={"maximum_gradient_norm": 0.0},
+        schedule={"gradient_accumulation_steps": 1, "maximum_steps": 2},
+        ema={"decay": 0.9, "saved": "both"},
+        network={"start_from": str(start)},
+        validation={"share": 0.2},
+        sampling={"prompts": ["a toy --s 1"], "every_steps": 1},
+    )
+    straight, resumed = run_to_end(config)[0], stopped_at(config, [1])
+    for place in ("toy.safetensors", "plain/toy.safetensors"):
+        assert same(*(load_file(run.checkpoints / place) for run in (straight, resumed)))
 
 
 def test_full_half_keeps_the_weights_in_bf16_learns_nearly_the_same_and_says_so(configure: Configure):

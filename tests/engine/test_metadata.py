@@ -195,6 +195,20 @@ def test_the_metadata_that_is_kept_is_what_was_chosen(kept, keys):
     assert all(("ss_network_dim" in written, "modelspec.architecture" in written)) == (kept != "none")
 
 
+def test_what_was_said_of_the_network_stands_where_websites_look_for_it():
+    dataset = config().dataset.model_copy(update={"trigger_word": "sks"})
+    told = metadata(config(**PRIVATE, dataset=dataset))
+    expected = {
+        "modelspec.title": "cat",
+        "modelspec.author": "Jo Doe",
+        "modelspec.description": "my secret cat",
+        "modelspec.trigger_phrase": "sks",
+        "ss_training_comment": "my secret cat",
+    }
+    assert {name: told[name] for name in expected} == expected
+    assert not {"modelspec.author", "modelspec.description", "modelspec.trigger_phrase"} & metadata(config()).keys()
+
+
 def test_minimal_metadata_of_sd_scripts_own_is_what_its_no_metadata_leaves():
     written = metadata(config(saving=SavingSettings(metadata="minimal"), network=NetworkSettings(algorithm="locon")))
     assert {name for name in written if name.startswith("ss_")} == {
