@@ -17,7 +17,11 @@ class WeightAverage:
 
     def __init__(self, weights: Sequence[nn.Parameter], decay: float, every_steps: int) -> None:
         self._weights = list(weights)
-        self._averages = [parameter.detach().clone() for parameter in self._weights]
+        # In single precision at least: in half of it an old average would round away all that it takes in.
+        self._averages = [
+            parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+            for parameter in self._weights
+        ]
         self._decay = decay
         self._every_steps = every_steps
 
@@ -29,7 +33,10 @@ class WeightAverage:
         """
         if step % self._every_steps == 0:
             decay = min(self._decay, step / (step + 9))
-            torch._foreach_lerp_(self._averages, [parameter.data for parameter in self._weights], 1 - decay)
+            weights = [
+                parameter.data.to(average) for parameter, average in zip(self._weights, self._averages, strict=True)
+            ]
+            torch._foreach_lerp_(self._averages, weights, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -21,6 +21,18 @@ def test_a_young_average_forgets_faster():
         assert weights[0].item() == 1.0
 
 
+def test_an_average_of_weights_in_half_precision_keeps_what_they_would_round_away():
+    weights = [torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))]
+    average = WeightAverage(weights, decay=0.999, every_steps=1)
+    weights[0].data.fill_(1.0078125)  # the next number of bf16
+    for step in range(10_000, 10_100):
+        average.take_in(step)
+    with average.in_place():
+        assert weights[0].item() == pytest.approx(1 + 0.0078125 * (1 - 0.999**100), abs=1e-5)
+    assert weights[0].dtype == torch.bfloat16
+    assert weights[0].item() == 1.0078125
+
+
 def test_only_every_so_many_updates_are_taken_in():
     weights = [torch.nn.Parameter(torch.zeros(1))]
     average = WeightAverage(weights, decay=0.999, every_steps=3)
