@@ -21,17 +21,32 @@ class LowRank(LoConModule):  # type: ignore[misc]
 
     def bypass_forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         """The layer's output with its change."""
+        return self.changed_by(self.lora_down.weight, self.lora_up.weight, x, self.scale * scale)
+
+    def changed_by(self, down: Tensor, up: Tensor, x: Tensor, strength: float) -> Tensor:
+        """The layer's output with the change of these two matrices."""
         base: Tensor = self.org_forward(x)
-        if self.training and (self.rank_dropout or self.dropout.__class__.__name__ == "Dropout"):
-            change: Tensor = self.bypass_forward_diff(x, scale)
-            return base + change
         if self.isconv:
             op = self.lora_down
-            middle = F.conv2d(x, op.weight.to(x.dtype), None, op.stride, op.padding) * (self.scale * scale)
-            return base + F.conv2d(middle, self.lora_up.weight.to(middle.dtype))
-        middle = F.linear(x, self.lora_down.weight.to(x.dtype)) * (self.scale * scale)
-        up = self.lora_up.weight.to(middle.dtype)
-        return base.flatten(0, -2).addmm(middle.flatten(0, -2), up.t()).view(base.shape)
+            middle = self.without_dropped(F.conv2d(x, down.to(x.dtype), None, op.stride, op.padding) * strength)
+            return base + F.conv2d(middle, up.to(middle.dtype))
+        middle = self.without_dropped(F.linear(x, down.to(x.dtype)) * strength)
+        return base.flatten(0, -2).addmm(middle.flatten(0, -2), up.to(middle.dtype).t()).view(base.shape)
+
+    def without_dropped(self, middle: Tensor) -> Tensor:
+        """The values between the matrices, [batch, …, ranks] or [batch, ranks, …], without what dropout leaves out.
+
+        As in kohya's module: single values, and of every picture whole ranks, for which the others are strengthened.
+        LyCORIS drops outputs, and the same ranks of all pictures, and strengthens none for them.
+        """
+        left: Tensor = self.dropout(middle)
+        if not (self.training and self.rank_dropout):
+            return left
+        side = 1 if self.isconv else left.dim() - 1
+        shape = [size if axis in (0, side) else 1 for axis, size in enumerate(left.shape)]
+        kept: Tensor = (torch.rand(shape, device=left.device) > self.rank_dropout).to(left.dtype)
+        strengthened: Tensor = left * (kept / (1 - self.rank_dropout))
+        return strengthened
 
 
 class DynamicRank(LowRank):
@@ -52,18 +67,9 @@ class DynamicRank(LowRank):
         last = int(torch.randint(self.lora_dim // self.block_size, ()))
         before, ranks = last * self.block_size, (last + 1) * self.block_size
         down, up = self.lora_down.weight, self.lora_up.weight
-        down = torch.cat([down[:before].detach(), down[before:ranks]]).to(x.dtype)
+        down = torch.cat([down[:before].detach(), down[before:ranks]])
         up = torch.cat([up[:, :before].detach(), up[:, before:ranks]], dim=1)
-        strength = self.scale * scale * math.sqrt(self.lora_dim / ranks)
-        if self.isconv:
-            op = self.lora_down
-            middle = F.conv2d(x, down, None, op.stride, op.padding) * strength
-            change = F.conv2d(middle, up.to(middle.dtype))
-        else:
-            middle = F.linear(x, down) * strength
-            change = F.linear(middle, up.to(middle.dtype))
-        output: Tensor = self.org_forward(x) + self.drop(change)
-        return output
+        return self.changed_by(down, up, x, self.scale * scale * math.sqrt(self.lora_dim / ranks))
 
 
 class GeneralLowRank(GLoRAModule):  # type: ignore[misc]
@@ -75,3 +81,9 @@ class GeneralLowRank(GLoRAModule):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self.rank_dropout: float = 1 - self.rank_dropout if self.rank_dropout else 0.0
+
+    @property
+    def org_weight(self) -> Tensor:
+        """The layer's weight beside the trained ones, also where it is kept in the computer's memory."""
+        weight: Tensor = self.org_module[0].weight.to(self.a1.weight.device)
+        return weight
