@@ -26,11 +26,14 @@ from engine.fused_backward import FusedBackward
 from engine.loss_watch import LossWatch
 from engine.memory import leave
 from engine.models.family import BaseModel, Conditioning
-from engine.networks import Network
+from engine.networks import Network, limit_norms, shares_within
 from engine.run_folder import RunFolder
 from engine.samples import SamplePrompt
 from knowledge.config import TrainingConfig
 from knowledge.facts import DatasetFacts
+
+FASTER_COPY = "z"
+"""Where schedule-free optimizers keep their own copy of a weight, by Defazio et al. 2024 (arXiv:2405.15682)."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,33 @@ class Bench:
                 for weights, was in zip(self.network.parameters(), learning, strict=True):
                     weights.data.copy_(was)
             self.network.train()
+
+    @torch.no_grad()
+    def limit_norms(self) -> None:
+        """Hold every layer's ΔW to network.maximum_norm, if there is one: as it would be saved, not as it learns.
+
+        A schedule-free optimizer saves a mean of the weights and of a faster copy of them; all three are scaled alike.
+        """
+        maximum = self.config.network.maximum_norm
+        if maximum is None:
+            return
+        with self.at_rest(averaged=False):
+            shares = shares_within(self.network, maximum)
+        memories = self.optimizer.state
+        for weights, share in shares:
+            weights.mul_(share)
+            faster = memories.get(weights, {}).get(FASTER_COPY)
+            if faster is not None:
+                faster.mul_(share)
+
+    def take_in_average(self, step: int) -> None:
+        """Let the moving average, if one is kept, see the weights after this update; its ΔW stay limited as theirs."""
+        if self.average is None:
+            return
+        self.average.take_in(step)
+        if self.config.network.maximum_norm is not None:
+            with self.average.in_place():
+                limit_norms(self.network, self.config.network.maximum_norm)
 
     def encoder(self) -> Callable[[Sequence[str]], Conditioning]:
         """What gives the conditioning of sample prompts: the cache, where the captions are in it, or the encoders."""

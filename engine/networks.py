@@ -208,20 +208,28 @@ def create_network(model: BaseModel, settings: NetworkSettings, seed: int) -> Ne
 
 
 @torch.no_grad()
-def limit_norms(network: Network, maximum: float) -> None:
-    """Scale every adapter whose ΔW has a larger norm than `maximum` down to it, all its factors by the same share.
+def shares_within(network: Network, maximum: float) -> list[tuple[nn.Parameter, Tensor]]:
+    """What brings every ΔW of a larger norm than `maximum` down to it: its factors, each with the share to keep of it.
 
     Kohya's scale_weight_norms. DoRA's magnitudes and changed biases are no factors of ΔW and stay as they are.
     """
     training = network.training
     network.eval()  # no ranks dropped while norms are taken
+    shares = []
     for adapter in network.adapters.values():
         factors = [parameter for name, parameter in adapter.named_parameters() if name not in NO_FACTORS]
         norm = network.recipe.change(adapter).norm()
         share = (maximum / norm.clamp(min=maximum)) ** (1 / (network.recipe.degree or len(factors)))
-        for factor in factors:
-            factor.mul_(share)
+        shares += [(factor, share) for factor in factors]
     network.train(training)
+    return shares
+
+
+@torch.no_grad()
+def limit_norms(network: Network, maximum: float) -> None:
+    """Scale every adapter whose ΔW has a larger norm than `maximum` down to it, all its factors by the same share."""
+    for factor, share in shares_within(network, maximum):
+        factor.mul_(share)
 
 
 @contextlib.contextmanager

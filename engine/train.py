@@ -46,7 +46,7 @@ from engine.keeping import (
 from engine.loss_watch import TrainingBrokeError
 from engine.memory import device_name, peak_ram_bytes, peak_vram_bytes, vram_bytes
 from engine.models.load import load
-from engine.networks import create_network, limit_norms
+from engine.networks import create_network
 from engine.optimizers import check_optimizer, create_optimizer
 from engine.processes import add_up_gradients, anyone, create_accelerator, mean_and_norm, met_by_all, own
 from engine.recovery import marks
@@ -211,12 +211,10 @@ def train(
             with state_kept_when_memory_ends(bench, step, before):
                 optimizer.step()
                 optimizer.zero_grad()
-                if config.network.maximum_norm is not None:
-                    limit_norms(network, config.network.maximum_norm)
+                bench.limit_norms()
             step += 1
             bench.watch.take_in(loss_value)
-            if average is not None:
-                average.take_in(step)
+            bench.take_in_average(step)
             yield StepFinished(
                 step=step,
                 epoch=epoch,
