@@ -41,6 +41,11 @@ def _low_rank_change(adapter: Any) -> Tensor:
     return change
 
 
+def _scaled_change(adapter: Any) -> Tensor:
+    change: Tensor = adapter.differences(adapter.org_module[0].weight.to(adapter.weight.device))[0]
+    return change
+
+
 # LyCORIS' default forward applies ΔW as a second full layer; `bypass_mode` runs the small matrices one after the other
 # instead, which is the same function for a fraction of the memory and time.
 ALGORITHMS: dict[Algorithm, AlgorithmRecipe] = {
@@ -67,7 +72,7 @@ ALGORITHMS: dict[Algorithm, AlgorithmRecipe] = {
     ),
     "oft": AlgorithmRecipe("engine.rebuilt:Rotation", change=lambda adapter: adapter.oft_blocks),
     "boft": AlgorithmRecipe("engine.rebuilt:Butterfly", change=lambda adapter: adapter.oft_blocks),
-    "ia3": AlgorithmRecipe("engine.rebuilt:Scaled", change=lambda adapter: adapter.get_diff_weight()[0]),
+    "ia3": AlgorithmRecipe("engine.rebuilt:Scaled", change=_scaled_change),
     "full": AlgorithmRecipe("engine.rebuilt:Full", change=lambda adapter: adapter.diff),
 }
 NO_FACTORS = ("dora_scale", "diff_b")

@@ -22,11 +22,12 @@ class Rebuilt:
             unchanged: Tensor = self.org_forward(x)
             return unchanged
         layer = self.org_module[0]
-        difference, bias_difference = self.differences(layer.weight)
+        weight = layer.weight.to(x.device)  # where it is kept in the computer's memory, it comes for this use
+        difference, bias_difference = self.differences(weight)
         bias = layer.bias
         if bias is not None and bias_difference is not None:
             bias = (bias + bias_difference).to(bias.dtype)
-        output: Tensor = self.op(x, (layer.weight + difference).to(layer.weight.dtype), bias, **self.kw_dict)
+        output: Tensor = self.op(x, (weight + difference).to(weight.dtype), bias, **self.kw_dict)
         return output
 
 

@@ -10,12 +10,14 @@ from calculator.held_weights import held_bytes
 from engine.checkpoints import DTYPES
 from engine.events import RunStarted, StepFinished
 from engine.held_weights import HeldConvolution, HeldLinear, _HeldLayer, hold_weights
+from engine.models.family import AdaptedLayer
 from engine.models.load import load
+from engine.networks import ALGORITHMS, Network, attached, shares_within
 from engine.optimizers import create_optimizer
 from engine.run_folder import RunFolder
 from engine.train import train
 from knowledge.architectures import read_architecture
-from knowledge.config import BaseModelSettings, OptimizerSettings, ScheduleSettings
+from knowledge.config import BaseModelSettings, NetworkSettings, OptimizerSettings, ScheduleSettings
 from knowledge.optimizers import OPTIMIZERS
 
 FORMS = ["same", "fp8", "8bit", "nf4"]
@@ -102,6 +104,19 @@ def weights_of(run) -> torch.Tensor:
     return torch.cat(
         [tensor.flatten().float() for name, tensor in sorted(load_file(path).items()) if "alpha" not in name]
     )
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_network_works_beside_weights_that_stay_in_the_computers_memory(algorithm):
+    layer = held(nn.Linear(48, 64), "same", stays=True)
+    settings = NetworkSettings(algorithm=algorithm, rank=8, dylora_block_size=2)
+    network = Network([AdaptedLayer("layer", layer, "unet")], settings, 0).to("meta").train()  # a card, in effect
+    layer.to("meta")
+    assert layer.held.tensors[0].device == CPU
+    with attached(network):
+        layer(torch.ones(2, 5, 48, device="meta")).sum().backward()
+    assert any(weights.grad is not None for weights in network.parameters())
+    assert {share.device.type for _, share in shares_within(network, 1.0)} == {"meta"}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
