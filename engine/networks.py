@@ -149,6 +149,12 @@ class Network(nn.Module):
                 for parameter in adapter.parameters():
                     parameter.grad = None
 
+    def reached_by(self, loss: Tensor) -> Tensor:
+        """The loss; where module dropout let every layer rest, it hangs on a weight of no influence all the same."""
+        if loss.requires_grad:
+            return loss
+        return loss + 0 * next(weights for weights in self.parameters() if weights.requires_grad).sum()
+
     def saved_tensors(self) -> dict[str, Tensor]:
         """What a network file holds, by the names that applications read."""
         with torch.no_grad():
@@ -161,17 +167,17 @@ class Network(nn.Module):
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from the weights of a network file. Raises ValueError that says what the file has and this has not."""
         own = {name.removeprefix("adapters."): parameter for name, parameter in self.named_parameters()}
-        alphas = {name: tensor for name, tensor in self.saved_tensors().items() if name.endswith(".alpha")}
-        there = {name for name in tensors if not name.endswith(".alpha")}
+        fixed = {name: tensor for name, tensor in self.saved_tensors().items() if name not in own}  # alphas, mostly
+        there = {name for name in tensors if name not in fixed and not name.endswith(".alpha")}
         for names, what in ((set(own) - there, "lacks"), (there - set(own), "has more than this network, as")):
             if names:
                 raise ValueError(f"it {what} {min(names)} ({len(names)} tensors)")
         for name, parameter in own.items():
             if tensors[name].shape != parameter.shape:
                 raise ValueError(f"{name} is {list(tensors[name].shape)} there and {list(parameter.shape)} here")
-        for name, alpha in alphas.items():
-            if name in tensors and abs(float(tensors[name]) - float(alpha)) > 1e-2 * float(alpha):
-                raise ValueError(f"{name} is {float(tensors[name]):g} there and {float(alpha):g} here")
+        for name, value in fixed.items():
+            if name in tensors and abs(float(tensors[name]) - float(value)) > 1e-2 * float(value):
+                raise ValueError(f"{name} is {float(tensors[name]):g} there and {float(value):g} here")
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])

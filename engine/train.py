@@ -189,7 +189,7 @@ def train(
                 if not readable.items:
                     continue
                 with state_kept_when_memory_ends(bench, step, before):
-                    loss = loss_per_image(bench, readable, epoch, number).mean()
+                    loss = network.reached_by(loss_per_image(bench, readable, epoch, number).mean())
                     # kohya divides by the full count even where an epoch ends with fewer batches; we match it.
                     accelerator.backward(loss / per_update)
                 losses.append(loss.detach())

@@ -183,6 +183,22 @@ def test_limit_norms_brings_every_large_change_down_to_the_limit_and_leaves_the_
         assert network.recipe.change(adapter).norm().item() == pytest.approx(min(before[name], limit), rel=1e-4)
 
 
+@pytest.mark.parametrize("algorithm", WITH_CONVOLUTIONS)
+def test_a_new_network_takes_over_the_weights_of_a_file_of_its_kind(algorithm: str, sd15: StableDiffusion):
+    first, second = (create_network(sd15, settings_for(algorithm), seed) for seed in (1, 2))
+    stir(first)
+    second.take(first.saved_tensors())
+    ours, theirs = first.exact_tensors(), second.exact_tensors()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_factors_over_the_inputs_are_not_taken_for_factors_over_the_outputs(sd15: StableDiffusion):
+    network = create_network(sd15, settings_for("ia3"), 0)
+    elsewhere = {name: torch.ones_like(t) if "on_input" in name else t for name, t in network.saved_tensors().items()}
+    with pytest.raises(ValueError, match="on_input is 1 there and 0 here"):
+        network.take(elsewhere)
+
+
 def test_limit_norms_is_kohyas():
     recorded = json.loads((DATA / "max_norm.json").read_text())
     layers = []

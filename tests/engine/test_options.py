@@ -206,6 +206,13 @@ def test_one_part_after_the_other_is_on_the_device_and_vae_and_text_encoders_nev
     assert not any(decoded_under_autocast)
 
 
+def test_a_step_in_which_every_layer_rests_is_a_step(configure: Configure):
+    network = {"module_dropout": 0.999, "train_unet": False}
+    run, events = run_to_end(configure(network=network, schedule={"maximum_steps": 2}))
+    assert [event.gradient_norm for event in of_kind(events, StepFinished)] == [0.0, 0.0]
+    assert all(not tensor.any() for name, tensor in weights(run).items() if "lora_up" in name)
+
+
 def test_regularisation_pictures_weigh_what_prior_weight_says(configure: Configure):
     folders = [{"path": str(PICTURES)}, {"path": str(PICTURES.parent / "reg_1_toy"), "regularisation": True}]
     full, none = (
