@@ -15,12 +15,13 @@ from engine.bench import Bench, Caches
 from engine.fused_backward import FusedBackward
 from engine.models.family import AdaptedLayer
 from engine.networks import Network, attached
-from engine.optimizers import OPTIMIZERS, create_optimizer
+from engine.optimizers import create_optimizer
 from engine.processes import create_accelerator
 from engine.tools.adapters import in_memory
 from engine.tools.effect import change
-from knowledge.config import PACED_BY_ALL_WEIGHTS, OptimizerName, TrainingConfig
+from knowledge.config import OptimizerName, TrainingConfig
 from knowledge.facts import DatasetFacts
+from knowledge.optimizers import OPTIMIZERS
 
 LIMIT = 0.2
 
@@ -63,7 +64,7 @@ def bench_of_one_layer(layer: torch.nn.Module, name: OptimizerName, fused: bool)
     ("name", "fused"),
     [
         *((name, False) for name in OPTIMIZERS),
-        *((name, True) for name in OPTIMIZERS if name not in PACED_BY_ALL_WEIGHTS),
+        *((name, True) for name in OPTIMIZERS if not OPTIMIZERS[name].pace),
     ],
 )
 def test_what_would_be_saved_is_never_above_the_limit_and_reaches_it(name: OptimizerName, fused: bool):
