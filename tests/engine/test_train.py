@@ -1,13 +1,15 @@
 """What a run gives: weights, files, events, and what is measured on the way."""
 
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
-from short_runs import PICTURES, RESTLESS, Configure, Values, of_kind, run_to_end, same, weights
+from short_runs import PICTURES, RESTLESS, Configure, Values, of_kind, run_to_end, same, stopped_at, weights
 
 from calculator.plan import plan
 from calculator.schedule import learning_rate_multiplier
@@ -25,9 +27,11 @@ from engine.events import (
 )
 from engine.keeping import by_step
 from engine.models.load import load
+from engine.processes import create_accelerator
 from engine.run_folder import RunFolder
 from engine.train import train
 from knowledge.answers import PlainError
+from knowledge.config import Precision
 from knowledge.facts import Hardware
 
 
@@ -245,6 +249,31 @@ def test_a_caption_is_measured_whole_however_training_changes_it(configure: Conf
         for dataset in ({}, {"caption_dropout_rate": 1.0, "flip": True, "shuffle_tags": True})
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("scale", [2.0**12, 2.0**126])
+def test_a_scaler_skips_what_overflows_changes_nothing_else_and_goes_on_where_it_was(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, scale: float
+):
+    """What fp16 does on a GPU, with full precision's numbers: gradients are scaled up by a power of two and down."""
+
+    def with_scaler(precision: Precision, **more: bool) -> Accelerator:
+        accelerator = create_accelerator(precision, **more)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+        optimizers = accelerator._optimizers
+        accelerator.unscale_gradients = lambda: [accelerator.scaler.unscale_(each.optimizer) for each in optimizers]
+        return accelerator
+
+    large = {"network": {"alpha": 4096.0}, "optimizer": {"learning_rate": 1e-6}}  # gradients
+    config = configure(**large, schedule={"gradient_accumulation_steps": 1, "maximum_steps": 4})
+    plain, _ = run_to_end(config)
+    monkeypatch.setattr("engine.train.create_accelerator", with_scaler)
+    scaled, events = run_to_end(config)
+    overflown = [not math.isfinite(event.gradient_norm) for event in of_kind(events, StepFinished)]
+    assert any(overflown) == (scale > 2.0**100)
+    assert same(weights(scaled), weights(plain)) != any(overflown)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(scaled).values())
+    assert same(weights(stopped_at(config, [1, 3])), weights(scaled))
 
 
 def test_fp16_without_a_gpu_is_refused_in_words(configure: Configure):
