@@ -148,7 +148,8 @@ def _likely_cause(problem: TrainingBrokeError, config: TrainingConfig) -> str:
 
 def _way_back(config: TrainingConfig, good_step: int) -> str:
     if not good_step:
-        return "No state had been kept from before, so start a new run; saving.state_every_epochs keeps some."
+        keeps = "" if config.saving.state_every_epochs else " saving.state_every_epochs would keep some on the way."
+        return f"No state had been kept by then: start a new run.{keeps}"
     return (
         f"The run is back at step {good_step:,}, the last good state. To go on from there with another value: "
         f"lora-wizard resume {config.output.name} --set optimizer.learning_rate={config.optimizer.learning_rate / 5:g}"

@@ -310,7 +310,9 @@ class Narrator:
                     event.step,
                 )
             ]
-        return [Sentence(f"Finished: {count(event.step, 'step')} in {duration(event.seconds)}.", event.step, "good")]
+        done, here, spent = count(event.step, "step"), event.step + 1 - (self.first_step or 1), duration(event.seconds)
+        how = f" in {spent}" if here == event.step else f", the last {here:,} of them in {spent}" if here else ""
+        return [Sentence(f"Finished: {done}{how}.", event.step, "good")]
 
 
 def _skipped(event: PictureSkipped) -> Sentence:

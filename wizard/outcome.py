@@ -106,7 +106,8 @@ def way_on(run: RunFolder, step: int) -> tuple[str, str]:
     if newest_network(run):
         return "The LoRA file can be used, but the training cannot go on from it. To start again:", start_again
     if step:
-        return f"Nothing had been saved yet; the {words.count(step, 'step')} are lost. To start again:", start_again
+        lost = words.count(step, "step is", "steps are")
+        return f"Nothing had been saved yet; the {lost} lost. To start again:", start_again
     return "Nothing had been trained yet, so nothing is lost. To start again:", start_again
 
 

@@ -22,7 +22,7 @@ from engine.events import (
 )
 from engine.run_folder import RunFolder, whole_file
 from knowledge.answers import answers_text
-from knowledge.config import TrainingConfig
+from knowledge.config import POCKET_MODEL, TrainingConfig
 from knowledge.parameters import parameters
 from knowledge.rules import SEVERITIES
 from knowledge.starting_network import rank_in_words
@@ -47,8 +47,12 @@ def report(run: RunFolder, events: Sequence[Event], charts: Charts) -> str:
     config = run.config()
     parts = [
         _head(run, events, config),
-        _picture(charts.before_after, "Before and after: base model beside the LoRA, same prompts and same noise"),
-        _picture(charts.over_time, "How it came about: the same prompts, epoch by epoch", wide=True),
+        _picture(
+            charts.before_after,
+            "Before and after: base model beside the LoRA, same prompts and same noise",
+            least=SHEET,
+        ),
+        _picture(charts.over_time, "How it came about: the same prompts, epoch by epoch", least=SHEET),
         _section("What happened to the loss", _loss(events, charts)),
         _section("Plan and reality", _comparison(run, events)),
         _section("What was remarked before the start", _findings(run)),
@@ -82,7 +86,7 @@ def _head(run: RunFolder, events: Sequence[Event], config: TrainingConfig) -> st
 def _verdict(ended: Failed | RunFinished | None, events: Sequence[Event]) -> tuple[str, str]:
     match ended:
         case RunFinished(reason="completed"):
-            return f"Finished: {count(ended.step, 'step')} in {duration(ended.seconds)}.", "good"
+            return f"Finished: {count(ended.step, 'step')} in {duration(_seconds_spent(events))}.", "good"
         case RunFinished():
             return f"Stopped after step {ended.step:,} of {ended.total_steps:,}; it can go on.", "pause"
         case Failed():
@@ -114,15 +118,17 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
 
 
-def _picture(path: Path | None, words: str, *, wide: bool = False) -> str:
-    """The picture as a figure; a wide one is moved sideways rather than made much smaller than it was drawn."""
+def _picture(path: Path | None, words: str, *, least: float) -> str:
+    """The picture as a figure, moved sideways rather than made smaller than this share of its width."""
     if path is None:
         return ""
-    look = ' class="wide"' if wide else ""
-    width = int.from_bytes(path.read_bytes()[16:20], "big")  # where a PNG says it
-    least = f' style="min-width: {round(SMALLEST_SHARE * width)}px"' if wide else ""
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<figure{look}><img{least} alt="{escape(words, quote=True)}" src="data:image/png;base64,{data}"></figure>'
+    content = path.read_bytes()
+    width = round(least * int.from_bytes(content[16:20], "big"))  # where a PNG says it
+    data = base64.b64encode(content).decode("ascii")
+    return (
+        f'<figure><img style="min-width: {width}px" alt="{escape(words, quote=True)}" '
+        f'src="data:image/png;base64,{data}"></figure>'
+    )
 
 
 def _loss(events: Sequence[Event], charts: Charts) -> str:
@@ -130,16 +136,15 @@ def _loss(events: Sequence[Event], charts: Charts) -> str:
     if not steps:
         return ""
     said = trend_sentence([step.loss for step in steps], steps[-1].step, samples=charts.over_time is not None)
-    held_out = _picture(charts.held_out, "Loss on held-out pictures by step")
-    few = f"{count(len(steps), 'step')} are too few to say anything about the loss."
+    held_out = _picture(charts.held_out, "Loss on held-out pictures by step", least=CHART)
+    few = f"{count(len(steps), 'step is', 'steps are')} too few to say anything about the loss."
+    loss = _picture(charts.loss, "Loss by step", least=CHART)
+    rate = _picture(charts.learning_rate, "Learning rate by step", least=CHART)
     words = (
         "The loss tells how far the model was off when it guessed the noise in a picture. Every step draws other "
         "noise, so it jumps; only its average says something, and what counts are the pictures."
     )
-    return (
-        f"<p>{escape(said.text if said else few)}</p>{_picture(charts.loss, 'Loss by step')}"
-        f'<p class="quiet">{words}</p>{held_out}{_picture(charts.learning_rate, "Learning rate by step")}'
-    )
+    return f'<p>{escape(said.text if said else few)}</p>{loss}<p class="quiet">{words}</p>{held_out}{rate}'
 
 
 def _plan(run: RunFolder) -> dict[str, Any]:
@@ -275,18 +280,24 @@ def _asked(config: TrainingConfig) -> str:
         f"<p>{escape(known['dataset.goal'].choices[config.dataset.goal].title)}, {escape(called)}, "
         f"at {config.dataset.resolution} pixels. {_algorithm(config)} of {escape(rank_in_words(config.network))}, "
         f"{known['optimizer.name'].choices[config.optimizer.name].title} at rate "
-        f"{number(config.optimizer.learning_rate)}, {count(config.schedule.batch_size, 'picture')} a step.</p>"
+        f"{number(config.optimizer.learning_rate)}, {count(config.schedule.batch_size, 'picture')} a step, "
+        f"{count(config.schedule.epochs, 'epoch')}, on {escape(_base_model(config))}.</p>"
     )
     answers = answers_text(config).replace(str(Path.home()), "~")  # a report is a thing to show to others
     return f"{asked}<details><summary>The answers file</summary><pre>{escape(answers)}</pre></details>"
+
+
+def _base_model(config: TrainingConfig) -> str:
+    path = config.base_model.path
+    return "the built-in pocket model" if path == POCKET_MODEL else path.replace("\\", "/").rstrip("/").split("/")[-1]
 
 
 def _algorithm(config: TrainingConfig) -> str:
     return str(parameters()["network.algorithm"].choices[config.network.algorithm].title)
 
 
-SMALLEST_SHARE = 0.75
-"""Of the width that a picture of many columns was drawn at, how much it keeps on a narrow page."""
+SHEET, CHART = 0.75, 0.5
+"""Of the width that sheets of samples and charts were drawn at, how much they keep on a narrow page."""
 STYLE = """
 :root { color-scheme: light; --ink: #1f2430; --quiet: #6b7183; --hair: #e6e8ee; --accent: #9b2fae; --paper: #fff; }
 * { box-sizing: border-box }
@@ -303,9 +314,8 @@ p { margin: .4rem 0 .8rem; max-width: 46rem }
 .verdict.good { border-color: #2b9348 } .verdict.bad { border-color: #d00000 } .verdict.pause { border-color: #e09f3e }
 section, figure { background: var(--paper); border: 1px solid var(--hair); border-radius: 12px; margin: 0 0 1.25rem;
   padding: 1.4rem 1.6rem }
-figure { padding: .5rem; text-align: center } section figure { border: 0; padding: 0; margin: .6rem 0 }
+figure { padding: .5rem; overflow-x: auto } section figure { border: 0; padding: 0; margin: .6rem 0 }
 img { max-width: 100%; height: auto }
-.wide { overflow-x: auto; text-align: left }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .4rem 1rem .4rem 0; border-bottom: 1px solid var(--hair); vertical-align: top }
 th { font-weight: 500 } tr:last-child > * { border-bottom: 0 }
@@ -315,6 +325,8 @@ summary { cursor: pointer; color: var(--accent) }
 .story { list-style: none; padding: 0; margin: 0 }
 .story li { display: grid; grid-template-columns: 6rem minmax(0, 1fr); padding: .25rem 0; overflow-wrap: anywhere }
 .story span { color: var(--quiet); font-variant-numeric: tabular-nums }
+@media (max-width: 40rem) { main { padding: 1.5rem .75rem } section { padding: 1rem }
+  .story li { grid-template-columns: 4.75rem minmax(0, 1fr) } }
 .story .warning { color: #a86800 } .story .bad { color: #b00000 } .story .good { color: #1c7c36 }
 """
 

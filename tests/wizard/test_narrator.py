@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import pytest
+
 from engine.events import CheckpointSaved, Failed, PhaseStarted, RunFinished, RunStarted, StepFinished, Warned
 from wizard.narrator import Narrator, narrate
 
@@ -111,6 +113,14 @@ def test_files_warnings_and_the_end_are_told(story):
     assert "photo.jpg cannot be read; it is left out." in said
     assert "Saved the finished LoRA: checkpoints/fox.safetensors (600 KB)." in said
     assert said[-1] == "Finished: 20 steps in 10 s."
+
+
+@pytest.mark.parametrize(
+    ("first_step", "said"), [(15, "Finished: 20 steps, the last 6 of them in 10 s."), (21, "Finished: 20 steps.")]
+)
+def test_the_end_of_a_run_that_went_on_tells_the_time_of_its_own_steps(story, first_step, said):
+    events = [replace(e, first_step=first_step) if isinstance(e, RunStarted) else e for e in story([0.1] * 20)]
+    assert texts(events)[-1] == said
 
 
 def test_a_failure_is_told_with_its_remedy():

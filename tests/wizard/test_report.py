@@ -14,7 +14,7 @@ from engine.events import Failed, PictureSkipped, RunFinished, SampleSaved
 from engine.run_folder import RunFolder
 from knowledge.config import TrainingConfig, with_values
 from wizard.charts import draw_charts
-from wizard.report import _seconds_spent, report
+from wizard.report import _seconds_spent, _verdict, report
 
 PLAN = {
     "total_steps": 60,
@@ -72,9 +72,10 @@ def page(run, events):
 
 def test_a_finished_run_tells_what_was_asked_what_happened_and_how_to_use_it(run, story, losses):
     html, text = page(run, story(losses(lambda share: 0.1, 60, 1), samples_every=20))
-    assert "Finished: 60 steps in 30 s." in text
+    assert "Finished: 60 steps in 34 s." in text  # with what came before the first of them
     assert "<zwq> & co" in text  # shown as text, not read as a tag
-    assert "time 30 s (20 s to 1 min)" in text
+    assert "time 30 s (20 s to 1 min) 34 s" in text
+    assert "at rate 0.0001, 1 picture a step, 10 epochs, on the built-in pocket model." in text
     assert "no trend beyond chance" in text
     assert html.count("data:image/png;base64,") == 4
     assert not re.search(r'(src|href)="(?!data:)', html)
@@ -102,7 +103,9 @@ def test_a_failed_run_says_why_and_what_to_do(run, story):
     _, text = page(run, events)
     assert "It broke. Mend it." in text
     assert "No file was saved." in text
-    assert "too few to say anything" in text
+    assert "5 steps are too few to say anything" in text
+    _, text = page(run, [*story([0.1], finished=False), events[-1]])
+    assert "1 step is too few to say anything" in text
 
 
 def test_a_run_without_steps_or_plan_has_a_page_too(run):
@@ -134,6 +137,8 @@ def test_the_time_between_a_stop_and_a_resume_is_not_counted(story):
     first = story([0.1] * 10, total_steps=20, finished=False)
     first.append(RunFinished(at=first[-1].at, reason="stopped", step=10, total_steps=20, seconds=5, network=""))
     later = [replace(event, at=event.at + 86_400) for event in story([0.1] * 10, total_steps=20, finished=False)]
+    done = replace(first[-1], at=later[-1].at, reason="completed", step=20)
+    assert _verdict(done, [*first, *later]) == ("Finished: 20 steps in 18 s.", "good")
     assert _seconds_spent([*first, *later]) == pytest.approx(2 * (4 + 10 * 0.5))
 
 
