@@ -6,6 +6,7 @@ From running ComfyUI (a125cd84) and diffusers 0.42, and from reading Forge (dfdc
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,9 +14,21 @@ from engine.tools.adapters import NAMES, Adapter
 
 TEXT_LAYERS = re.compile(r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])$")
 BASIC = frozenset({"lora", "locon"})
-Rule = Callable[[str, Adapter, str], tuple[bool, str]]
-"""From a module's name in the file, its adapter and the family: is it read, and what goes wrong."""
+Rule = Callable[[str, Adapter, "File"], tuple[bool, str]]
+"""From a module's name in the file, its adapter and what else the file is: is it read, and what goes wrong."""
 LYCORIS = BASIC | {"loha", "lokr", "glora", "full", "norm", "bias"}
+
+
+ALPHA_LOST = re.compile(r"unet\..*\.(to_q|to_k|to_v|to_out\.0)$|text_encoder(_2)?\..*\.self_attn\.|text_encoder\.")
+"""Layers whose own alpha diffusers 0.42 does not find: it looks for it under another name than the layer's."""
+
+
+@dataclass(frozen=True)
+class File:
+    """What a rule has to know of the whole file: its family, and the alpha of most layers in each part of the model."""
+
+    family: str
+    usual_alphas: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -41,14 +54,18 @@ def readings(found: Mapping[str, Adapter], family: str) -> list[Reading]:
     """
     if not any(adapter.canonical for adapter in found.values()):
         return []
-    return [_reading(name, rule, found, family) for name, rule in APPLICATIONS.items()]
+    alphas: dict[str, Counter[float | None]] = {}
+    for adapter in found.values():
+        alphas.setdefault(_part(adapter), Counter())[adapter.alpha] += 1
+    file = File(family, {part: counted.most_common(1)[0][0] for part, counted in alphas.items()})
+    return [_reading(name, rule, found, file) for name, rule in APPLICATIONS.items()]
 
 
-def _reading(name: str, rule: Rule, found: Mapping[str, Adapter], family: str) -> Reading:
+def _reading(name: str, rule: Rule, found: Mapping[str, Adapter], file: File) -> Reading:
     read = 0
     remarks: dict[str, int] = {}
     for module, adapter in found.items():
-        taken, remark = rule(module, adapter, family)
+        taken, remark = rule(module, adapter, file)
         read += taken
         if remark:
             remarks[remark] = remarks.get(remark, 0) + 1
@@ -62,7 +79,7 @@ def _kohya_named(module: str) -> bool:
     return module.startswith(("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_"))
 
 
-def _comfyui(module: str, adapter: Adapter, family: str) -> tuple[bool, str]:
+def _comfyui(module: str, adapter: Adapter, file: File) -> tuple[bool, str]:
     name = adapter.canonical
     if name is None:
         return False, "layers it does not know by this name"
@@ -84,18 +101,18 @@ def _comfyui(module: str, adapter: Adapter, family: str) -> tuple[bool, str]:
     return True, ""
 
 
-def _forge(module: str, adapter: Adapter, family: str) -> tuple[bool, str]:
+def _forge(module: str, adapter: Adapter, file: File) -> tuple[bool, str]:
     if adapter.algorithm not in LYCORIS:
         return False, f"does not read {NAMES[adapter.algorithm]}"
-    return _comfyui(module, adapter, family)
+    return _comfyui(module, adapter, file)
 
 
-def _a1111(module: str, adapter: Adapter, family: str) -> tuple[bool, str]:
+def _a1111(module: str, adapter: Adapter, file: File) -> tuple[bool, str]:
     if not _kohya_named(module) or adapter.canonical is None:
         return False, "reads kohya names only"
     if adapter.algorithm not in LYCORIS | {"ia3", "boft", "diag-oft"}:
         return False, f"does not read {NAMES[adapter.algorithm]}"
-    if family == "sdxl" and module == "lora_unet_up_blocks_0_upsamplers_0_conv":
+    if file.family == "sdxl" and module == "lora_unet_up_blocks_0_upsamplers_0_conv":
         return False, "maps SDXL's first upsampler to a layer that does not exist"
     if adapter.decomposed and not _output_dora(adapter):
         return True, ""
@@ -104,7 +121,7 @@ def _a1111(module: str, adapter: Adapter, family: str) -> tuple[bool, str]:
     return True, ""
 
 
-def _diffusers(module: str, adapter: Adapter, family: str) -> tuple[bool, str]:
+def _diffusers(module: str, adapter: Adapter, file: File) -> tuple[bool, str]:
     if adapter.canonical is None:
         return False, "layers it does not know by this name"
     if adapter.algorithm not in BASIC or "mid" in adapter:
@@ -114,7 +131,14 @@ def _diffusers(module: str, adapter: Adapter, family: str) -> tuple[bool, str]:
         return False, "cannot load changes of biases"
     if adapter.decomposed and _kohya_named(module):
         return True, "drops DoRA's magnitudes with no more than a log line"
+    usual = file.usual_alphas[_part(adapter)]
+    if _kohya_named(module) and ALPHA_LOST.match(adapter.canonical) and adapter.alpha != usual:
+        return True, "gives layers the alpha that most have instead of their own; convert with --names peft"
     return True, ""
+
+
+def _part(adapter: Adapter) -> str:
+    return (adapter.canonical or "").partition(".")[0]
 
 
 def _output_dora(adapter: Adapter) -> bool:

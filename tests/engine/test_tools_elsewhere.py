@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from trained_networks import trained_network
+from trained_networks import loaded, trained_network
 
-from engine.networks import ALGORITHMS
+from engine.networks import ALGORITHMS, create_network
 from engine.tools.adapters import in_memory
 from engine.tools.applications import Reading, readings
 from engine.tools.checkpoints import Checkpoint
@@ -20,31 +21,39 @@ from engine.tools.effect import change
 from engine.tools.merge import Weighted, combine, extract, merge_into
 from engine.tools.names import spelled
 from engine.tools.resize import resize
+from knowledge.config import NetworkSettings
 
 Tensors = dict[str, torch.Tensor]
 WHOLE = Keep(rank=1000)
 
 
 def read_by_diffusers(tensors: Tensors, family: str, model: Path) -> dict[str, torch.Tensor]:
-    """ΔW of every layer as diffusers understands the file, in float64. Raises what diffusers raises."""
-    from diffusers import UNet2DConditionModel
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
-    from diffusers.utils import convert_unet_state_dict_to_peft
-
-    if family == "sd15":
-        state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(dict(tensors))
-    else:
-        config = UNet2DConditionModel.load_config(model / "unet")
-        unet = type("Config", (), dict(config))
-        state, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=unet)
-    state, alphas = convert_unet_state_dict_to_peft(state), convert_unet_state_dict_to_peft(alphas or {})
+    """ΔW of every layer as diffusers applies the file, in float64. Raises what diffusers raises."""
+    pipeline = pipeline_of(family, model)
+    pipeline.load_lora_weights(dict(tensors))
     found = {}
-    for name in (name for name in state if name.endswith(".lora_A.weight")):
-        module = name.removesuffix(".lora_A.weight")
-        down, up = state[name].double(), state[f"{module}.lora_B.weight"].double()
-        alpha = next((alpha for key, alpha in alphas.items() if key.startswith(f"{module}.")), down.shape[0])
-        found[module] = up.flatten(1) @ down.flatten(1) * (float(alpha) / down.shape[0])
+    for part in ("unet", "text_encoder", *(["text_encoder_2"] if family == "sdxl" else [])):
+        for path, layer in getattr(pipeline, part).named_modules():
+            for adapter, scale in getattr(layer, "scaling", {}).items():
+                down, up = (side[adapter].weight.detach().double().flatten(1) for side in (layer.lora_A, layer.lora_B))
+                inside = path if part == "unet" or path.startswith("text_model.") else f"text_model.{path}"
+                found[f"{part}.{inside}"] = up @ down * scale
+    pipeline.unload_lora_weights()
     return found
+
+
+def read_otherwise(tensors: Tensors, family: str, model: Path) -> int:
+    """How many layers diffusers applies otherwise than the file means them."""
+    read = read_by_diffusers(tensors, family, model)
+    whole = {adapter.canonical: change(adapter, precision=torch.float64) for adapter in in_memory(tensors).values()}
+    return sum(float((read[name] - meant).norm() / meant.norm()) > 1e-4 for name, meant in whole.items())
+
+
+@functools.cache
+def pipeline_of(family: str, model: Path) -> Any:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    return (StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline).from_pretrained(model)
 
 
 def resized(tensors: Tensors, base: Checkpoint, family: str, _: Path) -> Tensors:
@@ -118,6 +127,10 @@ def test_diffusers_reads_what_a_tool_made_with_the_effect_it_had_and_comfyui_kno
         assert said_of("diffusers", made, family).remarks[0].startswith("cannot load changes of biases")
         made = {name: tensor for name, tensor in made.items() if not name.endswith(".diff_b")}
     found = in_memory(made)
+    said = said_of("diffusers", made, family)
+    assert said_of("ComfyUI", made, family).verdict == "yes"
+    if said.verdict == "partly":  # its layers have alphas of their own, since they have ranks of their own
+        made = converted(made, {}, "peft", family).tensors
     expected = {
         adapter.canonical: change(adapter, base.weight(adapter.canonical), precision=torch.float64)
         for adapter in in_memory(tensors).values()
@@ -128,7 +141,7 @@ def test_diffusers_reads_what_a_tool_made_with_the_effect_it_had_and_comfyui_kno
     for name, whole in expected.items():
         assert float((read[name] - whole).norm() / whole.norm()) < 1e-4
     assert all(module == spelled(adapter.canonical, "sd-scripts", family) for module, adapter in found.items())
-    assert said_of("ComfyUI", made, family).verdict == said_of("diffusers", made, family).verdict == "yes"
+    assert said_of("diffusers", made, family).verdict == "yes"
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -142,3 +155,22 @@ def test_what_is_said_of_diffusers_is_what_its_key_map_does(algorithm, tiny_sd15
     read = read_by_diffusers(tensors, "sd15", tiny_sd15)
     assert len(read) == said.read == said.layers
     assert (said.verdict == "partly") == (algorithm == "dora")
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_of_a_file_with_many_alphas_it_is_said_how_many_layers_diffusers_applies_otherwise(
+    family, tiny_sd15, tiny_sdxl
+):
+    model = {"sd15": tiny_sd15, "sdxl": tiny_sdxl}[family]
+    settings = NetworkSettings(algorithm="locon", rank=4, train_text_encoder=True)
+    tensors = {
+        name: torch.rand_like(t) for name, t in create_network(loaded(model), settings, 1).saved_tensors().items()
+    }
+    alphas = [name for name in tensors if name.endswith(".alpha")]
+    tensors |= {name: torch.tensor(float(1 + number * number % 3)) for number, name in enumerate(alphas)}
+    said = said_of("diffusers", tensors, family)
+    assert said.remarks == (
+        "gives layers the alpha that most have instead of their own; convert with --names peft "
+        f"({read_otherwise(tensors, family, model)} layers)",
+    )
+    assert said_of("ComfyUI", tensors, family).verdict == "yes"
