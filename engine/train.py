@@ -155,8 +155,6 @@ def train(
     yield run_started(bench, first_epoch, step)
     network.attach()
     network.train()
-    if hasattr(optimizer.optimizer, "train"):  # of a schedule-free optimizer
-        optimizer.optimizer.train()
     if step == 0 and 0 in validate_after:
         yield from validate(bench, step)
     if step == 0 and 0 in sample_after:

@@ -5,13 +5,20 @@ import torch
 from safetensors.torch import load_file
 from short_runs import Configure, of_kind, run_to_end, same, stopped_at, weights
 
-from engine.averages import WeightAverage
+from engine.averages import WeightAverage, create_average
 from engine.events import CheckpointSaved, Validated
+from knowledge.config import EmaSettings
+
+
+def average_of(weights: list[torch.nn.Parameter], settings: EmaSettings) -> WeightAverage:
+    average = create_average(weights, settings)
+    assert average is not None
+    return average
 
 
 def test_a_young_average_forgets_faster():
     weights = [torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))]
-    average = WeightAverage(weights, decay=0.25, every_steps=1)
+    average = average_of(weights, EmaSettings(decay=0.25, every_steps=1))
     weights[0].data.fill_(1.0)
     # after update 1 the decay is 1/10: 0 + 0.9 · (1 − 0); after update 2 it is 2/11: 0.9 + 9/11 · 0.1; from 3 on 0.25
     for step, expected in ((1, 0.9), (2, 0.9 + 9 / 11 * 0.1), (3, 1 - 0.25 * 0.1 * 2 / 11)):
@@ -23,7 +30,7 @@ def test_a_young_average_forgets_faster():
 
 def test_an_average_of_weights_in_half_precision_keeps_what_they_would_round_away():
     weights = [torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))]
-    average = WeightAverage(weights, decay=0.999, every_steps=1)
+    average = average_of(weights, EmaSettings(decay=0.999, every_steps=1))
     weights[0].data.fill_(1.0078125)  # the next number of bf16
     for step in range(10_000, 10_100):
         average.take_in(step)
@@ -35,7 +42,7 @@ def test_an_average_of_weights_in_half_precision_keeps_what_they_would_round_awa
 
 def test_only_every_so_many_updates_are_taken_in():
     weights = [torch.nn.Parameter(torch.zeros(1))]
-    average = WeightAverage(weights, decay=0.999, every_steps=3)
+    average = average_of(weights, EmaSettings(decay=0.999, every_steps=3))
     weights[0].data.fill_(1.0)
     average.take_in(1)
     average.take_in(2)
@@ -68,3 +75,4 @@ def test_an_average_goes_on_where_a_stopped_run_left_it(configure: Configure):
     config = configure(ema={"decay": 0.9, "every_steps": 2}, schedule={"epochs": 3})
     straight, _ = run_to_end(config)
     assert same(weights(stopped_at(config, [1, 3])), weights(straight))
+    assert not (straight.checkpoints / "plain").exists(), "the plain weights are saved on wish alone"

@@ -126,6 +126,14 @@ def test_every_argument_that_is_offered_changes_what_is_learned(name: OptimizerN
     assert not torch.equal(with_it, without)
 
 
+@pytest.mark.parametrize("name", of_kind("averaging"))
+def test_an_optimizer_with_other_weights_to_save_begins_with_those_to_learn_with(name: OptimizerName):
+    optimizer = create_optimizer(
+        {"unet": [torch.nn.Parameter(torch.ones(2, 2))]}, OptimizerSettings(name=name), ScheduleSettings()
+    )
+    assert [group["train_mode"] for group in optimizer.param_groups] == [True]
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_group_moves_by_its_own_rate(name: OptimizerName):
     """Above all the UNet when the text encoders, which come first, learn slowly or have stopped."""
