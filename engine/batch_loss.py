@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.bench import Bench, seeded
 from engine.dataset.batches import Batch
+from engine.memory import sent
 from engine.models.family import Conditioning
 from engine.noise import draw_noise, perturbed
 from knowledge.config import LossSettings
@@ -29,7 +30,7 @@ def loss_per_image(bench: Bench, batch: Batch, epoch: int, number: int) -> Tenso
     noise = draw_noise(latents, config.noise, sizes, generator)
     timesteps = model.draw_timesteps(len(latents), config.noise, generator)
     mixed_in = perturbed(noise, config.noise.input_perturbation, generator)
-    latents, noise, mixed_in, timesteps = (part.to(device) for part in (latents, noise, mixed_in, timesteps))
+    latents, noise, mixed_in, timesteps = (sent(part, device) for part in (latents, noise, mixed_in, timesteps))
     return loss_of_draw(bench, batch, latents, noise, model.add_noise(latents, mixed_in, timesteps), timesteps)
 
 
@@ -48,26 +49,26 @@ def loss_of_draw(
     """
     model, device = bench.model, bench.accelerator.device
     masks = bench.caches.masks
-    sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=device)
+    sizes = sent(torch.tensor(batch.sizes, dtype=torch.float32), device)
     with bench.accelerator.autocast():
         prediction = model.predict(noisy, timesteps, conditioning(bench, batch.captions), sizes)
     return model.loss_per_image(
         prediction,
         model.target(latents, noise, timesteps),
         timesteps,
-        torch.tensor([item.regularisation for item in batch.items], device=device),
+        sent(torch.tensor([item.regularisation for item in batch.items]), device),
         loss or bench.config.loss,
-        None if masks is None else masks.of(batch, *latents.shape[2:]).to(device),
+        None if masks is None else sent(masks.of(batch, *latents.shape[2:]), device),
     )
 
 
 def clean_latents(bench: Bench, batch: Batch, generator: torch.Generator) -> Tensor:
-    """One draw of the pictures' latents on the CPU, before the scaling factor."""
+    """One draw of the pictures' latents, before the scaling factor: cached ones on the CPU, others where the VAE is."""
     if bench.caches.latents is not None:
         return bench.caches.latents.latents(batch, generator)
     with torch.no_grad():
-        mean, std = (part.cpu() for part in bench.model.encode_pictures(bench.caches.ahead.pixels(batch)))
-    return mean + std * torch.randn(mean.shape, generator=generator)
+        mean, std = bench.model.encode_pictures(bench.caches.ahead.pixels(batch))
+    return mean + std * sent(torch.randn(mean.shape, generator=generator), mean.device)
 
 
 def conditioning(bench: Bench, captions: Sequence[str]) -> Conditioning:

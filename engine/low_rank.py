@@ -6,10 +6,14 @@ import math
 from typing import Any
 
 import torch
+from lycoris.functional.loha import bypass_forward_diff, diff_weight
 from lycoris.modules.glora import GLoRAModule
 from lycoris.modules.locon import LoConModule
+from lycoris.modules.loha import LohaModule
 from torch import Tensor
 from torch.nn import functional as F
+
+from engine.memory import sent
 
 
 class LowRank(LoConModule):  # type: ignore[misc]
@@ -87,3 +91,36 @@ class GeneralLowRank(GLoRAModule):  # type: ignore[misc]
         """The layer's weight beside the trained ones, also where it is kept in the computer's memory."""
         weight: Tensor = self.org_module[0].weight.to(self.a1.weight.device)
         return weight
+
+
+class Hadamard(LohaModule):  # type: ignore[misc]
+    """LyCORIS' LoHa, Hyeon-Woo et al. 2021 (arXiv:2108.06098), for which a GPU need not stop.
+
+    LyCORIS copies the strength to the device in every layer of every pass, and the processor waits for that each time:
+    https://github.com/KohakuBlueleaf/LyCORIS, modules/loha.py. A number of the CPU goes along with the kernel instead.
+    """
+
+    def get_weight(self, shape: torch.Size | None) -> Tensor:
+        """ΔW; while training, of the outputs that rank dropout leaves."""
+        strength = torch.tensor(self.scale, dtype=self.hada_w1_b.dtype)
+        weight: Tensor = diff_weight(*self._factors(), None, None, gamma=strength)
+        if shape is not None:
+            weight = weight.reshape(shape)
+        if self.training and self.rank_dropout:
+            kept = sent(torch.rand(len(weight)) > self.rank_dropout, weight.device).to(weight.dtype)
+            weight *= kept.view(-1, *[1] * (weight.dim() - 1))
+        return weight
+
+    def bypass_forward_diff(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """What the layer adds to the output of the layer that it adapts."""
+        if self.module_type != "linear" or (self.training and self.rank_dropout):
+            weight = self.get_weight(self.shape).to(x.dtype) * scale
+            change: Tensor = self.drop(self.op(x, weight, **self.kw_dict))
+            return change
+        strength = torch.tensor(self.scale * scale, dtype=x.dtype)
+        factors = [factor.to(x.dtype) for factor in self._factors()]
+        added: Tensor = self.drop(bypass_forward_diff(x, None, *factors, None, None, gamma=strength))
+        return added
+
+    def _factors(self) -> tuple[Tensor, ...]:
+        return self.hada_w1_b, self.hada_w1_a, self.hada_w2_b, self.hada_w2_a

@@ -1,4 +1,4 @@
-"""What a run holds on the device and in the computer, and how parts of a model leave both."""
+"""What a run holds on the device and in the computer, how tensors get there, and how parts of a model leave both."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ from functools import cache
 
 import psutil
 import torch
+from torch import Tensor
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, by a copy that goes on by itself.
+
+    Any other copy waits until a GPU has done all that it was asked for so far; of pinned memory CUDA makes this one
+    while it computes.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def leave(*parts: torch.nn.Module, for_good: bool = False) -> None:

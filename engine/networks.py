@@ -61,7 +61,7 @@ ALGORITHMS: dict[Algorithm, AlgorithmRecipe] = {
     "dora": AlgorithmRecipe(
         "lycoris.modules.locon:LoConModule", {"weight_decompose": True, "wd_on_out": False}, change=_low_rank_change
     ),
-    "loha": AlgorithmRecipe("lycoris.modules.loha:LohaModule", {"bypass_mode": True}),
+    "loha": AlgorithmRecipe("engine.low_rank:Hadamard", {"bypass_mode": True}),
     "lokr": AlgorithmRecipe(
         "lycoris.modules.lokr:LokrModule",
         {"bypass_mode": True},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.memory import sent
 from knowledge.config import NoiseSettings
 
 
@@ -17,7 +19,7 @@ def offset_noise(noise: Tensor, strength: float | Tensor, generator: torch.Gener
     Guttenberg 2023 (crosslabs.org, "Diffusion with offset noise"). noise: [batch, channels, height, width].
     """
     batch, channels = noise.shape[:2]
-    return noise + strength * torch.randn((batch, channels, 1, 1), generator=generator, dtype=noise.dtype)
+    return noise + strength * _drawn((batch, channels, 1, 1), noise, generator)
 
 
 def multires_noise(
@@ -31,7 +33,7 @@ def multires_noise(
     for level in range(iterations):
         factor = (sizes.random() * 2 + 2) ** level
         coarse_height, coarse_width = max(1, int(height / factor)), max(1, int(width / factor))
-        coarse = torch.randn((batch, channels, coarse_height, coarse_width), generator=generator, dtype=noise.dtype)
+        coarse = _drawn((batch, channels, coarse_height, coarse_width), noise, generator)
         noise = noise + F.interpolate(coarse, size=(height, width), mode="bilinear") * discount**level
         if 1 in (coarse_height, coarse_width):
             break
@@ -41,15 +43,15 @@ def multires_noise(
 def draw_noise(
     latents: Tensor, settings: NoiseSettings, sizes: random.Random, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The noise of one batch of scaled latents, as the settings shape it.
+    """The noise of one batch of scaled latents, as the settings shape it, where the latents are.
 
     Drawn on the CPU and in kohya's order, so that every device sees the same.
     """
-    noise = torch.randn(latents.shape, generator=generator)
+    noise = _drawn(latents.shape, latents, generator)
     if settings.offset > 0:
         strength: float | Tensor = settings.offset
         if settings.offset_random:
-            strength = strength * torch.rand(1, generator=generator)
+            strength = strength * sent(torch.rand(1, generator=generator), latents.device)
         if settings.offset_adaptive != 0:
             brightness = latents.mean(dim=(2, 3), keepdim=True).abs()
             strength = torch.clamp(strength + settings.offset_adaptive * brightness, min=0)
@@ -64,4 +66,9 @@ def perturbed(noise: Tensor, strength: float, generator: torch.Generator | None 
 
     Ning et al. 2023 (arXiv:2301.11706), algorithm 1.
     """
-    return noise + strength * torch.randn(noise.shape, generator=generator) if strength > 0 else noise
+    return noise + strength * _drawn(noise.shape, noise, generator) if strength > 0 else noise
+
+
+def _drawn(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Normal numbers from the CPU's generator, on the device of another tensor."""
+    return sent(torch.randn(shape, generator=generator, dtype=like.dtype), like.device)

@@ -12,6 +12,8 @@ from lycoris.modules.ia3 import IA3Module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from engine.memory import sent
+
 
 class Rebuilt:
     """The forward of an adapter on a layer whose weight and bias it may change, to be mixed into a LyCORIS module."""
@@ -56,9 +58,10 @@ class Full(Rebuilt, LycorisBaseModule):  # type: ignore[misc]
 
     def differences(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """ΔW and the bias' change; while training, of the outputs that rank dropout leaves."""
-        difference, bias_difference = self.diff, getattr(self, "diff_b", None)
+        difference: Tensor = self.diff
+        bias_difference: Tensor | None = getattr(self, "diff_b", None)
         if self.training and self.rank_dropout:
-            kept = (torch.rand(self.dim) > self.rank_dropout).to(difference)
+            kept = sent(torch.rand(self.dim) > self.rank_dropout, difference.device).to(difference.dtype)
             difference = difference * kept.view(-1, *[1] * (difference.dim() - 1))
             bias_difference = None if bias_difference is None else bias_difference * kept
         return difference, bias_difference

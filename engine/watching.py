@@ -12,6 +12,7 @@ from engine.batch_loss import clean_latents, loss_of_draw
 from engine.bench import Bench, seeded
 from engine.dataset.batches import Batch, still_batches
 from engine.events import Event, PhaseStarted, SampleSaved, Validated, Warned
+from engine.memory import sent
 from engine.sample_grid import GRID, samples_over_time
 from engine.samples import denoised, picture, write_picture
 from knowledge.answers import PlainError
@@ -48,7 +49,7 @@ def validate(bench: Bench, step: int) -> Iterator[Event]:
             for _ in range(DRAWS):
                 noise = torch.randn(latents.shape, generator=generator)
                 timesteps = model.draw_timesteps(len(latents), NoiseSettings(), generator)
-                drawn = [part.to(device) for part in (latents, noise, timesteps)]
+                drawn = [sent(part, device) for part in (latents, noise, timesteps)]
                 noisy = model.add_noise(*drawn)
                 losses.append(loss_of_draw(bench, batch, drawn[0], drawn[1], noisy, drawn[2], LossSettings()).mean())
     yield from bench.skipped.tell(broken, step)

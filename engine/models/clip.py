@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from engine.memory import sent
 from engine.models.family import BaseModel
 from engine.models.weights import weighted_ids
 
@@ -35,7 +36,8 @@ class ClipModel(BaseModel):
         if not self.weighted_captions:
             return hidden_states
         _, weights = weighted_ids(self.tokenizers[which], captions, self.maximum_tokens)
-        return hidden_states * weights[:, : hidden_states.shape[1]].to(hidden_states)[..., None]
+        weights = sent(weights[:, : hidden_states.shape[1]], hidden_states.device).to(hidden_states.dtype)
+        return hidden_states * weights[..., None]
 
     def encode(self, which: int, encoder: Any, captions: Sequence[str], padded: bool) -> tuple[Any, int]:
         """The outputs of text encoder `which` for all chunks of all captions, and the number of chunks of each."""
@@ -44,7 +46,7 @@ class ClipModel(BaseModel):
             if padded
             else self.token_ids(which, captions)[..., : self.longest(captions)]
         )
-        return encoder(ids.flatten(0, 1).to(encoder.device), output_hidden_states=True), ids.shape[1]
+        return encoder(sent(ids.flatten(0, 1), encoder.device), output_hidden_states=True), ids.shape[1]
 
     def token_ids(self, which: int, captions: Sequence[str]) -> Tensor:
         """Token numbers [batch, chunks, 77] of the captions for tokenizer `which`; what does not fit is cut off.

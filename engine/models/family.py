@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from engine.memory import give_back
+from engine.memory import give_back, sent
 from engine.timesteps import draw_timesteps
 from knowledge.config import BaseModelSettings, LossSettings, NoiseSettings, Sampler
 from knowledge.families import family_facts
@@ -26,8 +26,9 @@ class Conditioning:
 
     def to(self, device: torch.device) -> Conditioning:
         """The same on another device."""
-        pooled = None if self.pooled is None else self.pooled.to(device, non_blocking=True)
-        return Conditioning(self.hidden_states.to(device, non_blocking=True), pooled)
+        return Conditioning(
+            sent(self.hidden_states, device), None if self.pooled is None else sent(self.pooled, device)
+        )
 
     @staticmethod
     def stack(parts: Sequence[Conditioning]) -> Conditioning:
@@ -127,7 +128,7 @@ class BaseModel(ABC):
 
     def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of pictures in [-1, 1], as the VAE gives them."""
-        distribution = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        distribution = self.vae.encode(sent(pixels, self.vae.device).to(self.vae.dtype)).latent_dist
         return distribution.mean.float(), distribution.std.float()
 
     def scaled(self, latents: Tensor) -> Tensor:

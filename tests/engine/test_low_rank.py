@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 from lycoris.modules.locon import LoConModule
+from lycoris.modules.loha import LohaModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.low_rank import LowRank
+from engine.low_rank import Hadamard, LowRank
 
 LAYERS = {
     "linear": (lambda: nn.Linear(12, 10), (2, 5, 12)),
@@ -73,3 +74,24 @@ def test_what_is_drawn_with_is_as_strong_as_what_was_trained(dropout: dict[str, 
         adapter.eval()
         change = layer(x) - alone
     torch.testing.assert_close(mean, change, rtol=0.05, atol=0.05 * float(change.abs().max()))
+
+
+@pytest.mark.parametrize("dropout", [{}, {"dropout": 0.5}, {"rank_dropout": 0.5}], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_lohas_outputs_and_gradients_are_lycoris_own_to_the_bit(kind: str, dropout: dict[str, float]):
+    make, shape = LAYERS[kind]
+    results = []
+    for adapter_class in (LohaModule, Hadamard):
+        torch.manual_seed(0)
+        layer = make().requires_grad_(False)
+        adapter = adapter_class("x", layer, 1.0, 4, 2.0, bypass_mode=True, **dropout)
+        nn.init.normal_(adapter.hada_w2_a)
+        adapter.apply_to()
+        adapter.train()
+        x = torch.randn(shape, requires_grad=True)
+        torch.manual_seed(1)
+        output = layer(x)
+        output.square().sum().backward()
+        results.append((output, x.grad, *(weights.grad for weights in adapter.parameters())))
+    for expected, found in zip(*results, strict=True):
+        assert torch.equal(found, expected)
