@@ -18,6 +18,7 @@ from engine.events import Phase
 from engine.fused_backward import FusedBackward
 from engine.loss_watch import WINDOW
 from engine.run_folder import RunFolder, step_of
+from knowledge.answers import PlainError
 from knowledge.architectures import read_architecture
 from knowledge.config import POCKET_MODEL, TrainingConfig
 from knowledge.facts import Hardware
@@ -61,7 +62,11 @@ def room_for(config: TrainingConfig, phase: Phase) -> tuple[dict[str, Any], tupl
     """
     if phase == "sampling":
         return _smaller_samples(config)
-    case = Case(config, scan(config.dataset), this_device(), _architecture(config))
+    try:
+        dataset = scan(config.dataset)
+    except PlainError:  # a picture broke meanwhile; without all of them no plan can be compared
+        return {}, ()
+    case = Case(config, dataset, this_device(), _architecture(config))
     found = relieve_memory(case, phase if phase in case.plan.vram.phases else "training")
     return found.changes, found.effects
 

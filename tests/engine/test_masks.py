@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from short_runs import PICTURES, Configure, run_to_end, same, weights
 from torch.nn import functional as F
 
 from engine.dataset.batches import Batch, epoch_batches
@@ -51,6 +52,23 @@ def test_masks_come_from_their_folder_at_the_size_of_the_latents(folder):
     assert torch.allclose(masks[0, 0, :, :3], torch.ones(8, 3), atol=0.02)
     assert torch.allclose(masks[0, 0, :, 5:], torch.zeros(8, 3), atol=0.02)
     assert (masks[1] == 1).all()  # no mask: the picture counts whole
+
+
+def test_a_folder_of_masks_alone_steers_a_run_with_a_cache_and_without(configure: Configure, tmp_path: Path):
+    for picture in PICTURES.glob("*.png"):
+        mask = Image.new("L", Image.open(picture).size)
+        mask.paste(255, (0, 0, mask.width // 2, mask.height))
+        mask.save(tmp_path / picture.name)
+
+    def learnt(masks: str, **memory: bool) -> dict[str, torch.Tensor]:
+        folders = [{"path": str(PICTURES), "masks": masks}]
+        run, _ = run_to_end(configure(dataset={"folders": folders}, memory=memory, schedule={"maximum_steps": 1}))
+        return weights(run)
+
+    masked, anew = learnt(str(tmp_path)), learnt(str(tmp_path), cache_latents=False)
+    assert not same(masked, learnt(""))
+    for name, tensor in masked.items():
+        torch.testing.assert_close(anew[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_masks_are_mirrored_and_cut_with_their_picture(folder):

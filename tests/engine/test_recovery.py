@@ -208,6 +208,18 @@ def test_where_changes_are_not_allowed_the_run_ends_with_its_state_and_names_pha
     assert run.config() == config
 
 
+def test_memory_that_ends_after_a_picture_broke_is_still_told(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, small_memory: None
+):
+    def unreadable(*_: Any) -> None:
+        raise PlainError("2.png cannot be read.")
+
+    monkeypatch.setattr("engine.recovery.scan", unreadable)
+    failed = told(RunFolder.create(configure(memory={"make_room": True}, schedule={"epochs": 3})))[-1]
+    assert isinstance(failed, Failed)
+    assert "not enough memory while training" in failed.cause
+
+
 def memory_ends_in_step(monkeypatch: pytest.MonkeyPatch, at: int, *, after_some: bool = False) -> None:
     """AdamW finds no memory in this update, counted from 1, once; `after_some` weights were changed already."""
     step, updates = torch.optim.AdamW.step, {"begun": 0}
