@@ -17,6 +17,7 @@ from engine.models.detect import Detected, detect_as, read_header
 from engine.models.family import BaseModel
 from engine.models.linear import quicken_linear_layers
 from engine.models.reading import class_named, read_folder, read_weights, weight_files
+from engine.trouble import out_of_memory
 from knowledge.answers import PlainError
 from knowledge.config import BaseModelSettings
 from knowledge.families import family_facts
@@ -77,7 +78,7 @@ def _named(detected: Detected) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
-        if isinstance(problem, torch.OutOfMemoryError):
+        if out_of_memory(problem):
             raise
         first_line = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise PlainError(f"The base model {detected.path} cannot be loaded: {first_line}") from problem

@@ -220,6 +220,18 @@ def test_memory_that_ends_after_a_picture_broke_is_still_told(
     assert "not enough memory while training" in failed.cause
 
 
+def test_a_computer_without_room_for_the_base_model_is_not_told_that_its_file_is_broken(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+):
+    def read(*_: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:128] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr("engine.models.load.read_weights", read)
+    failed = told(RunFolder.create(configure()))[-1]
+    assert isinstance(failed, Failed)
+    assert failed.cause == "There was not enough memory while loading the base model."
+
+
 def memory_ends_in_step(monkeypatch: pytest.MonkeyPatch, at: int, *, after_some: bool = False) -> None:
     """AdamW finds no memory in this update, counted from 1, once; `after_some` weights were changed already."""
     step, updates = torch.optim.AdamW.step, {"begun": 0}

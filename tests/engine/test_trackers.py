@@ -8,6 +8,7 @@ import sys
 import pytest
 from short_runs import ROOT, Configure
 
+from engine.__main__ import main
 from engine.events import PhaseStarted, StepFinished, Validated
 from engine.run_folder import RunFolder
 from engine.trackers import FOLDER, figures, require_tracker
@@ -83,6 +84,14 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything_is_loaded(monkey
         # The pip of this very Python: another one would install it where no run looks.
         assert f"{quoted(sys.executable)} -m pip install {name};" in str(error.value)
     require_tracker("none")
+
+
+def test_an_engine_without_its_tracker_does_not_begin(configure: Configure, monkeypatch, capsys):
+    run = RunFolder.create(configure(logging={"tracker": "tensorboard"}))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main([str(run.path)]) == 1
+    assert "the package tensorboard is not installed" in capsys.readouterr().err
+    assert not (run.path / "events.jsonl").exists()
 
 
 def test_weights_and_biases_without_a_key_is_refused_unless_offline(monkeypatch, tmp_path):
