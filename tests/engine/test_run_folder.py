@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from engine import run_folder
 from engine.events import PhaseStarted, Warned
 from engine.run_folder import RunFolder, whole_file
 from knowledge.answers import PlainError
@@ -97,6 +99,22 @@ def test_a_state_that_was_not_finished_does_not_count(config):
         raise RuntimeError
     assert [state.name for state in run.states()] == ["step-000001"]
     assert [path.name for path in run.state.iterdir()] == ["step-000001"]
+
+
+def test_what_counts_as_saved_is_on_the_disk_before_it_counts(config, monkeypatch):
+    """A power cut right after a rename would otherwise leave a name over nothing."""
+    run, done = RunFolder.create(config), []
+    replace = Path.replace
+    monkeypatch.setattr(run_folder, "_to_disk", lambda path: done.append("content"))
+    monkeypatch.setattr(run_folder, "_folder_to_disk", lambda path: done.append("names"))
+    monkeypatch.setattr(Path, "replace", lambda path, to: done.append("renamed") or replace(path, to))
+    with run.new_state(1) as state:
+        (state / "state.pt").write_bytes(b"state")
+    assert done == ["content", "renamed", "names"]
+    done.clear()
+    with whole_file(run.path / "file") as partial:
+        partial.write_text("all of it")
+    assert done == ["content", "renamed", "names"]
 
 
 def test_the_same_step_may_be_saved_again(config):
