@@ -16,6 +16,7 @@ from engine.networks import ALGORITHMS, Network, attached, shares_within
 from engine.optimizers import create_optimizer
 from engine.run_folder import RunFolder
 from engine.train import train
+from knowledge.answers import PlainError
 from knowledge.architectures import read_architecture
 from knowledge.config import BaseModelSettings, NetworkSettings, OptimizerSettings, ScheduleSettings
 from knowledge.optimizers import OPTIMIZERS
@@ -145,6 +146,17 @@ def test_a_run_holds_its_base_model_where_and_as_it_was_asked_to(
     tensors += [weight for part in model.parts().values() for weight in part.parameters()]
     assert {tensor.dtype for tensor in tensors} == {DTYPES[precision]}
     assert {weight.dtype for weight in model.vae.parameters()} == {torch.float32}  # in half precision it draws black
+
+
+@pytest.mark.parametrize("form", ["8bit", "nf4"])
+def test_numbers_that_a_missing_library_makes_are_refused_before_anything_is_loaded(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, form
+):
+    monkeypatch.setattr("engine.held_weights.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.train.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    config = configure(memory={"base_weights": form})
+    with pytest.raises(PlainError, match=f"memory.base_weights is {form}, which needs bitsandbytes"):
+        list(train(config, RunFolder.create(config)))
 
 
 @pytest.mark.parametrize(("form", "apart"), [("fp8", 0.1), ("8bit", 0.05), ("nf4", 0.35)])

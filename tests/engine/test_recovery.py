@@ -363,6 +363,12 @@ def test_samples_that_do_not_fit_are_drawn_smaller(configure: Configure):
     assert room_for(small, "sampling")[0] == {"sampling.prompts": ()}
 
 
+def test_what_needs_less_in_a_step_is_not_proposed_where_pictures_are_encoded(configure: Configure):
+    config = configure(schedule={"batch_size": 4})
+    assert room_for(config, "training")[0]
+    assert room_for(config, "caching") == ({}, ())
+
+
 # -- pictures ---------------------------------------------------------------------------------------------------------
 
 
