@@ -22,12 +22,9 @@ def cached_bytes(config: TrainingConfig, architecture: Architecture, pictures: i
 
 def text_output_bytes(config: TrainingConfig, architecture: Architecture) -> int:
     """What the text encoders make of one caption; a last norm, which SDXL's do without, gives fp32 on a card."""
-    width = sum(int(architecture.configs[encoder]["hidden_size"]) for encoder in architecture.text_encoders)
-    numbers = (config.base_model.maximum_tokens + 2) * width
-    if "text_encoder_2" not in architecture.text_encoders:
-        return 4 * numbers
-    pooled = int(architecture.configs["text_encoder_2"]["projection_dim"])
-    return (4 if config.memory.precision == "fp32" else 2) * (numbers + pooled)
+    tokens, width, pooled = architecture.text_outputs(config.base_model.maximum_tokens + 2)
+    normed = len(architecture.text_encoders) == 1
+    return (4 if normed or config.memory.precision == "fp32" else 2) * (tokens * width + pooled)
 
 
 def cached_in_memory(config: TrainingConfig, architecture: Architecture, pictures: int) -> int:

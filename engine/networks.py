@@ -144,7 +144,7 @@ class Network(nn.Module):
     def freeze_text_encoders(self) -> None:
         """Leave their weights as they are from now on: no gradient reaches them, so that no optimizer moves them."""
         for name, adapter in self.adapters.items():
-            if self.part_of[name] != "unet":
+            if not of_unet(self.part_of[name]):
                 adapter.requires_grad_(False)
                 for parameter in adapter.parameters():
                     parameter.grad = None
@@ -216,6 +216,11 @@ def create_network(model: BaseModel, settings: NetworkSettings, seed: int) -> Ne
             "is to be trained too. Turn network.rank_from_start off, or train only what the file holds."
         )
     return network
+
+
+def of_unet(group: str) -> bool:
+    """Whether a group of trained weights is of the part that predicts, and not of a text encoder."""
+    return group.split()[0] == "unet"
 
 
 @torch.no_grad()

@@ -79,12 +79,8 @@ def learning_rate(group: str, settings: OptimizerSettings, schedule: ScheduleSet
     """
     part, *more = group.split()
     text = settings.text_encoder_learning_rate or settings.learning_rate
-    rates = {
-        "unet": settings.learning_rate,
-        "text_encoder": text,
-        "text_encoder_2": settings.text_encoder_2_learning_rate or text,
-    }
-    rate = full_learning_rate(rates[part], schedule)
+    rates = {"unet": settings.learning_rate, "text_encoder_2": settings.text_encoder_2_learning_rate or text}
+    rate = full_learning_rate(rates.get(part, text), schedule)
     for word in more:
         rate *= settings.lora_plus_ratio if word == "up" else float(word.removeprefix("×"))
     return rate

@@ -46,7 +46,7 @@ from engine.keeping import (
 from engine.loss_watch import TrainingBrokeError
 from engine.memory import device_name, peak_ram_bytes, peak_vram_bytes, vram_bytes
 from engine.models.load import load
-from engine.networks import create_network
+from engine.networks import create_network, of_unet
 from engine.optimizers import check_optimizer, create_optimizer
 from engine.processes import add_up_gradients, anyone, create_accelerator, mean_and_norm, met_by_all, own
 from engine.recovery import marks
@@ -175,7 +175,7 @@ def train(
             rates = {group: rate * multiplier for group, rate in full_rates.items()}
             if step >= text_encoders_until:
                 network.freeze_text_encoders()
-                rates = {group: rate if group.startswith("unet") else 0.0 for group, rate in rates.items()}
+                rates = {group: rate if of_unet(group) else 0.0 for group, rate in rates.items()}
             for group in optimizer.param_groups:
                 group["lr"] = rates[group["name"]]
             before = marks(network, optimizer)

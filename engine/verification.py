@@ -57,9 +57,8 @@ def verify(tensors: Mapping[str, Tensor], base: Mapping[str, tuple[int, ...]], f
                 "so it was not saved. This is a fault of the program; please report it."
             )
     silent = tuple(name for name, adapter in found.items() if not acts(adapter))
-    # Whatever reads its names, no application has the pocket model to put it on.
-    applications = readings(found, family) if family != "pocket" else ()
-    return Verified(len(found), silent, {r.application: _words(r.verdict, r.remarks) for r in applications})
+    applications = {r.application: _words(r.verdict, r.remarks) for r in readings(found, family)}
+    return Verified(len(found), silent, applications)
 
 
 def acts(adapter: Adapter) -> bool:

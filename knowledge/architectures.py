@@ -78,6 +78,17 @@ class Architecture:
         path = layer.original if self.known.original_names and part == "unet" else layer.path
         return f"{self.known.prefixes[part]}_{path.replace('.', '_')}"
 
+    def text_outputs(self, tokens: int) -> tuple[int, int, int]:
+        """What the text encoders make of a caption of so many tokens: tokens, their width, pooled numbers or 0."""
+        widths = [int(self.configs[encoder]["hidden_size"]) for encoder in self.text_encoders]
+        pooled = int(self.configs["text_encoder_2"]["projection_dim"]) if len(widths) > 1 else 0
+        plain = {"tokens": tokens, "width": sum(widths), "pooled": pooled}
+        values = plain | {
+            f"{part}.{key}": value for part, config in self.configs.items() for key, value in config.items()
+        }
+        found = plain | {name: int(evaluate(formula, values.__getitem__)) for name, formula in self.known.text.items()}
+        return found["tokens"], found["width"], found["pooled"]
+
     @property
     def latent_factor(self) -> int:
         """Pixels along one side of a latent."""

@@ -53,12 +53,16 @@ class FamilyFacts:
     `prefixes`: for each part that a network can change, how its layers' names begin in network files; the part that
     predicts is called "unet" whatever it is, and stands in the folder `predictor`. `pipelines`: a pattern of the
     pipelines in the model_index.json of its folders; empty for a family that has no models but ours. `applications`:
-    the programs that draw with its models. `side`: of the pictures that it learned on, in pixels.
+    the programs that draw with its models. `side`: of the pictures that it learned on, in pixels. `marks`: tensors that
+    single files of it alone hold.
 
     `original_names`: network files call the layers of its UNet as the published checkpoint does. `blocks`: of its UNet,
     as sd-scripts numbers them; 0 where they have no such numbers. `smallest_boft_rank`: BOFT cuts each layer's outputs
     into a power of two of even blocks, 320 into 32 of ten. `start_seconds`: from the command to the first step, with
     the files in memory. `lacking`: parameters that it cannot honour, and why, in words that follow its title.
+
+    `text`: formulas for the `tokens`, the `width` and the `pooled` numbers of what the text encoders make of a caption,
+    over `tokens` that they read and the configs (unet.joint_attention_dim), where these do not just stand side by side.
 
     `base_model_version`, `architecture` (`v_architecture` where those that predict v have a name of their own),
     `implementation` and `tags`: its names in the metadata of network files, and on the Hugging Face hub. `versions`:
@@ -79,11 +83,13 @@ class FamilyFacts:
     versions: tuple[str, ...] = ()
     predictor: str = "unet"
     pipelines: str = ""
+    marks: tuple[str, ...] = ()
     applications: tuple[str, ...] = ()
     original_names: bool = False
     blocks: int = 0
     smallest_boft_rank: int = 10
     lacking: Mapping[str, str] = field(default_factory=dict)
+    text: Mapping[str, str] = field(default_factory=dict)
     listed: Mapping[str, ListedPart] = field(default_factory=dict)
 
     @property
@@ -98,7 +104,18 @@ class FamilyFacts:
 
 def family_names() -> tuple[str, ...]:
     """Every family, in the order of the alphabet."""
-    return tuple(sorted(path.parent.name for folder in FOLDERS for path in folder.glob("*/family.toml")))
+    return _names_in(tuple(FOLDERS))
+
+
+@cache  # asked for each layer of a file
+def _names_in(folders: tuple[Path, ...]) -> tuple[str, ...]:
+    return tuple(sorted(path.parent.name for folder in folders for path in folder.glob("*/family.toml")))
+
+
+def trained_here() -> str:
+    """The families that models can be had of, in words."""
+    *others, last = (facts.title for facts in families())
+    return f"{', '.join(others)} and {last}"
 
 
 def families() -> Iterator[FamilyFacts]:

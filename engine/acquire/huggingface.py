@@ -19,15 +19,13 @@ from engine.acquire.models_folder import Offer, Wanted
 from engine.acquire.network import Notice, RefusalError, Source, TokenNeededError, silent
 from engine.models.detect import PICKLES, refuse_pickle
 from knowledge.answers import PlainError, did_you_mean
+from knowledge.families import families
 
 Weights = Literal["half", "full"]
 
 HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
-
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-"""The parts of a diffusers folder that a training reads."""
 
 WEIGHTS = ("diffusion_pytorch_model", "model")
 SMALL_ENDINGS = (".json", ".txt")
@@ -257,10 +255,17 @@ def choose(repository: Repository, weights: Weights) -> list[str]:
     raise PlainError(f"{name} holds no model: neither model_index.json nor a .safetensors file.")
 
 
+def _parts() -> list[str]:
+    """The parts of a diffusers folder that a training reads, whatever the family."""
+    weights = dict.fromkeys(part for family in families() for part in family.folders.values())
+    tokenizers = [part.replace("text_encoder", "tokenizer") for part in weights if part.startswith("text_encoder")]
+    return [*weights, *tokenizers, "scheduler"]
+
+
 def _diffusers_folder(repository: Repository, root: str, weights: Weights) -> list[str]:
     """Index, configurations, tokenizers and one set of weights of each part."""
     files = repository.files
-    parts = {part: [name for name in files if name.startswith(f"{root}{part}/")] for part in PARTS}
+    parts = {part: [name for name in files if name.startswith(f"{root}{part}/")] for part in _parts()}
     wanted: Weights = weights
     loaded = [part for part in parts if _weights_in(parts[part], f"{root}{part}/", "full")]
     if any(not _weights_in(parts[part], f"{root}{part}/", "half", strict=True) for part in loaded):

@@ -12,7 +12,9 @@ from statistics import pstdev
 from typing import Any, Literal
 
 from knowledge.answers import PlainError
+from knowledge.architectures import architecture
 from knowledge.config import POCKET_MODEL, BaseModelSettings, Family, PredictionType
+from knowledge.families import families, trained_here
 
 PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -25,6 +27,8 @@ STRANGERS: tuple[tuple[str, str], ...] = (
     ("edm_mean", "a Playground 2.5 model"),
 )
 ADAPTER_SUFFIXES = (".lora_down.weight", ".lora_A.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks")
+LATENTS = 4
+"""Input channels of a UNet in the original layout that reads latents and nothing besides."""
 UNET_PREFIX = "model.diffusion_model."
 PLAIN_INSTEAD = "Train on the plain model of the same family instead."
 OPEN_CLIP_PREFIX = "cond_stage_model.model."
@@ -185,11 +189,12 @@ def is_vae(header: Header) -> bool:
 
 
 def refuse_other_latents(channels: int) -> None:
-    """Raises PlainError unless a VAE makes latents of 4 channels, as SD 1.x, 2.x and SDXL do."""
-    if channels != 4:
+    """Raises PlainError unless a VAE makes latents of as many channels as some family's."""
+    ours = sorted({architecture(family.name).latent_channels for family in families()})
+    if channels not in ours:
         raise PlainError(
             f"This VAE makes latents of {channels} channels, as Stable Diffusion 3 and Flux do. The models that are "
-            "trained here need one with 4."
+            f"trained here need one with {' or '.join(map(str, ours))}."
         )
 
 
@@ -199,10 +204,13 @@ def detect_header(header: Header, path: Path, called: str) -> Detected:
     if any(name.endswith(ADAPTER_SUFFIXES) for name in names):
         raise PlainError(f"{called} is a LoRA, not a base model. Choose the base model that it was trained on.")
     bare = {name.removeprefix(UNET_PREFIX): shape for name, shape in names.items()}
+    for known in families():
+        if any(mark in bare for mark in known.marks):
+            return Detected(path, known.name, "epsilon", "single file")
     for fingerprint, what in STRANGERS:
         if fingerprint in bare:
-            raise PlainError(f"{called} is {what}. This program trains Stable Diffusion 1.x, 2.x and SDXL.")
-    _refuse_other_inputs(called, bare.get("input_blocks.0.0.weight"))
+            raise PlainError(f"{called} is {what}. This program trains {trained_here()}.")
+    _refuse_other_inputs(called, bare.get("input_blocks.0.0.weight", (0, LATENTS))[1], LATENTS)
     family = _family_of_file(called, names, bare)
     said = _prediction_of_file(header)
     supposed = family == "sd2" and said is None
@@ -267,18 +275,18 @@ def _detect_folder(path: Path, called: str) -> Detected:
         hint = f" Did you mean the file {files[0]}?" if files else ""
         raise PlainError(f"{path} is not a diffusers model folder: it has no model_index.json.{hint}")
     pipeline = str(_read_json(index).get("_class_name", ""))
-    unet = _read_json(path / "unet" / "config.json")
-    _refuse_other_inputs(called, (0, int(unet.get("in_channels", 4))))
+    candidates = [family for family in families() if re.fullmatch(family.pipelines, pipeline)]
+    if not candidates:
+        raise PlainError(f"{called} holds a {pipeline}. This program trains {trained_here()}.")
+    usual = architecture(candidates[0].name).configs["unet"]["in_channels"]
+    predictor = _read_json(path / candidates[0].predictor / "config.json")
+    _refuse_other_inputs(called, int(predictor.get("in_channels", usual)), usual)
     scheduler = _read_json(path / "scheduler" / "scheduler_config.json")
     prediction: PredictionType = "v_prediction" if scheduler.get("prediction_type") == "v_prediction" else "epsilon"
-    family: Family
-    if unet.get("addition_embed_type") == "text_time" and pipeline.startswith("StableDiffusionXL"):
-        family = "sdxl"
-    elif pipeline.startswith("StableDiffusion") and not pipeline.startswith("StableDiffusion3"):
-        context = int(unet.get("cross_attention_dim") or 0)
-        family = _family_by_text(called, context, bool(unet.get("use_linear_projection")))
-    else:
-        raise PlainError(f"{called} holds a {pipeline}. This program trains Stable Diffusion 1.x, 2.x and SDXL.")
+    family = candidates[0].name
+    if len(candidates) > 1:  # SD 1.x and 2.x, whose pipelines have one name
+        context = int(predictor.get("cross_attention_dim") or 0)
+        family = _family_by_text(called, context, bool(predictor.get("use_linear_projection")))
     return Detected(path, family, prediction, "folder", bool(scheduler.get("rescale_betas_zero_snr")))
 
 
@@ -289,12 +297,11 @@ def _family_by_text(called: str, context: int, signs_of_sd2: bool) -> Family:
     return "sd2" if context == 1024 or signs_of_sd2 else "sd15"
 
 
-def _refuse_other_inputs(called: str, first_convolution: tuple[int, ...] | None) -> None:
-    channels = first_convolution[1] if first_convolution else 4
+def _refuse_other_inputs(called: str, channels: int, usual: int) -> None:
     kind = {9: "an inpainting model", 5: "a depth-to-image model", 8: "an instruction-editing (pix2pix) model"}.get(
         channels
     )
-    if channels != 4:
+    if channels != usual:
         raise PlainError(f"{called} is {kind or f'a model with {channels} input channels'}. {PLAIN_INSTEAD}")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from engine.tools.adapters import NAMES, Adapter
+from knowledge.families import family_facts, family_names
 
 TEXT_LAYERS = re.compile(r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])$")
 BASIC = frozenset({"lora", "locon"})
@@ -48,7 +49,7 @@ class Reading:
 
 
 def readings(found: Mapping[str, Adapter], family: str) -> list[Reading]:
-    """The verdict of each program on these adapters of a network for this family.
+    """The verdict of each program that has the family's models on these adapters of a network for it.
 
     None on a network for a model whose layers are not known here: other programs may well know them.
     """
@@ -58,7 +59,8 @@ def readings(found: Mapping[str, Adapter], family: str) -> list[Reading]:
     for adapter in found.values():
         alphas.setdefault(_part(adapter), Counter())[adapter.alpha] += 1
     file = File(family, {part: counted.most_common(1)[0][0] for part, counted in alphas.items()})
-    return [_reading(name, rule, found, file) for name, rule in APPLICATIONS.items()]
+    having = family_facts(family).applications if family in family_names() else APPLICATIONS
+    return [_reading(name, rule, found, file) for name, rule in APPLICATIONS.items() if name in having]
 
 
 def _reading(name: str, rule: Rule, found: Mapping[str, Adapter], file: File) -> Reading:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from knowledge.families import FamilyFacts, families, family_facts
+
 Naming = Literal["sd-scripts", "diffusers-paths", "peft"]
 NAMINGS: dict[str, str] = {
     "sd-scripts": "kohya names; SDXL's UNet in its original layout (input_blocks), as sd-scripts writes it",
@@ -91,6 +93,8 @@ def dotted(underscored: str) -> str:
 
 def canonical(module: str) -> str | None:
     """The canonical name of a module as any of the namings writes it; None when it is of no SD model."""
+    if name := _listed_name(module):
+        return name
     component, path = _component_and_path(module)
     if component is None:
         return None
@@ -104,6 +108,23 @@ def canonical(module: str) -> str | None:
         if path.startswith(("text_model.encoder", "text_model.final", "text_model.embed"))
         else None
     )
+
+
+def _listed_name(module: str) -> str | None:
+    """The same of a layer that its family lists by itself; its component is the part's folder in diffusers."""
+    for family in families():
+        for layer in family.listed["unet"].layers if "unet" in family.listed else ():
+            in_files, in_diffusers = (
+                f"{begin}{re.escape(path).replace(re.escape('{}'), r'([0-9]+)')}"
+                for begin, path in (
+                    (f"{family.prefixes['unet']}_", layer.path.replace(".", "_")),
+                    (rf"(?:base_model\.model\.)?{family.predictor}\.", layer.path),
+                )
+            )
+            found = re.fullmatch(in_files, module) or re.fullmatch(in_diffusers, module)
+            if found:
+                return f"{family.predictor}.{layer.path.replace('{}', ''.join(found.groups()))}"
+    return None
 
 
 def _component_and_path(module: str) -> tuple[str | None, str]:
@@ -182,12 +203,24 @@ def spelled(module: str, naming: Naming, family: str) -> str:
     component, path = module.split(".", 1)
     if naming == "peft":
         return module
+    if component not in COMPONENTS:
+        listed = next(facts for facts in families() if facts.predictor == component)
+        return f"{listed.prefixes['unet']}_{path.replace('.', '_')}"
+    known = _layout(family)
     if component == "unet":
-        original = naming == "sd-scripts" and family in ("sdxl", "sdxl-refiner")
+        original = naming == "sd-scripts" and known.original_names
         return "lora_unet_" + (to_ldm(path) if original else path).replace(".", "_")
-    two_encoders = family in ("sdxl", "sdxl-refiner")
+    two_encoders = len(known.text_encoders) > 1
     prefix = {"text_encoder": "lora_te1" if two_encoders else "lora_te", "text_encoder_2": "lora_te2"}[component]
     return f"{prefix}_{path.replace('.', '_')}"
+
+
+def _layout(family: str) -> FamilyFacts:
+    """The family whose names the layers of this one have; of one that is not trained here SD 1.x's are as good."""
+    try:
+        return family_facts("sdxl" if family == "sdxl-refiner" else family)
+    except KeyError:
+        return family_facts("sd15")
 
 
 @dataclass(frozen=True)

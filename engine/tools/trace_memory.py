@@ -308,9 +308,8 @@ class CachedTexts:
     """What the engine's text cache gives: outputs of the text encoders, already there."""
 
     def __init__(self, known: Architecture, tokens: int, dtype: torch.dtype) -> None:
-        widths = [known.configs[name]["hidden_size"] for name in known.text_encoders]
-        self.width, self.pooled = sum(widths), widths[-1] if len(widths) > 1 else 0
-        self.tokens, self.dtype = tokens, dtype
+        self.tokens, self.width, self.pooled = known.text_outputs(tokens)
+        self.dtype = dtype
 
     def conditioning(self, captions: Sequence[str]) -> Conditioning:
         count = len(captions)

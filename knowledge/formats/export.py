@@ -151,6 +151,8 @@ def _model(job: Writing) -> None:
         job.options["v2"] = True
     elif family == "pocket":
         job.lose("base_model.family", "It knows no pocket model.")
+    elif family not in SCRIPTS:
+        job.lose("base_model.family", "It knows no such model.")
     if job.value("base_model.prediction_type") == "v_prediction":
         job.options["v_parameterization"] = True
     skip = job.value("base_model.clip_skip")
