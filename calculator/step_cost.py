@@ -9,15 +9,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from knowledge import blocks
 from knowledge.architectures import architecture
 from knowledge.config import CONV_ALGORITHMS, Algorithm, BaseWeights, NetworkSettings, TrainingConfig
+from knowledge.families import family_facts
 from knowledge.starting_network import with_ranks_of_start
 
-DATA = Path(__file__).parent.parent / "knowledge" / "data" / "memory"
 SMALL = "pocket"
 """The family of which every course is traced; where another's was not, its share over LoRA is taken from here."""
 GATHERED = 0.25
@@ -341,5 +340,5 @@ def _dot(coefficients: Sequence[float], terms: Sequence[float]) -> float:
 
 @lru_cache(maxsize=8)
 def _document(family: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((DATA / f"{family}.json").read_text(encoding="utf-8"))
+    document: dict[str, Any] = json.loads(family_facts(family).trace.read_text(encoding="utf-8"))
     return document

@@ -53,8 +53,8 @@ class FamilyFacts:
     `prefixes`: for each part that a network can change, how its layers' names begin in network files; the part that
     predicts is called "unet" whatever it is, and stands in the folder `predictor`. `pipelines`: a pattern of the
     pipelines in the model_index.json of its folders; empty for a family that has no models but ours. `applications`:
-    the programs that draw with its models. `side`: of the pictures that it learned on, in pixels. `marks`: tensors that
-    single files of it alone hold.
+    the programs that draw with its models and whose reading of files for it engine.tools.applications knows. `side`: of
+    the pictures that it learned on, in pixels. `marks`: tensors that single files of it alone hold.
 
     `original_names`: network files call the layers of its UNet as the published checkpoint does. `blocks`: of its UNet,
     as sd-scripts numbers them; 0 where they have no such numbers. `smallest_boft_rank`: BOFT cuts each layer's outputs
@@ -95,6 +95,11 @@ class FamilyFacts:
     @property
     def text_encoders(self) -> tuple[str, ...]:
         return tuple(part for part in self.prefixes if part != "unet")
+
+    @property
+    def trace(self) -> Path:
+        """What a step of training allocates and computes, as `engine.tools.trace_memory` finds it."""
+        return self.folder.parent.parent / "memory" / f"{self.name}.json"
 
     @property
     def folders(self) -> dict[str, str]:

@@ -159,9 +159,9 @@ def _table(name: str) -> dict[str, Any]:
 def _parameter(name: str) -> Parameter:
     table = dict(_table(name))
     numbers = _numbers(name)
-    chosen = (
-        {} if name.startswith("dataset.folders.") else {v: _choice(name, v) for v in config.choices(_fields()[name])}
-    )
+    told = _table(table.get("choices_as", name)).get("choices", {})
+    # A family of models may be there before anything is believed of it; then it is not offered.
+    chosen = {value: _choice(name, value) for value in config.choices(_fields()[name]) if value in told}
     advice = tuple(Advice(**row) for row in table.pop("recommendations", ()))
     compare = tuple(table.pop("compare", ()))
     for consumed in ("numbers", "numbers_of_families", "choices", "choices_as"):

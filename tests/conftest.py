@@ -81,13 +81,13 @@ def build_tiny_sd15(folder: Path) -> Path:
         unet=unet,
         vae=_vae(),
         text_encoder=_text_encoder(32),
-        tokenizer=_tokenizer(),
+        tokenizer=tiny_tokenizer(),
         scheduler=_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return _save(pipeline, folder)
+    return save_pipeline(pipeline, folder)
 
 
 def build_tiny_sd2(folder: Path) -> Path:
@@ -105,13 +105,13 @@ def build_tiny_sd2(folder: Path) -> Path:
         unet=unet,
         vae=_vae(),
         text_encoder=_text_encoder(32, activation="gelu"),
-        tokenizer=_tokenizer(pad_token="!"),
+        tokenizer=tiny_tokenizer(pad_token="!"),
         scheduler=_scheduler(prediction_type="v_prediction"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return _save(pipeline, folder)
+    return save_pipeline(pipeline, folder)
 
 
 def build_tiny_sdxl(folder: Path) -> Path:
@@ -134,14 +134,14 @@ def build_tiny_sdxl(folder: Path) -> Path:
         vae=_vae(),
         text_encoder=_text_encoder(32),
         text_encoder_2=_text_encoder(64, projected=True),
-        tokenizer=_tokenizer(),
-        tokenizer_2=_tokenizer(pad_token="!"),
+        tokenizer=tiny_tokenizer(),
+        tokenizer_2=tiny_tokenizer(pad_token="!"),
         scheduler=_scheduler(),
     )
-    return _save(pipeline, folder)
+    return save_pipeline(pipeline, folder)
 
 
-def _save(pipeline: Any, folder: Path) -> Path:
+def save_pipeline(pipeline: Any, folder: Path) -> Path:
     pipeline.save_pretrained(folder)
     for tokenizer in folder.glob("tokenizer*"):  # what transformers writes back is not what it reads offline everywhere
         for name in ("vocab.json", "merges.txt"):
@@ -203,7 +203,7 @@ def _text_encoder(width: int, projected: bool = False, activation: str = "quick_
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
 
 
-def _tokenizer(pad_token: str = "<|endoftext|>") -> Any:
+def tiny_tokenizer(pad_token: str = "<|endoftext|>") -> Any:
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True, pad_token=pad_token)

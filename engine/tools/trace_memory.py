@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.metadata import version
+from math import isqrt
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,8 +46,8 @@ from engine.models.reading import class_named
 from engine.networks import Network, create_network
 from knowledge.architectures import Architecture, architecture
 from knowledge.config import CONV_ALGORITHMS, Algorithm, BaseModelSettings, Family, TrainingConfig, with_values
+from knowledge.families import family_facts
 
-DATA = Path(__file__).parents[2] / "knowledge" / "data" / "memory"
 META = torch.device("meta")
 LIBRARIES = ("torch", "diffusers", "transformers", "lycoris-lora")
 
@@ -398,14 +399,19 @@ def _trace_step(model: BaseModel, network: Network, config: TrainingConfig, case
 
 # -- planes -----------------------------------------------------------------------------------------------------------
 
-# Small sizes tell all terms apart as well as large ones do: the least that every level of the UNet halves evenly.
-SIDES = {"pocket": 16, "sd15": 32, "sd2": 32, "sdxl": 32}
+LARGEST_TRACED = 32
+"""Latent pixels of a side. Small sizes tell all terms apart as well as large ones do, as long as every level of the
+UNet halves them evenly."""
+
+
+def traced_side(family: Family) -> int:
+    return min(LARGEST_TRACED, isqrt(architecture(family).usual_area))
 
 
 def points(case: Course) -> list[Point]:
     """The sizes to trace, several pictures each, since one alone takes another course of the same size; for LoRA the
     last is held out of the fit, to see that nothing else is at work."""
-    side = SIDES[case.family]
+    side = traced_side(case.family)
     wide = side * 3 // 2
     if case.algorithm in RANKLESS:
         return [
@@ -457,7 +463,7 @@ def envelope(planes: np.ndarray, domain: np.ndarray) -> np.ndarray:
 
 def domain(case: Course) -> list[Point]:
     """Where the planes must hold: ranks 1 to 256, 1 to 16 pictures, a quarter to twice the usual area."""
-    side = {"pocket": 16, "sd15": 64, "sd2": 64, "sdxl": 128}[case.family]
+    side = isqrt(architecture(case.family).usual_area)
     on_convolutions = case.convolutions or case.algorithm in CONV_ALGORITHMS
     ranks = ((r, c) for r in (1, 4, 8, 16, 32, 64, 128, 256) for c in ((1, 8, 64) if on_convolutions else (0,)))
     lengths = (77, 152, 227) if case.algorithm == "lora" and not case.text_encoder else (77,)
@@ -496,7 +502,7 @@ def rounded(values: np.ndarray) -> Any:
 def phases(family: Family, half: bool) -> dict[str, Any]:
     """Bytes above what lasts and operations by latent pixels: encoding a picture, denoising a sample, decoding it."""
     model = meta_model(family, torch.bfloat16 if half else torch.float32)
-    side, factor = SIDES[family], model.latent_factor
+    side, factor = traced_side(family), model.latent_factor
 
     def encode(height: int, width: int) -> Any:
         return model.encode_pictures(torch.empty(1, 3, height * factor, width * factor, device=META))
@@ -576,9 +582,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="trace the courses of these names anew")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    DATA.mkdir(parents=True, exist_ok=True)
     for family in chosen.families or list(FAMILIES):
-        path = DATA / f"{family}.json"
+        path = family_facts(family).trace
+        path.parent.mkdir(parents=True, exist_ok=True)
         document = known_courses(path)
         if not chosen.only:
             document["phases"] = {name: phases(family, name == "half") for name in ("half", "fp32")}

@@ -19,16 +19,17 @@ from calculator.memory import (
     untraced_bytes,
 )
 from calculator.network_size import network_layers
-from calculator.step_cost import DATA, RANKLESS, Course, Sizes, activation_bytes, course_of, phase_bytes, sizes_of, work
+from calculator.step_cost import RANKLESS, Course, Sizes, activation_bytes, course_of, phase_bytes, sizes_of, work
 from knowledge.architectures import architecture, read_architecture
 from knowledge.config import CONVOLUTIONS_TOO, Algorithm, BaseModelSettings, TrainingConfig, with_values
 from knowledge.facts import Hardware
+from knowledge.families import family_facts, family_names
 from knowledge.optimizer_arguments import all_arguments
 from knowledge.optimizers import OPTIMIZERS
 
 CARD = Hardware("RTX 3060", 12 * 1024**3, capability=(8, 6))
 CPU = Hardware("CPU", cores=2)
-FAMILIES = sorted(path.stem for path in DATA.glob("*.json"))
+FAMILIES = [name for name in family_names() if family_facts(name).trace.exists()]
 ALGORITHMS = get_args(Algorithm)
 
 
