@@ -126,6 +126,29 @@ def test_every_argument_that_is_offered_changes_what_is_learned(name: OptimizerN
     assert not torch.equal(with_it, without)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_steps_as_its_row_says(name: OptimizerName):
+    """By the sign of what it remembers, by gradients as they are, or by each weight's own measure of them."""
+
+    def last_step(size: float) -> torch.Tensor:
+        weights = torch.nn.Parameter(torch.zeros(8, 8))
+        settings = OptimizerSettings(name=name, learning_rate=1e-2, weight_decay=0.0)
+        optimizer = create_optimizer({"unet": [weights]}, settings, ScheduleSettings())
+        generator, before = torch.Generator().manual_seed(0), weights.detach().clone()
+        for _ in range(5):
+            before = weights.detach().clone()
+            weights.grad = size * torch.randn(8, 8, generator=generator)
+            optimizer.step()
+        return (weights.detach() - before).double()
+
+    one, ten = last_step(1.0), last_step(10.0)
+    if (one.abs() - one.abs().mean()).abs().max() < 1e-3 * one.abs().mean():
+        steps = "sign"
+    else:
+        steps = "plain" if torch.allclose(ten, 10 * one, rtol=1e-2) else "scaled"
+    assert steps == OPTIMIZERS[name].steps
+
+
 @pytest.mark.parametrize("name", of_kind("averaging"))
 def test_an_optimizer_with_other_weights_to_save_begins_with_those_to_learn_with(name: OptimizerName):
     optimizer = create_optimizer(
