@@ -34,6 +34,17 @@ def case_of(hardware=CARD, **changes):
     return Case(with_values(TrainingConfig(), values), DATASET, hardware)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "in_eight_bits"),
+    [("adamw", {"optimizer.name": "adamw8bit"}), ("lion", {"optimizer.name": "lion8bit"}), ("prodigy", {})],
+)
+def test_an_optimizers_memory_is_saved_by_the_same_optimizer_in_eight_bits(chosen, in_eight_bits):
+    move = next(move for move in FOR_MEMORY if move.name == "8-bit optimizer")
+    config = case_of(optimizer__name=chosen).config
+    assert move.changes(config, CARD) == in_eight_bits
+    assert move.changes(config, Hardware("CPU")) == {}
+
+
 def test_what_fits_already_is_left_alone():
     found = fit_memory(case_of(memory__precision="bf16"), 24 * GIB)
     assert found.reached
