@@ -62,7 +62,7 @@ def test_a_run_that_breaks_down_is_back_at_the_last_good_state_and_its_network_i
     config = configure(
         optimizer={"learning_rate": 10.0, "name": "sgd", "maximum_gradient_norm": 0.0},
         network={"alpha": 64.0},
-        schedule={"epochs": 400, "scheduler": "linear", "warmup": 200.0},
+        schedule={"epochs": 400, "scheduler": "linear", "warmup": 60.0},
         saving={"state_every_epochs": 5},
     )
     run = RunFolder.create(config)
@@ -361,6 +361,22 @@ def test_samples_that_do_not_fit_are_drawn_smaller(configure: Configure):
     assert room_for(config, "sampling")[0] == {"sampling.width": 384, "sampling.height": 384}
     small = configure(dataset={"resolution": 256, "bucket_maximum_side": 256}, sampling={"prompts": ["a toy"]})
     assert room_for(small, "sampling")[0] == {"sampling.prompts": ()}
+
+
+def test_a_run_whose_samples_never_fit_goes_on_without_them_where_it_may(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+):
+    def too_large(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("engine.watching.denoised", too_large)
+    sampling = {"prompts": ["a toy --s 1"], "every_steps": 3, "at_start": False}
+    run = RunFolder.create(configure(sampling=sampling, memory={"make_room": True}))
+    events = told(run)
+    (change,) = of_kind(events, SettingsChanged)
+    assert (change.phase, change.step, change.changes) == ("sampling", 3, {"sampling.prompts": ()})
+    assert [event.step for event in of_kind(events, StepFinished)] == [1, 2, 3, 4]
+    assert run.config().sampling.prompts == ()
 
 
 def test_what_needs_less_in_a_step_is_not_proposed_where_pictures_are_encoded(configure: Configure):
