@@ -19,7 +19,7 @@ from engine.fused_backward import FusedBackward
 from engine.loss_watch import WINDOW
 from engine.run_folder import RunFolder, step_of
 from knowledge.answers import PlainError
-from knowledge.architectures import read_architecture
+from knowledge.architectures import architecture_in
 from knowledge.config import POCKET_MODEL, TrainingConfig
 from knowledge.facts import Hardware
 
@@ -104,4 +104,4 @@ def _architecture(config: TrainingConfig) -> Any:
 
     path = config.base_model.path
     folder = MODEL_FOLDER if path == POCKET_MODEL else Path(path).expanduser()
-    return read_architecture(folder, config.base_model.family) if folder.is_dir() else None
+    return architecture_in(folder, config.base_model.family)

@@ -123,6 +123,14 @@ def read_architecture(folder: Path, family: str) -> Architecture:
     return Architecture(family, configs)
 
 
+def architecture_in(folder: Path, family: str) -> Architecture | None:
+    """The same; None where the folder is no such model, so that the family's usual architecture is as good a guess."""
+    try:
+        return read_architecture(folder, family)
+    except (OSError, ValueError):
+        return None
+
+
 def _layers(family: FamilyFacts, part: str, config: Mapping[str, Any]) -> Iterator[Layer]:
     if part in family.listed:
         return _listed(family.listed[part], config)

@@ -218,14 +218,12 @@ _architectures: dict[tuple[str, str], Any] = {}
 def _architecture(path: str, family: str) -> Any:
     """The shapes of the base model itself where its folder tells them; None for what the family's usual shapes fit."""
     from engine.pocket import MODEL_FOLDER
-    from knowledge.architectures import read_architecture
+    from knowledge.architectures import architecture_in
 
     folder = MODEL_FOLDER if path == POCKET_MODEL else Path(path).expanduser()
-    if not folder.is_dir():
-        return None
     key = (os.fspath(folder), family)
     if key not in _architectures:
-        _architectures[key] = read_architecture(folder, family)
+        _architectures[key] = architecture_in(folder, family)
     return _architectures[key]
 
 

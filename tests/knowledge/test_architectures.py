@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from knowledge.architectures import architecture
+from knowledge.architectures import architecture, architecture_in
 from knowledge.families import DATA
 
 POCKET = Path(__file__).parent.parent.parent / "engine" / "pocket" / "model"
@@ -46,3 +46,12 @@ def test_the_shipped_pocket_model_has_the_pocket_familys_numbers(part):
     theirs = json.loads((POCKET / part / "config.json").read_text())
     ours = architecture("pocket").configs[part]
     assert {name: value for name, value in ours.items() if name in theirs and theirs[name] != value} == {}
+
+
+def test_a_folder_that_is_no_model_of_the_family_has_no_architecture(tmp_path):
+    assert architecture_in(POCKET, "sd15").latent_factor == 4
+    assert architecture_in(POCKET, "sdxl") is None
+    assert architecture_in(tmp_path / "nowhere", "sd15") is None
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text("half a")
+    assert architecture_in(tmp_path, "sd15") is None
