@@ -16,6 +16,7 @@ from knowledge.architectures import Architecture
 from knowledge.config import TrainingConfig
 from knowledge.facts import Hardware
 from knowledge.gpus import Gpu, gpu
+from knowledge.words import count
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def machine_of(hardware: Hardware, precision: str) -> Machine:
     """What this computer reaches in training."""
     if hardware.name == "CPU":
         flops = hardware.cores * CPU_FLOPS_PER_CORE
-        basis = f"a rule for {hardware.cores} CPU cores; not measured here"
+        basis = f"a rule for {count(hardware.cores, 'CPU core')}; not measured here"
         return Machine(flops, CPU_BANDWIDTH, CPU_BANDWIDTH, CPU_LAUNCH_SECONDS, basis, SPREAD["cpu"])
     card = gpu(hardware.name, hardware.vram_bytes)
     basis = f"what a step computes and the figures of {card.name}; not measured here" if card else ""

@@ -17,6 +17,7 @@ from engine.optimizers import restore_precision
 from engine.run_folder import unwritten, whole_file
 from knowledge.answers import PlainError
 from knowledge.config import Precision
+from knowledge.words import agreeing, count
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -36,9 +37,10 @@ def save_network(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         rounded = all(tensors[name].dtype == torch.float16 and not tensors[name].isnan().any() for name in broken)
+        hold = agreeing(len(broken), "holds", "hold")
         raise PlainError(
-            f"The network is broken: {len(broken)} of its {len(tensors)} tensors hold values that are not numbers "
-            f"({broken[0]} is the first). It was not saved. "
+            f"The network is broken: {len(broken)} of its {count(len(tensors), 'tensor')} {hold} values that are not "
+            f"numbers ({broken[0]} is the first). It was not saved. "
             + (
                 "They are too large for saving.precision fp16: set it to bf16 or fp32."
                 if rounded

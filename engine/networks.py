@@ -18,6 +18,7 @@ from engine.models.family import AdaptedLayer, BaseModel
 from knowledge.answers import PlainError
 from knowledge.config import Algorithm, NetworkSettings
 from knowledge.starting_network import adapted_with
+from knowledge.words import count
 
 # LyCORIS' fused GPU kernels choose themselves by timing, so two runs would not give the same weights.
 os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")
@@ -171,7 +172,7 @@ class Network(nn.Module):
         there = {name for name in tensors if name not in fixed and not name.endswith(".alpha")}
         for names, what in ((set(own) - there, "lacks"), (there - set(own), "has more than this network, as")):
             if names:
-                raise ValueError(f"it {what} {min(names)} ({len(names)} tensors)")
+                raise ValueError(f"it {what} {min(names)} ({count(len(names), 'tensor')})")
         for name, parameter in own.items():
             if tensors[name].shape != parameter.shape:
                 raise ValueError(f"{name} is {list(tensors[name].shape)} there and {list(parameter.shape)} here")

@@ -13,6 +13,7 @@ from engine.tools.adapters import Adapter, in_memory
 from engine.tools.applications import readings
 from engine.tools.part_shapes import size_of_change
 from knowledge.answers import PlainError
+from knowledge.words import count
 
 ACTS_THROUGH: dict[str, tuple[tuple[str, ...], ...]] = {
     "lora": (("up", "down"),),
@@ -53,8 +54,8 @@ def verify(tensors: Mapping[str, Tensor], base: Mapping[str, tuple[int, ...]], f
     ):
         if names:
             raise PlainError(
-                f"The network file {what} {names[0]} ({len(names)} of {len(base)} layers). It would not work anywhere, "
-                "so it was not saved. This is a fault of the program; please report it."
+                f"The network file {what} {names[0]} ({len(names)} of {count(len(base), 'layer')}). It would not work "
+                "anywhere, so it was not saved. This is a fault of the program; please report it."
             )
     silent = tuple(name for name, adapter in found.items() if not acts(adapter))
     applications = {r.application: _words(r.verdict, r.remarks) for r in readings(found, family)}

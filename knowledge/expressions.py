@@ -12,6 +12,8 @@ from typing import Any
 
 from simpleeval import SimpleEval
 
+from knowledge.words import agreeing, count
+
 Lookup = Callable[[str], Any]
 """The value of a dotted name. Raises UnknownFactError for a name it has no value for."""
 
@@ -109,7 +111,12 @@ def fill(text: str, lookup: Lookup) -> str:
 
 def in_words(value: Any, form: str = "") -> str:
     """A value as prose writes it: 1e-4, 1,600, "on"; `form` is GiB (binary, as cards are sold: "8 GB"), GB, MB, %,
-    time, name, word, Word (spelled out), or a Python format."""
+    time, name, word, Word (spelled out), "count picture" or "count copy/copies" (the number with its noun), "agree
+    is/are" (what goes with the number), or a Python format."""
+    how, _, words = form.partition(" ")
+    if how in _AGREEING and words:
+        one, _, many = words.partition("/")
+        return _AGREEING[how](value, one, many or None)
     if form in _FORMS:
         return _FORMS[form](value)
     if form:
@@ -141,8 +148,8 @@ def _number(value: float) -> str:
 def _time(seconds: float) -> str:
     for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= 1.5 * size:
-            return f"{seconds / size:.0f} {unit}s"
-    return f"{seconds:.0f} seconds" if seconds < 60 else "1 minute"
+            return count(round(seconds / size), unit)
+    return count(round(seconds), "second") if seconds < 59.5 else "1 minute"
 
 
 SPELLED: Mapping[float, str] = {
@@ -173,6 +180,10 @@ def _capital_word(value: float) -> str:
     return word[:1].upper() + word[1:]
 
 
+_AGREEING: dict[str, Callable[[float, str, str | None], str]] = {
+    "count": lambda value, one, many: f"{in_words(value)} {agreeing(value, one, many)}",
+    "agree": agreeing,
+}
 _FORMS: dict[str, Callable[[Any], str]] = {
     "GiB": lambda count: f"{count / 2**30:.3g} GB",
     "GB": lambda count: f"{count / 1e9:.3g} GB",

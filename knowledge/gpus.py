@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cache, lru_cache
 from pathlib import Path
 
-from knowledge.answers import PlainError, did_you_mean
+from knowledge.answers import PlainError
 from knowledge.facts import Hardware
 from knowledge.parsed import parsed
 
 DATA = Path(__file__).parent / "data" / "gpus.toml"
 GB = 1024**3
+CLOSEST = 4
+"""How many cards are named in place of one that is not known."""
 NOT_PART_OF_A_NAME = frozenset({"nvidia", "geforce", "graphics", "card", "gpu", "tesla", "quadro", "the", "generation"})
 OFTEN_LEFT_OUT = frozenset({"rtx", "gtx", "pcie", "sxm", "sxm2", "blackwell"})
 LANE_BYTES = {"3.0": 0.985e9, "4.0": 1.969e9, "5.0": 3.938e9}
@@ -111,12 +114,23 @@ def find_gpu(name: str) -> Gpu:
     """The card of this name. Raises PlainError for a name that we have no figures of."""
     found = gpu(name)
     if found is None:
-        raise PlainError(
-            f'There are no figures for a card called "{name}".{did_you_mean(name, [card.name for card in gpus()])} '
-            f"Known are {', '.join(card.name for card in gpus())}.",
-            2,
-        )
+        raise PlainError(f'There are no figures for a card called "{name}". {_instead(name)}', 2)
     return found
+
+
+def _instead(name: str) -> str:
+    """What to ask for in place of a name that is no card's."""
+    amount = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*(?:g|gb|gib)\s*(?:vram|card)?\s*", name, re.I)
+    if amount:
+        return f"For a card of so much memory, whichever it is: lora-wizard calc --allow {amount[1]}GB"
+    near = sorted((card.name for card in gpus()), key=lambda known: _likeness(name, known), reverse=True)[:CLOSEST]
+    return f"The closest are {', '.join(near[:-1])} and {near[-1]}; all {len(gpus())}: lora-wizard calc --gpu list"
+
+
+def _likeness(asked: str, known: str) -> tuple[int, float]:
+    """How like two names of cards are, memory aside: words in common, then letters."""
+    words, letters = _words(asked) & _words(known) - _memory(known), re.sub(r"\s*\d+GB$", "", known).lower()
+    return len(words), SequenceMatcher(None, asked.lower(), letters).ratio()
 
 
 @cache  # each card's name is asked for five times in one search

@@ -129,6 +129,16 @@ def seconds_of(context: click.Context, parameter: click.Parameter, value: str | 
     return total
 
 
+def _card_named(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
+    """The name that was given; "list" ends the command with the names of all cards instead."""
+    if name is not None and name.lower() == "list":
+        from knowledge.gpus import gpus
+
+        click.echo("\n".join(card.name for card in gpus()))
+        context.exit()
+    return name
+
+
 @click.command(epilog="Example: lora-wizard calc --images 24 --repeats 10 --family sdxl --gpu 'RTX 3060'")
 @click.option(
     "--dataset", type=click.Path(path_type=Path), help="A folder of pictures; sizes are read, nothing is decoded."
@@ -145,7 +155,12 @@ def seconds_of(context: click.Context, parameter: click.Parameter, value: str | 
 @click.option("--algorithm", type=click.Choice(get_args(Algorithm)), help="Kind of network.")
 @click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)))
 @click.option("--precision", type=click.Choice(get_args(Precision)), help="Numbers to compute in.")
-@click.option("--gpu", metavar="NAME", help="Another computer's card, as RTX 3060 or A100; cpu for none.")
+@click.option(
+    "--gpu",
+    metavar="NAME",
+    callback=_card_named,
+    help="Another computer's card, as RTX 3060 or A100; cpu for none, list to see all that are known.",
+)
 @click.option("--answers", type=click.Path(path_type=Path), help="A file of answers; other options change it.")
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Any other setting.")
 @click.option("--fit", "room", callback=bytes_of, metavar="8GB", help="What to change so that it fits this memory.")

@@ -69,12 +69,14 @@ def sentence(case: Case, found: Plan) -> Text:
         text.append(f" × {count(max(repeats, default=1), 'repeat')}")
     if extra := found.views_per_epoch - trained.views_per_epoch:
         text.append(f" and {count(extra, 'view')} of regularisation pictures")
-    text.append(f" in {count(len(found.buckets), 'shape')} make ")
+    alone = trained.images == 1 and not extra
+    text.append(f" in {count(len(found.buckets), 'shape')} {'makes' if alone else 'make'} ")
     text.append(count(found.batches_per_epoch, "batch", "batches"), "strong")
     text.append(f" of {schedule.batch_size}" if schedule.batch_size > 1 else "")
     text.append(" an epoch")
     if found.partial_batches:
-        text.append(f", {found.partial_batches:,} of them part-filled")
+        which = f"{found.partial_batches:,} of them " if found.batches_per_epoch > 1 else ""
+        text.append(f", {which}part-filled")
     together = schedule.gradient_accumulation_steps * found.processes
     if together > 1:
         each = f" ({schedule.gradient_accumulation_steps} on each card)" if found.processes > 1 else ""
@@ -143,7 +145,7 @@ def _figures(case: Case, found: Plan, cost: Cost | None) -> Iterator[tuple[str, 
         "File",
         Text.assemble(
             (size(found.file_bytes), "strong"),
-            (f"  {found.trainable_parameters:,} trained weights in {case.config.saving.precision}", "quiet"),
+            (f"  {count(found.trainable_parameters, 'trained weight')} in {case.config.saving.precision}", "quiet"),
         ),
     )
     disk = Text.assemble((size(found.disk_bytes), "strong"), (f"  {count(found.saved_files, 'file')}", "quiet"))

@@ -13,7 +13,7 @@ from engine.run_folder import RunFolder, whole_file
 from engine.sample_grid import GRID, opened_sample, samples_of, samples_over_time
 from engine.sheet import ACCENT, HAIR, INK, PAPER, QUIET, Sheet
 from wizard.verdict import held_out_losses
-from wizard.words import number
+from wizard.words import count, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +96,13 @@ def loss_chart(events: Sequence[Event], path: Path) -> Path | None:
     above = sum(loss > top for loss in losses)
     if above:
         axes.text(
-            1, 1.01, f"{above} dots are above the picture", transform=axes.transAxes, ha="right", color=QUIET, size=8
+            1,
+            1.01,
+            f"{count(above, 'dot is', 'dots are')} above the picture",
+            transform=axes.transAxes,
+            ha="right",
+            color=QUIET,
+            size=8,
         )
     _steps_axis(axes, events, steps)
     saved = {event.step for event in events if isinstance(event, CheckpointSaved) and event.kind == "network"}
@@ -236,7 +242,7 @@ def before_after(events: Sequence[Event], folder: Path, path: Path) -> Path | No
     pairs = [(samples[0][index], samples[last][index]) for index in samples[last] if index in samples[0]]
     sheet = Sheet(
         "Before and after",
-        f"Same prompt and same starting noise in each pair; only the LoRA differs ({last:,} steps).",
+        f"Same prompt and same starting noise in each pair; only the LoRA differs ({count(last, 'step')}).",
         PAIR_SIDE,
     )
     blocks = [

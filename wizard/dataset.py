@@ -15,7 +15,7 @@ from wizard.file_commands import watched
 from wizard.paths import quoted
 from wizard.scraping import scrape
 from wizard.tagging import tag
-from wizard.words import count
+from wizard.words import agreeing, count
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -179,7 +179,7 @@ def _bucket_table(found: Inspection) -> RenderableType:
 
 
 def _caption_facts(found: Inspection) -> str:
-    facts = f"{found.captions} captions, the longest of {found.most_tokens} tokens"
+    facts = f"{count(found.captions, 'caption')}, the longest of {count(found.most_tokens, 'token')}"
     if found.trigger_word:
         facts += f"; “{found.trigger_word}” in {found.trigger_captions}"
     return facts
@@ -206,7 +206,7 @@ def verdict(found: Inspection) -> str:
     if not found.usable:
         return "None of these pictures can be trained."
     if blocking:
-        rest = f"{found.usable} of {count(len(found.pictures), 'picture')} are fine. "
+        rest = f"{found.usable} of {count(len(found.pictures), 'picture')} {agreeing(found.usable, 'is', 'are')} fine. "
         return f"{rest}Mend first: {blocking[0].message}"
     pressing = [finding for finding in found.findings if finding.severity in ("high", "warning")]
     if pressing:

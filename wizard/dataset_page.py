@@ -15,7 +15,7 @@ from engine.dataset.images import TURNS, UNREADABLE, as_rgb, opened, orientation
 from engine.dataset.inspect import Inspection
 from engine.run_folder import whole_file
 from wizard.report import STYLE
-from wizard.words import count, size
+from wizard.words import agreeing, count, size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,7 +44,8 @@ def contact_sheet(inspection: Inspection, path: Path) -> Path:
     draw = ImageDraw.Draw(sheet)
     more = len(inspection.pictures) - len(pictures)
     draw.text((margin, 16), f"{count(len(inspection.pictures), 'picture')}", "#1f2430", title)
-    aside = f"{summary(inspection)}{f' · {more} more are not on this sheet' if more else ''}"
+    left_out = f" · {more} more {agreeing(more, 'is', 'are')} not on this sheet" if more else ""
+    aside = f"{summary(inspection)}{left_out}"
     draw.text((margin, 46), aside, "#6b7183", label)
     for index, picture in enumerate(pictures):
         left, top = margin + index % columns * cell, head + index // columns * tall

@@ -88,7 +88,7 @@ def _facts(report: Report) -> list[tuple[str, Any]]:
         lines = [
             f"{words.count(count, 'picture')} × {repeats} in {name}" for name, repeats, count in report.folders[:6]
         ]
-        more = f" and {len(report.folders) - 6} more folders" if len(report.folders) > 6 else ""
+        more = f" and {words.count(len(report.folders) - 6, 'more folder')}" if len(report.folders) > 6 else ""
         facts.append(("pictures", Text(printable(" · ".join(lines) + more))))
     if report.triggers:
         facts.append(("trigger", Text(printable(" · ".join(report.triggers)), style="strong")))
@@ -96,7 +96,7 @@ def _facts(report: Report) -> list[tuple[str, Any]]:
         facts.append(("tags", Text(printable(" · ".join(f"{tag} {count}" for tag, count in report.tags[:12])))))
     for reading in report.readings:
         mark, style = marks[reading.verdict]
-        line = Text.assemble((mark, style), f" {reading.read} of {reading.layers} layers")
+        line = Text.assemble((mark, style), f" {reading.read} of {words.count(reading.layers, 'layer')}")
         remarks = [Padding(Text(remark, "quiet"), (0, 0, 0, 2)) for remark in reading.remarks[:3]]
         facts.append((reading.application, Group(line, *remarks)))
     if not report.readings:

@@ -25,6 +25,7 @@ from engine.events import Failed, RunFinished
 from engine.run_folder import RunFolder, whole_file
 from knowledge.answers import PlainError, parse_assignment, plain_problems, read_answers
 from knowledge.config import POCKET_MODEL, TrainingConfig, value_of, with_values
+from knowledge.words import count
 from wizard import views
 from wizard.autopsy import ENGINE_LOG, Machine, death, last_lines
 from wizard.follow import PLAN, Follower, find_run
@@ -234,8 +235,8 @@ def ready_to_resume(run: RunFolder) -> None:
     follower.catch_up()
     if isinstance(follower.ended, RunFinished) and follower.ended.reason == "completed":
         raise PlainError(
-            f"{run.name} is finished: all {follower.ended.total_steps:,} steps are done. To train longer, raise "
-            "schedule.epochs in an answers file and start a new run."
+            f"{run.name} is finished: {count(follower.ended.total_steps, 'step is', 'steps are')} done. To train "
+            "longer, raise schedule.epochs in an answers file and start a new run."
         )
     if not run.states():
         raise PlainError(

@@ -255,7 +255,9 @@ def merge(
     for name, given in (("--weight", weights), ("--text-weight", text_weights)):
         if given and len(given) != len(files):
             raise PlainError(
-                f"{name} is given {len(given)} times for {len(files)} files; give it once for each file.", 2
+                f"{name} is given {words.count(len(given), 'time')} for {words.count(len(files), 'file')}; "
+                "give it once for each file.",
+                2,
             )
     from engine.tools.adapters import adapters
     from engine.tools.checkpoints import Checkpoint
@@ -288,7 +290,7 @@ def merge(
         return
     family = family_of(opened[0], found[0])
     dtype = PRECISIONS[precision] if precision else next(iter(found[0].values())).dtype
-    with watched(f"Merging {len(files)} files", as_json) as progress:
+    with watched(f"Merging {words.count(len(files), 'file')}", as_json) as progress:
         result = combine(
             networks,
             keep=keep_from(rank, values, norm, ranks) if limited else None,

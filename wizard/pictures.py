@@ -131,7 +131,10 @@ def _captions(dataset: DatasetFacts, training: Sequence[Picture]) -> Text:
     if missing == len(training):
         text = Text("none; the trigger word alone will stand for every picture", "warning")
     else:
-        text = Text(f"{missing} of {len(training)} pictures have none", "warning")
+        text = Text(
+            f"{missing} of {words.count(len(training), 'picture')} {words.agreeing(missing, 'has', 'have')} none",
+            "warning",
+        )
     folders = dict.fromkeys(Path(picture.path).parent for picture in training if not picture.caption)
     tables = dict.fromkeys(file.name for folder in folders for file in folder.iterdir() if is_table(file.name))
     if tables:

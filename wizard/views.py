@@ -214,6 +214,8 @@ def complain(message: str) -> None:
 
 def memory(number: float) -> str:
     """VRAM or RAM in bytes, in binary gigabytes as graphics cards are sold: "6.1 GB"."""
+    if 0 < number < 2**20:
+        return "less than 1 MB"
     return f"{number / 2**30:.1f} GB" if number >= 2**27 else f"{number / 2**20:.0f} MB"
 
 

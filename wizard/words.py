@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from knowledge.words import agreeing as agreeing  # which sentences of every floor share
+from knowledge.words import count as count
+
 
 def duration(seconds: float) -> str:
     """A length of time with as much precision as its size deserves: "0.4 s", "48 s", "3 min 20 s", "2 h 5 min"."""
@@ -22,17 +25,12 @@ def duration(seconds: float) -> str:
     return f"{days} d {hours} h" if hours else f"{days} d"
 
 
-def size(count: float) -> str:
+def size(total: float) -> str:
     """A number of bytes in the unit that needs the fewest digits, as shops and file managers write it: "1.2 GB"."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if count >= factor * 0.9995:
-            return f"{count / factor:.1f} {unit}" if count < 99.5 * factor else f"{count / factor:.0f} {unit}"
-    return f"{count:.0f} bytes"
-
-
-def count(number: int, one: str, many: str | None = None) -> str:
-    """ "1 picture", "12 pictures", "1,200 steps"."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+        if total >= factor * 0.9995:
+            return f"{total / factor:.1f} {unit}" if total < 99.5 * factor else f"{total / factor:.0f} {unit}"
+    return count(round(total), "byte")
 
 
 def number(value: float) -> str:

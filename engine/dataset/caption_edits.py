@@ -16,6 +16,7 @@ from engine.dataset.captions import SEPARATOR, read_caption
 from engine.dataset.folders import Listing, folder_listing, suggest_folders
 from engine.run_folder import whole_file
 from knowledge.answers import PlainError
+from knowledge.words import agreeing, count
 
 JOURNAL = Path(".lora-wizard") / "captions.jsonl"
 """Where a folder keeps what was done to its captions."""
@@ -207,7 +208,8 @@ def apply(folder: Path, planned: Sequence[Change], words: str, at: float | None 
         try:
             _write(change.file, change.after)
         except PlainError as problem:
-            so_far = f" {done} of {len(planned)} captions were changed; undo takes them back." if done else ""
+            changed = f"{done} of {count(len(planned), 'caption')} {agreeing(done, 'was', 'were')} changed"
+            so_far = f" {changed}; undo takes that back." if done else ""
             raise PlainError(f"{problem}{so_far}") from None
 
 

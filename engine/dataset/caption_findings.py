@@ -10,11 +10,12 @@ from pathlib import Path, PurePosixPath
 from engine.dataset.caption_tables import caption_in, tables_beside
 from engine.dataset.captions import mentions, tags
 from engine.dataset.examine import Examined
-from engine.dataset.findings import Found, count, finding, have
+from engine.dataset.findings import Found, finding, have
 from engine.dataset.folders import Listing
 from engine.dataset.framing import framing_of, framings, one_sided
 from engine.dataset.tokens import TOKENS_READ
 from knowledge.config import DatasetSettings
+from knowledge.words import agreeing, count
 
 
 def caption_findings(
@@ -44,16 +45,16 @@ def caption_findings(
         yield finding(
             "captions-thin",
             "note",
-            f"{count(len(thin), 'caption')} {'says' if len(thin) == 1 else 'say'} hardly anything beside the trigger "
+            f"{count(len(thin), 'caption')} {agreeing(len(thin), 'says', 'say')} hardly anything beside the trigger "
             "word. Name what should not belong to it: place, clothes, light.",
             thin,
         )
-    long = [path for path, count in tokens.items() if count > TOKENS_READ]
+    long = [path for path, length in tokens.items() if length > TOKENS_READ]
     if long:
         yield finding(
             "captions-long",
             "warning",
-            f"{count(len(long), 'caption')} {'is' if len(long) == 1 else 'are'} longer than the {TOKENS_READ} tokens "
+            f"{count(len(long), 'caption')} {agreeing(len(long), 'is', 'are')} longer than the {TOKENS_READ} tokens "
             "that the model reads; what comes after is not seen. Put what matters first, or shorten.",
             long,
         )
@@ -70,9 +71,9 @@ def _trigger_findings(pictures: Sequence[Examined], settings: DatasetSettings) -
     captioned = [p for p in pictures if (p.caption or "").strip()]
     without = [p.path for p in captioned if not mentions(p.caption or "", word)] if word else []
     if without:
-        some = f"{len(without)} of {len(captioned)}" if len(without) < len(captioned) else "None"
+        lack = agreeing(len(without), "lacks", "lack")
         message = (
-            f"{some} captions lack the trigger word; it is put in front of them for training."
+            f"{len(without)} of {count(len(captioned), 'caption')} {lack} the trigger word; training puts it in front."
             if len(without) < len(captioned)
             else "No caption holds the trigger word; it is put in front of all of them for training."
         )
@@ -105,11 +106,11 @@ def _tag_findings(pictures: Sequence[Examined]) -> Iterator[Found]:
     if several:
         shown = [" and ".join(f'"{form}"' for form in forms) for forms in list(several.values())[:3]]
         more = f" and {len(several) - 3} more" if len(several) > 3 else ""
-        message = f"{count(len(several), 'tag')} {'is' if len(several) == 1 else 'are'} written in several ways: "
+        message = f"{count(len(several), 'tag')} {agreeing(len(several), 'is', 'are')} written in several ways: "
         yield finding("tags-spelled-differently", "note", f"{message}{', '.join(shown)}{more}. Choose one.")
     doubled = [p.path for p in pictures if len(tags(p.caption or "")) != len(set(tags(p.caption or "")))]
     if doubled:
-        message = f"{count(len(doubled), 'caption')} {'says' if len(doubled) == 1 else 'say'} the same tag twice."
+        message = f"{count(len(doubled), 'caption')} {agreeing(len(doubled), 'says', 'say')} the same tag twice."
         yield finding("tags-doubled", "note", message, doubled)
 
 

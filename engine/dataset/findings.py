@@ -29,9 +29,5 @@ def finding(kind: str, severity: Severity, message: str, paths: Sequence[Path] =
     return DatasetFinding(kind, severity, message, names), paths
 
 
-def count(number: int, one: str) -> str:
-    return f"{number:,} {one if number == 1 else one + 's'}"
-
-
 def have(things: Sequence[object]) -> str:
     return "has" if len(things) == 1 else "have"

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from calculator.buckets import Size, place
 from engine.dataset.examine import Examined
-from engine.dataset.findings import Found, Severity, count, finding, have
+from engine.dataset.findings import Found, Severity, finding, have
 from engine.dataset.folders import PICTURE_EXTENSIONS, Listing, no_pictures
 from knowledge.config import DatasetSettings
+from knowledge.words import count
 
 BLURRED_BELOW = 0.08
 """See engine.dataset.examine.sharpness: what a blur of about 2 pixels leaves of a sharp picture."""
@@ -167,8 +168,8 @@ def folder_findings(listings: Sequence[Listing]) -> Iterator[Found]:
     twins = [
         picture
         for found in listings
-        for stem, count in Counter(picture.stem for picture in found.pictures).items()
-        if count > 1
+        for stem, sharing in Counter(picture.stem for picture in found.pictures).items()
+        if sharing > 1
         for picture in found.pictures
         if picture.stem == stem
     ]

@@ -15,6 +15,7 @@ from knowledge.answers import PlainError
 from knowledge.architectures import architecture
 from knowledge.config import POCKET_MODEL, BaseModelSettings, Family, PredictionType
 from knowledge.families import families, trained_here
+from knowledge.words import count
 
 PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -164,7 +165,9 @@ def parse_header(text: bytes, size: int, called: str) -> Header:
         raise PlainError(f"{called} is not a safetensors file: its header cannot be read. Download it again.") from None
     if size < 8 + len(text) + end:
         missing = 8 + len(text) + end - size
-        raise PlainError(f"{called} is cut short: {missing:,} bytes are missing at its end. Download it again.")
+        raise PlainError(
+            f"{called} is cut short: {count(missing, 'byte is', 'bytes are')} missing at its end. Download it again."
+        )
     return Header(shapes, metadata, places)
 
 

@@ -17,6 +17,7 @@ from engine.models.family import Conditioning
 from engine.models.original import read_original
 from knowledge.answers import PlainError
 from knowledge.config import BaseModelSettings, LossSettings, PredictionType, Sampler
+from knowledge.words import count
 
 
 class StableDiffusion(ClipModel):
@@ -62,7 +63,7 @@ class StableDiffusion(ClipModel):
         if settings.clip_skip > layers:
             raise PlainError(
                 f"base_model.clip_skip is {settings.clip_skip}, but the text encoder of {settings.path} "
-                f"has {layers} layers. 1 takes the last one."
+                f"has {count(layers, 'layer')}. 1 takes the last one."
             )
         return cls(
             parts["unet"],

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from engine.tools.adapters import NAMES, Adapter
 from knowledge.families import family_facts, family_names
+from knowledge.words import count
 
 TEXT_LAYERS = re.compile(r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])$")
 BASIC = frozenset({"lora", "locon"})
@@ -73,7 +74,7 @@ def _reading(name: str, rule: Rule, found: Mapping[str, Adapter], file: File) ->
             remarks[remark] = remarks.get(remark, 0) + 1
     if name == "diffusers" and any("cannot load" in remark for remark in remarks):
         read = 0  # it raises at the first layer of a kind it does not know
-    words = tuple(f"{text} ({count} layer{'s' if count > 1 else ''})" for text, count in remarks.items())
+    words = tuple(f"{text} ({count(number, 'layer')})" for text, number in remarks.items())
     return Reading(name, read, len(found), words)
 
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import torch
 
 from knowledge.answers import PlainError, printable
+from knowledge.words import agreeing, count
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -127,11 +128,12 @@ def _check_body(path: Path, entries: Mapping[str, Entry], body_bytes: int) -> No
             raise broken(path, f'the tensor "{shown(name)}" {what}')
         position = entry.end
     if position > body_bytes:
-        raise broken(
-            path, f"it is cut off: {position - body_bytes:,} of {position:,} bytes are missing; download it again"
-        )
+        missing = position - body_bytes
+        are = agreeing(missing, "is", "are")
+        raise broken(path, f"it is cut off: {missing:,} of {count(position, 'byte')} {are} missing; download it again")
     if position < body_bytes:
-        raise broken(path, f"it has {body_bytes - position:,} bytes that belong to no tensor")
+        rest = body_bytes - position
+        raise broken(path, f"it has {count(rest, 'byte that belongs', 'bytes that belong')} to no tensor")
 
 
 def shown(name: str) -> str:

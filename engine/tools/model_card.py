@@ -15,6 +15,7 @@ from knowledge.config import TrainingConfig, value_of
 from knowledge.facts import RANKS
 from knowledge.families import family_facts
 from knowledge.parameters import parameters
+from knowledge.words import count
 
 LICENCES: dict[str, str] = {
     "creativeml-openrail-m": "as Stable Diffusion 1.5: free, but for a list of harmful uses",
@@ -118,7 +119,8 @@ def _page(config: TrainingConfig, facts: Facts) -> Iterator[str]:
     goals = {"character": " of a character", "style": " of a style", "object": " of an object"}
     goal = goals.get(config.dataset.goal, "") if facts.goal_known else ""
     about = f"A LoRA{goal} for `{made_for}`" if made_for else f"A LoRA{goal}"
-    yield f"{about}{f', trained on {facts.images} pictures' if facts.images else ''}."
+    pictures = f", trained on {count(facts.images, 'picture')}" if facts.images else ""
+    yield f"{about}{pictures}."
     if config.output.author:
         yield f"By {config.output.author}."
     if trigger:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from engine.tools.files import EMBEDDING
 from engine.tools.headers import shown
+from knowledge.words import count
 
 Layouts = Mapping[str, tuple[int, ...]]
 """The shape of every tensor by name."""
@@ -48,4 +49,4 @@ def not_a_lora(called: str, layouts: Layouts) -> str:
     if what:
         return f"{called} is not a LoRA but {what}.{f' {then}' if then else ''}"
     sample = ", ".join(f'"{shown(name)}"' for name in list(layouts)[:2])
-    return f"{called} is not a LoRA: none of its {len(layouts)} tensors belongs to one ({sample} …)."
+    return f"{called} is not a LoRA: none of its {count(len(layouts), 'tensor')} belongs to one ({sample} …)."

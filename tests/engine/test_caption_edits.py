@@ -157,7 +157,7 @@ def test_an_edit_that_cannot_go_on_says_how_far_it_came_and_can_be_taken_back(fo
     (folder / "b.txt").unlink()
     (folder / "b.txt" / "in the way").mkdir(parents=True)
     planned = [edits.Change(folder / "a.txt", "red hair, sks, Hat", "new"), edits.Change(folder / "b.txt", None, "new")]
-    with pytest.raises(PlainError, match=r"b\.txt cannot be written.*1 of 2 captions were changed; undo"):
+    with pytest.raises(PlainError, match=r"b\.txt cannot be written.*1 of 2 captions was changed; undo"):
         edits.apply(folder, planned, "all new")
     (folder / "b.txt" / "in the way").rmdir()
     (folder / "b.txt").rmdir()

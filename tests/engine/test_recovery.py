@@ -126,7 +126,7 @@ def test_weights_that_are_no_numbers_are_not_saved_and_samples_of_them_are_told(
     run = RunFolder.create(config)
     events = told(run)
     assert isinstance(events[-1], Failed)
-    assert "tensors hold values that are not numbers" in events[-1].cause
+    assert "tensors holds values that are not numbers" in events[-1].cause
     assert ("fp16: set it to bf16" if precision == "fp16" else "has run away: lower") in events[-1].cause
     assert list(run.checkpoints.iterdir()) == []
     told_of = [event.message for event in of_kind(events, Warned)]

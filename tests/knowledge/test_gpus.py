@@ -42,6 +42,21 @@ def test_an_unknown_card_is_nobody(asked):
         find_gpu(asked)
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("RTX 3065", r"The closest are [^;]*RTX 3060[^;]*; all \d+: lora-wizard calc --gpu list"),
+        ("RTX 4090 Laptop GPU", r"The closest are RTX 4090, "),
+        ("12 GB", r"calc --allow 12GB$"),
+        ("7.5gb VRAM", r"calc --allow 7\.5GB$"),
+    ],
+)
+def test_an_unknown_card_is_answered_with_a_few_or_with_the_flag_for_an_amount(asked, said):
+    with pytest.raises(PlainError, match=said) as raised:
+        find_gpu(asked)
+    assert sum(card.name in str(raised.value) for card in gpus()) <= 6
+
+
 def test_every_card_is_found_by_its_own_name():
     assert len(gpus()) >= 40
     for card in gpus():

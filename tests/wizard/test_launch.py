@@ -337,7 +337,7 @@ def test_a_finished_run_an_empty_one_and_a_running_one_cannot_be_gone_on_with(ru
     with run.event_log() as log:
         for event in story([0.1] * 5):
             log.write(event)
-    with pytest.raises(PlainError, match="all 5 steps are done"):
+    with pytest.raises(PlainError, match="is finished: 5 steps are done"):
         ready_to_resume(run)
     sleeper = subprocess.Popen(
         [
