@@ -55,8 +55,8 @@ class MemoryEstimate:
 def tensor_facts(shape: Shape) -> dict[str, float]:
     """What the formulas of data/optimizers.toml read of a tensor.
 
-    sums: numbers where a matrix has one for every row and every column instead of one for every weight, and a kernel
-    one of each for every place in it. long_sums: one for every place along each of the two longest sides' others.
+    weights: how many it has. sums: how many numbers one for every row and one for every column are, counted once more
+    for every place in a kernel. long_sums: how many remain where either of the two longest sides is summed up.
     longest: the longest side; 0 where there is but one.
     """
     weights, sides = prod(shape), sorted(shape)[-2:]
