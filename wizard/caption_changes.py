@@ -20,7 +20,7 @@ from knowledge.answers import PlainError
 from wizard import views
 from wizard.captions import FROM_TABLES, changes_shown
 from wizard.prompts import Move, Option, Page
-from wizard.words import count
+from wizard.words import agreeing, count
 
 if TYPE_CHECKING:
     from wizard.session import Session
@@ -247,7 +247,7 @@ def _without_captions(session: Session, folders: Sequence[Path], extension: str,
     answer: bool | Move = session.ask(
         Page(
             title="And the pictures without a caption?",
-            body=(f"{missing} of {count(len(files), 'picture')} have none.",),
+            body=(f"{missing} of {count(len(files), 'picture')} {agreeing(missing, 'has', 'have')} none.",),
             options=(
                 Option(False, "Leave them without"),
                 Option(True, "Make one for each", "with these words alone"),

@@ -197,7 +197,7 @@ def test_matrices_that_do_not_fit_are_damage():
         ("control_model.zero_convs.0.0.weight", (4, 4, 1, 1), "a ControlNet"),
         ("emb_params", (3, 768), "an embedding"),
         ("clip_g", (3, 1280), "an embedding"),
-        ("something.bias", (768,), "none of its 1 tensors belongs to one"),
+        ("something.bias", (768,), "none of its 1 tensor belongs to one"),
     ],
 )
 def test_what_is_no_lora_is_called_by_its_name(name, shape, what):

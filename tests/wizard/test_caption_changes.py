@@ -106,7 +106,7 @@ def test_captions_are_changed_and_taken_back_without_leaving_the_wizard(tmp_path
     terminal.press(ENTER)
     terminal.sees("Which text shall stand before?")
     terminal.press('"a toy, "', ENTER)
-    terminal.sees("And the pictures without a caption?", "1 of 6 pictures have none.")
+    terminal.sees("And the pictures without a caption?", "1 of 6 pictures has none.")
     terminal.press(DOWN, ENTER)
     terminal.sees("Change 6 captions?", "and 1 more")
     terminal.press(DOWN, ENTER)
