@@ -53,7 +53,7 @@ def _words(
     if isinstance(problem, TrainingBrokeError):
         return _what_broke(problem, step), f"{_likely_cause(problem, config)} {_way_back(config, good_step)}"
     if out_of_memory(problem):
-        return f"There was not enough memory while {PHASE_WORDS[phase]}.", _remedy_for_memory(config, room)
+        return f"There was not enough memory while {PHASE_WORDS[phase]}.", _remedy_for_memory(config, room, good_step)
     if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
         return f"The disk is full; it filled up while {PHASE_WORDS[phase]}.", f"Free some space, then {again}."
     if isinstance(problem, OSError):
@@ -156,10 +156,11 @@ def _way_back(config: TrainingConfig, good_step: int) -> str:
     )
 
 
-def _remedy_for_memory(config: TrainingConfig, room: Mapping[str, Any]) -> str:
+def _remedy_for_memory(config: TrainingConfig, room: Mapping[str, Any], good_step: int) -> str:
     if room:
         made = ", ".join(f"{name} = {json.dumps(value)}" for name, value in room.items())
-        return f"The smallest change that needs less: {made}. The run can go on with it from the last step."
+        go_on = "The run can go on with it from the last step." if good_step else "Start again with it."
+        return f"The smallest change that needs less: {made}. {go_on}"
     network = config.network
     rank = "start from a file of smaller ranks" if network.ranks_in_start else f"network.rank (it is {network.rank})"
     return (

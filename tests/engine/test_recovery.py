@@ -314,6 +314,8 @@ def test_memory_that_ends_in_any_phase_is_told_and_the_run_goes_on_from_the_same
     assert isinstance(failed, Failed)
     assert (failed.phase, failed.cause) == (phase, f"There was not enough memory while {PHASE_WORDS[phase]}.")
     assert [state.name for state in run.states()] == ([f"step-{done:06d}"] if done else [])
+    if failed.changes:
+        assert failed.remedy.endswith("go on with it from the last step." if done else "Start again with it.")
     assert [event.step for event in of_kind(told(run, resume=True), StepFinished)] == list(range(done + 1, 5))
     assert same(weights(run), straight[0])
 
