@@ -176,7 +176,7 @@ def test_no_networks_layer_waits_for_the_card(algorithm: Algorithm):
 
 
 def test_no_update_leaves_a_tensor_behind(configure: Configure):
-    config = configure(schedule={"maximum_steps": 8, "epochs": 8}, ema={"decay": 0.9})
+    config = configure(schedule={"maximum_steps": 5, "epochs": 5}, ema={"decay": 0.9})
     held = []
     for event in train(config, RunFolder.create(config)):
         if isinstance(event, StepFinished):
@@ -184,5 +184,5 @@ def test_no_update_leaves_a_tensor_behind(configure: Configure):
             tensors = {id(thing): thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)}
             held.append((len(tensors), sum(tensor.nbytes for tensor in tensors.values())))
             del tensors
-    assert len(held) == 8
+    assert len(held) == 5
     assert len(set(held[2:])) == 1
