@@ -1,6 +1,7 @@
 """A fused backward pass: the same weights, and never two gradients at a time."""
 
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from short_runs import Configure, of_kind, run_to_end, same, stopped_at, weights
 from engine.events import StepFinished
 from engine.fused_backward import FusedBackward
 from engine.optimizers import create_optimizer
+from engine.processes import create_accelerator
+from knowledge.answers import PlainError
 from knowledge.config import OptimizerName, OptimizerSettings, ScheduleSettings
 from knowledge.optimizers import OPTIMIZERS
 
@@ -105,3 +108,10 @@ def test_a_run_that_is_asked_to_updates_weights_within_its_backward_pass(
 def test_what_needs_all_gradients_together_is_refused(configure: Configure, changes: dict, said: str):
     with pytest.raises(ValidationError, match=said):
         configure(**{**POSSIBLE, "memory": {"fused_backward": True}, **changes})
+
+
+def test_several_processes_cannot_update_within_the_backward_pass(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("engine.processes.Accelerator", lambda **_: SimpleNamespace(num_processes=2))
+    create_accelerator("fp32")
+    with pytest.raises(PlainError, match="several processes have to add up their gradients first"):
+        create_accelerator("fp32", fused_backward=True)
