@@ -9,7 +9,7 @@ from math import prod
 
 from calculator.buckets import Size
 from calculator.held_weights import held_bytes, whole_layer
-from calculator.network_size import BYTES, NOT_TRAINED, Shape, butterfly, network_layers
+from calculator.network_size import BYTES, NOT_TRAINED, Shape, butterfly, network_layers, trainable_parameters
 from calculator.step_cost import (
     RANKLESS,
     activation_bytes,
@@ -225,7 +225,7 @@ def step_bytes(config: TrainingConfig, architecture: Architecture, batch: int, a
     need += untraced_bytes(config, architecture)
     if memory.full_half and not traced_as(course).full_half and not memory.fused_backward:
         # The traces are of gradients in fp32.
-        need -= (4 - trained_size(config)) * _trained(architecture, config.network)
+        need -= (4 - trained_size(config)) * trainable_parameters(architecture, config.network)
     saving = next((name for name in ("network.attention_only", *COMPUTED_AGAIN) if value_of(config, name)), None)
     if saving is None:
         return need
@@ -239,12 +239,16 @@ def untraced_bytes(config: TrainingConfig, architecture: Architecture) -> float:
     added, taken_off = traced_networks(network, course)
     signed = [(1, network.model_copy(update={"train_text_encoder": False}))]
     signed += [(-1, one) for one in added] + [(1, one) for one in taken_off]
-    weights = sum(sign * _trained(architecture, one) for sign, one in signed)
+    weights = sum(sign * trainable_parameters(architecture, one) for sign, one in signed)
     if network.train_text_encoder:  # of which LoRA's were traced
         text = {"train_unet": False, "convolutions": False}
         rank = traced_rank(network, network.rank)
         lora = network.model_copy(update=text | {"algorithm": "lora", "rank": rank})
-        weights += max(0, _trained(architecture, network.model_copy(update=text)) - _trained(architecture, lora))
+        weights += max(
+            0,
+            trainable_parameters(architecture, network.model_copy(update=text))
+            - trainable_parameters(architecture, lora),
+        )
     # A sum of weight and difference is cast, and not the difference itself.
     size = 4.0 * weights + (2 * max(weights, 0) if half and network.algorithm != "full" else 0)
     return size + _rebuilt_bytes(config, architecture)
@@ -269,10 +273,6 @@ def _rebuilt_bytes(config: TrainingConfig, architecture: Architecture) -> float:
 def _stages(network: NetworkSettings, layers: Sequence[Layer]) -> int:
     """The most stages that BOFT turns a layer's outputs in."""
     return max((butterfly(layer.outputs, network.rank)[1].bit_length() for layer in layers), default=0)
-
-
-def _trained(architecture: Architecture, network: NetworkSettings) -> int:
-    return sum(layer.trainable for layer in network_layers(architecture, network))
 
 
 def _caching(config: TrainingConfig, architecture: Architecture, views: Mapping[Size, int]) -> dict[str, int]:
@@ -302,8 +302,7 @@ def _sampling(config: TrainingConfig, architecture: Architecture) -> dict[str, i
     passes = [
         {
             "base model": _weights(config, architecture, parts),
-            "network": trained_size(config)
-            * sum(layer.trainable for layer in network_layers(architecture, config.network)),
+            "network": trained_size(config) * trainable_parameters(architecture, config.network),
             "optimizer": optimizer_bytes(architecture, config),
             "averaged weights": average_bytes(architecture, config) + set_aside_bytes(architecture, config),
             "picture": round(phase_bytes(architecture.family, half, name, area))
@@ -316,7 +315,7 @@ def _sampling(config: TrainingConfig, architecture: Architecture) -> dict[str, i
 
 def _saving(config: TrainingConfig, architecture: Architecture) -> dict[str, int]:
     """What stays while a file is written: the tensors are rounded on their way to the main memory, one by one."""
-    trainable = sum(layer.trainable for layer in network_layers(architecture, config.network))
+    trainable = trainable_parameters(architecture, config.network)
     return {
         "base model": _weights(config, architecture, _resident(config, architecture)),
         "network": trained_size(config) * trainable,

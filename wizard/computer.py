@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from wizard import doctor, views
 from wizard.checks import examine, in_the_way
 from wizard.drafts import user_folder
 from wizard.hardware import GraphicsCard, graphics_cards
+from wizard.library_checks import version
 from wizard.mending import install, installs
 from wizard.patient import Line, find_out
 from wizard.probes import ask_all
@@ -102,17 +102,10 @@ def _fingerprint(cards: Sequence[GraphicsCard]) -> dict[str, Any]:
     """What must be the same for the libraries to say the same again."""
     return {
         "python": sys.executable,
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": {name: version(name) for name in LIBRARIES},
         "cards": [[card.name, card.driver] for card in cards],
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def remembered(cards: Sequence[GraphicsCard]) -> Mapping[str, Mapping[str, Any]] | None:

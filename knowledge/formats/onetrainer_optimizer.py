@@ -100,12 +100,7 @@ def _other_setting(job: Translation, key: str, word: str, name: str | None) -> N
         )
     elif name is None:
         job.unsupported(key, f"It belongs to {word}, which is not among our optimizers.")
-    elif setting in {
-        part
-        for row in facts_of("onetrainer")["optimizer_arguments"].values()
-        for parts in row.values()
-        for part in parts
-    }:
+    elif setting in _all_arguments():
         job.no_effect(key, f"{word} does not read it.")
     else:
         job.unsupported(key, f"It sets {setting} of the optimizer, which {name} does not have here.")
