@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knowledge.answers import printable, quoted
+from knowledge.answers import PlainError, printable, quoted
 from knowledge.families import family_facts, family_names
 from wizard import words
 
@@ -205,7 +205,15 @@ def report_document(report: Report) -> dict[str, Any]:
 
 
 def strength_chart(report: Report, path: Path) -> None:
-    """A PNG with ‖ΔW‖ of every layer as a dot, by block, and the mean of each block as a line."""
+    """A PNG with ‖ΔW‖ of every layer as a dot, by block, and the mean of each block as a line.
+
+    Raises PlainError where no layer's strength is known.
+    """
+    if all(layer.norm is None and layer.finite for layer in report.layers):
+        raise PlainError(
+            f"There is nothing to draw: how strongly {' and '.join(report.algorithms)} changes a layer cannot be told "
+            f"from the file alone. Name the base model it was trained on: --base. {path} was not written."
+        )
     from matplotlib.figure import Figure
 
     from engine.sheet import ACCENT, HAIR, INK, QUIET

@@ -144,6 +144,14 @@ def test_rank_and_alpha_are_those_of_the_settings(sd15: StableDiffusion):
     assert tensors[f"{convolution}.alpha"] == 1
 
 
+@pytest.mark.parametrize("algorithm", sorted(CONVOLUTIONS_TOO))
+def test_convolutions_are_adapted_where_they_are_asked_for(algorithm: str, sd15: StableDiffusion):
+    convolution = "lora_unet_mid_block_resnets_0_conv1"
+    without, with_them = (create_network(sd15, settings_for(name), 0).adapters for name in (algorithm, f"{algorithm}+"))
+    assert (convolution in without, convolution in with_them) == (False, True)
+    assert set(without) < set(with_them)
+
+
 def test_train_unet_and_train_text_encoder_choose_the_parts(sdxl: StableDiffusion):
     both = create_network(sdxl, settings_for("lora"), 0).trained_parameters()
     unet_only = create_network(sdxl, settings_for("lora", train_text_encoder=False), 0).trained_parameters()
@@ -289,7 +297,8 @@ def test_full_leaves_the_base_model_alone_and_changes_biases_too(sd15: StableDif
 
 
 def test_blocks_have_their_own_ranks_alphas_and_rates_or_are_left_out(sd15: StableDiffusion):
-    lists = {"block_ranks": "3", "block_alphas": "6", "conv_block_ranks": "1", "block_rates": "1"}
+    lists = {"block_ranks": "3", "block_alphas": "6", "conv_block_ranks": "1", "conv_block_alphas": "5"}
+    lists |= {"block_rates": "1"}
     lists = {name: [value] * 25 for name, value in lists.items()}
     lists["block_ranks"][12], lists["block_rates"][12], lists["block_rates"][13:] = "2", "0.5", ["0"] * 12
     settings = settings_for("locon", **{name: ",".join(values) for name, values in lists.items()})
@@ -299,6 +308,7 @@ def test_blocks_have_their_own_ranks_alphas_and_rates_or_are_left_out(sd15: Stab
     assert tensors[f"{middle}.lora_down.weight"].shape[0] == 2
     assert tensors[f"{middle}.alpha"] == 6
     assert tensors["lora_unet_mid_block_resnets_0_conv1.lora_down.weight"].shape[0] == 1
+    assert tensors["lora_unet_mid_block_resnets_0_conv1.alpha"] == 5
     assert not any("up_blocks" in name for name in tensors)
     groups = network.trained_parameters(up_apart=True)
     assert list(groups) == ["text_encoder", "text_encoder up", "unet", "unet up", "unet ×0.5", "unet ×0.5 up"]

@@ -119,8 +119,9 @@ SAME_WEIGHTS: dict[str, Values] = {
 
 @pytest.mark.parametrize("change", SAME_WEIGHTS)
 def test_what_only_costs_or_saves_changes_nothing(configure: Configure, change: str):
-    straight, _ = run_to_end(configure())
-    other, _ = run_to_end(configure(**SAME_WEIGHTS[change]))
+    learning = {"network": {"dropout": 0.2}} if "in between" in change else {}  # which pauses then, and comes back
+    straight, _ = run_to_end(configure(**learning))
+    other, _ = run_to_end(configure(**learning, **SAME_WEIGHTS[change]))
     for name, tensor in weights(straight).items():
         torch.testing.assert_close(weights(other)[name], tensor, rtol=1e-3, atol=1e-5)
 
@@ -238,4 +239,9 @@ def test_text_encoders_are_trained_for_their_share_of_the_run_and_then_left_alon
     assert any(not torch.equal(first[name], second[name]) for name in text)
     assert not same({n: t for n, t in second.items() if "unet" in n}, {n: t for n, t in last.items() if "unet" in n})
     # Stopped on either side of the step at which they freeze, it is the same run.
-    assert same(weights(stopped_at(config, [1, 2, 3])), weights(run))
+    assert same(weights(stopped_at(config, [2, 3])), weights(run))
+    # What does not learn any more takes no part in the norm to which gradients are clipped either.
+    _, learning = run_to_end(configure(network={"dropout": 0.2}, optimizer={"weight_decay": 0.5}))
+    norms, all_norms = ([e.gradient_norm for e in of_kind(each, StepFinished)] for each in (events, learning))
+    assert norms[:2] == all_norms[:2]
+    assert norms[2] < all_norms[2]

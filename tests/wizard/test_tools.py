@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from knowledge.answers import PlainError
 from wizard.tools import tools
@@ -92,6 +93,14 @@ def test_what_cannot_be_meant_with_a_base_to_merge_into_is_refused(tmp_path):
     for option in (("--rank", 4), ("--precision", "fp16"), ("--base", KOHYA)):
         with pytest.raises(PlainError, match="do not go with it"):
             run("merge", KOHYA, "--into", KOHYA, *option, "-o", tmp_path / "x.safetensors")
+
+
+def test_no_empty_chart_is_drawn_where_the_base_model_decides(tmp_path):
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file({f"{layer}.oft_blocks": torch.rand(2, 4, 8, 8)}, tmp_path / "boft.safetensors")
+    with pytest.raises(PlainError, match=r"how strongly BOFT changes a layer cannot be told .* --base"):
+        run("inspect", tmp_path / "boft.safetensors", "--chart", tmp_path / "chart.png")
+    assert not (tmp_path / "chart.png").exists()
 
 
 def test_inspect_as_json_is_one_document_with_everything(tmp_path):
