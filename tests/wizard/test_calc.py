@@ -11,7 +11,9 @@ from PIL import Image
 
 from knowledge.answers import PlainError, write_answers
 from knowledge.config import TrainingConfig, with_values
+from knowledge.gpus import gpus
 from wizard.calc import calc
+from wizard.views import memory
 
 PICTURES = Path(__file__).parent.parent / "data" / "pictures"
 
@@ -256,3 +258,12 @@ def test_every_phase_has_its_memory():
     assert sum(phases["saving"].values()) < sum(phases["training"].values())
     told = run(*ORDINARY).output
     assert "Memory while" in told
+
+
+def test_all_cards_are_listed_and_one_picture_makes_one_batch():
+    listed = run("--gpu", "list").output.splitlines()
+    assert len(listed) == len(gpus())
+    assert "RTX 3060 12GB" in listed
+    page = " ".join(run("--images", "1", "--epochs", "2", "--batch-size", "4", "--gpu", "RTX 3060").output.split())
+    assert "1 picture in 1 shape makes 1 batch of 4 an epoch, part-filled." in page
+    assert (memory(0), memory(2**19), memory(2**21)) == ("0 MB", "less than 1 MB", "2 MB")
