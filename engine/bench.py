@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +29,7 @@ from engine.models.family import BaseModel, Conditioning
 from engine.networks import Network, limit_norms, shares_within
 from engine.run_folder import RunFolder
 from engine.samples import SamplePrompt
+from engine.together import ALONE, Together
 from knowledge.config import TrainingConfig
 from knowledge.facts import DatasetFacts
 
@@ -61,7 +62,7 @@ class Skipped:
     def __init__(self) -> None:
         self._paths: set[str] = set()
 
-    def tell(self, problems: Sequence[tuple[str, str]], step: int) -> Iterator[Event]:
+    def tell(self, problems: Iterable[tuple[str, str]], step: int) -> Iterator[Event]:
         """Of these paths and reasons, those that were not told before."""
         for path, reason in problems:
             if path not in self._paths:
@@ -86,6 +87,7 @@ class Bench:
     held_out: list[Batch]
     started_at: float
     average: WeightAverage | None = None
+    together: Together = ALONE
     watch: LossWatch = field(default_factory=LossWatch)
     skipped: Skipped = field(default_factory=Skipped)
     drawn: list[SampleSaved] = field(default_factory=list)

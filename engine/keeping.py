@@ -10,6 +10,7 @@ from typing import Literal
 from engine.bench import Bench
 from engine.checkpoints import load_state, network_tensors, save_network, save_state
 from engine.events import CheckpointSaved, Event, PhaseStarted, RunFinished, Warned
+from engine.loss_watch import TrainingBrokeError
 from engine.metadata import network_metadata
 from engine.recovery import Marks, drop_spoilt_states, marks
 from engine.trouble import out_of_memory
@@ -94,23 +95,38 @@ def state_kept_when_memory_ends(bench: Bench, step: int, before: Marks | None = 
         raise
 
 
-def return_to_good_state(bench: Bench, step: int) -> Iterator[Event]:
-    """Take over the last state from before the trouble and save its network, for a run that broke down after `step`."""
-    good = drop_spoilt_states(bench.run, step)
-    if good is not None:
-        good_step = load_state(good, bench.network, bench.remembering())
-        yield from save(bench, good_step)
+def back_where_training_broke(bench: Bench, step: int, loss: float, gradient_norm: float) -> Iterator[Event]:
+    """Judge the loss and the gradient norm of the update after `step`; nothing as long as they are sound.
+
+    Raises TrainingBrokeError when they are not, after taking over the last state from before the trouble and saving
+    its network.
+    """
+    try:
+        bench.watch.check(loss, gradient_norm, norm_may_overflow=bool(bench.accelerator.scaler))
+    except TrainingBrokeError:
+        if bench.together.leads and (good := drop_spoilt_states(bench.run, step)) is not None:
+            yield from save(bench, load_state(good, bench.network, bench.remembering()))
+        raise
 
 
 def load_newest_state(bench: Bench) -> int:
     """Take over the newest state that can be read; the number of updates that it has behind it, 0 without one.
 
-    Raises PlainError when the run is finished, or when none of its states can be read.
+    Of several processes the first one chooses it. Raises PlainError when the run is finished, or when none of its
+    states can be read.
     """
+    step, state = bench.together.decided(lambda: _newest_loaded(bench))
+    if state and not bench.together.leads:
+        load_state(bench.run.state / state, bench.network, bench.remembering())
+    return step
+
+
+def _newest_loaded(bench: Bench) -> tuple[int, str]:
+    """The step to go on from, and the name of the state that was loaded for it, if any; damaged ones are removed."""
     if network_file(bench, bench.length.total_steps).exists():
         if any(isinstance(event, RunFinished) and event.reason == "completed" for event in bench.run.events()):
             raise PlainError(f"{bench.run.name} is finished; there is nothing left to train. Start a new run instead.")
-        return bench.length.total_steps  # it was cut after its last file, before it could say so
+        return bench.length.total_steps, ""  # it was cut after its last file, before it could say so
     states = bench.run.states()
     for number, state in enumerate(states, start=1):
         try:
@@ -121,8 +137,8 @@ def load_newest_state(bench: Bench) -> int:
         else:
             for damaged in states[: number - 1]:  # not before another was found whole: they may be of use to somebody
                 bench.run.remove_state(damaged)
-            return step
-    return 0
+            return step, state.name
+    return 0, ""
 
 
 def by_step(files: Iterable[Path]) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,8 @@ def unwritten(what: object, problem: Exception, folder: Path) -> PlainError:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name to write to; it takes the place of `path` once all is on the disk, and not before."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Computers that share a folder may give two processes the same number.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         yield partial
         _to_disk(partial)

@@ -15,6 +15,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from calculator.schedule import learning_rate_multiplier
 from calculator.steps import run_length, sampling_steps, saving_steps, state_steps, text_encoder_steps
 from calculator.validation import trained_on, validation_steps
+from engine.agreement import check_same_pictures, check_same_weights
 from engine.averages import create_average
 from engine.batch_loss import loss_per_image
 from engine.bench import Bench, Caches
@@ -36,23 +37,23 @@ from engine.events import (
 from engine.fused_backward import FusedBackward
 from engine.held_weights import check_form, hold_weights
 from engine.keeping import (
+    back_where_training_broke,
     keep_state,
     load_newest_state,
     network_file,
-    return_to_good_state,
     save,
     state_kept_when_memory_ends,
 )
-from engine.loss_watch import TrainingBrokeError
 from engine.memory import device_name, peak_ram_bytes, peak_vram_bytes, vram_bytes
 from engine.models.load import load
 from engine.networks import create_network, of_unet
 from engine.optimizers import check_optimizer, create_optimizer
-from engine.processes import add_up_gradients, anyone, create_accelerator, mean_and_norm, met_by_all, own
+from engine.processes import add_up_gradients, create_accelerator, mean_and_norm, met_by_all, own
 from engine.recovery import marks
 from engine.run_folder import RunFolder
 from engine.sample_grid import samples_until
 from engine.samples import sample_prompts
+from engine.together import ALONE, Together
 from engine.watching import draw_samples, held_out_batches, validate
 from knowledge.config import TrainingConfig
 
@@ -65,12 +66,13 @@ def train(
     *,
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    together: Together = ALONE,
 ) -> Iterator[Event]:
     """Train what the config asks for in this run folder, telling everything as events.
 
     The same config gives the same weights, in one go or stopped and resumed: all chance in a batch comes from the seed
-    and the batch's place in the run. Raises PlainError, TrainingBrokeError, torch.OutOfMemoryError;
-    `engine.trouble` turns any exception into a Failed event.
+    and the batch's place in the run. Of several processes each calls this. Raises PlainError, TrainingBrokeError,
+    torch.OutOfMemoryError, ElsewhereError; `engine.trouble` turns any exception into a Failed event.
     """
     started_at = time.time()
     schedule = config.schedule
@@ -81,6 +83,7 @@ def train(
     check_optimizer(config.optimizer, schedule)
     check_form(config.memory.base_weights)
     everything = scan(config.dataset)
+    check_same_pictures(together, everything)
     dataset, apart = trained_on(everything, config), held_out_batches(everything, config)
     prompts = sample_prompts(config.sampling, config.dataset.resolution)
     model = load(config.base_model, DTYPES[config.memory.precision], unet_later=True)
@@ -149,8 +152,10 @@ def train(
         apart,
         started_at,
         average,
+        together,
     )
     step = load_newest_state(bench) if resume else 0
+    check_same_weights(bench)
     bench.drawn.extend(samples_until(run.events(), step))
     yield run_started(bench, first_epoch, step)
     network.attach()
@@ -181,31 +186,27 @@ def train(
             before = marks(network, optimizer)
 
             losses, broken = [], []
-            for number, batch in own(update, accelerator):
-                readable, problems = caches.readable(batch)
-                broken += problems
-                if not readable.items:
-                    continue
-                with state_kept_when_memory_ends(bench, step, before):
+            with state_kept_when_memory_ends(bench, step, before):
+                for number, batch in own(update, accelerator):
+                    readable, problems = caches.readable(batch)
+                    broken += problems
+                    if not readable.items:
+                        continue
                     loss = network.reached_by(loss_per_image(bench, readable, epoch, number).mean())
                     # kohya divides by the full count even where an epoch ends with fewer batches; we match it.
                     accelerator.backward(loss / per_update)
-                losses.append(loss.detach())
-            if caches.latents is None:  # what is cached cannot break any more
-                yield from bench.skipped.tell(met_by_all(accelerator, broken), step)
-            with state_kept_when_memory_ends(bench, step, before):
+                    losses.append(loss.detach())
+                unreadable = met_by_all(together, broken, len(losses))
+            yield from bench.skipped.tell(unreadable, step)
+            with together.exchange(), state_kept_when_memory_ends(bench, step, before):
                 if isinstance(optimizer, FusedBackward):  # which took its steps while the gradients came in
                     norm = optimizer.gradient_norm(accelerator.device)
                 else:
                     add_up_gradients(accelerator, network)
                     most = config.optimizer.maximum_gradient_norm or math.inf
                     norm = accelerator.clip_grad_norm_(network.parameters(), most)
-            loss_value, norm_value = mean_and_norm(accelerator, losses, norm)  # waits for the GPU, once per update
-            try:
-                bench.watch.check(loss_value, norm_value, norm_may_overflow=bool(accelerator.scaler))
-            except TrainingBrokeError:
-                yield from return_to_good_state(bench, step)
-                raise
+                loss_value, norm_value = mean_and_norm(accelerator, losses, norm)  # waits for the GPU, once per update
+            yield from back_where_training_broke(bench, step, loss_value, norm_value)
             with state_kept_when_memory_ends(bench, step, before):
                 optimizer.step()
                 optimizer.zero_grad()
@@ -225,9 +226,9 @@ def train(
                 ram_bytes=psutil.Process().memory_info().rss,
             )
 
-            stopping = anyone(accelerator, should_stop()) and step < length.total_steps
-            asked = run.requested("save")
             with state_kept_when_memory_ends(bench, step):
+                stop, asked = together.wished(should_stop(), together.leads and run.requested("save"))
+                stopping = stop and step < length.total_steps
                 if step in validate_after:
                     yield from validate(bench, step)
                 if step in sample_after:
@@ -236,7 +237,7 @@ def train(
                     yield from save(bench, step)
             if step in save_state_after or stopping or asked:
                 yield from keep_state(bench, step)
-            if asked:
+            if asked and together.leads:
                 run.answer("save")
             if step in validate_after | sample_after | save_after | save_state_after or asked:
                 yield PhaseStarted(phase="training")

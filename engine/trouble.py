@@ -7,7 +7,7 @@ import json
 import math
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.events import Failed, Phase
@@ -26,6 +26,14 @@ PHASE_WORDS: dict[Phase, str] = {
 }
 
 
+class ElsewhereError(Exception):
+    """Another of the processes that train together met trouble, which it has told as `failed`."""
+
+    def __init__(self, failed: Failed, *, memory_ended: bool = False) -> None:
+        super().__init__(failed.cause)
+        self.failed, self.memory_ended = failed, memory_ended
+
+
 def failed(
     problem: Exception,
     phase: Phase,
@@ -39,6 +47,9 @@ def failed(
 
     `good_step` is where the newest state stands, 0 without one; `room` are the settings that would need less memory.
     """
+    if isinstance(problem, ElsewhereError):
+        remedy = _remedy_for_memory(config, room or {}, good_step) if problem.memory_ended else problem.failed.remedy
+        return replace(problem.failed, step=step, remedy=remedy, changes=dict(room or {}))
     cause, remedy = _words(problem, phase, step, config, good_step, room or {})
     report = "".join(traceback.format_exception(problem))
     return Failed(cause=cause, remedy=remedy, phase=phase, step=step, traceback=report, changes=dict(room or {}))
@@ -67,6 +78,8 @@ def _words(
 
 def out_of_memory(problem: Exception) -> bool:
     """Whether the GPU or the computer had no memory left; on the CPU torch says so only in words."""
+    if isinstance(problem, ElsewhereError):
+        return problem.memory_ended
     words = str(problem).lower()
     return isinstance(problem, MemoryError) or (
         isinstance(problem, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)

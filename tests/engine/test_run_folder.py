@@ -186,3 +186,11 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(PlainError, match=r"network\.bin cannot be written"), whole_file(tmp_path / "a" / "network.bin"):
         (tmp_path / "a" / "network.bin").write_text("no such folder")
+
+
+def test_two_computers_that_write_one_file_do_not_write_into_each_others(tmp_path: Path):
+    with whole_file(tmp_path / "a") as one, whole_file(tmp_path / "a") as other:
+        assert one != other  # though both processes may have the same number
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "a").read_text() == "one"
