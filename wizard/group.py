@@ -20,6 +20,8 @@ FILE = "group.json"
 ENGINE_MODULE = ("-m", "engine")
 PORT = 29500
 """Where machines meet unless another port is named: torch's own choice."""
+WAIT_MINUTES = 15
+"""How long machines wait for each other: the launcher's own patience, and ours before it."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +90,14 @@ def launch_arguments(group: Group, machine: int, precision: Precision) -> list[s
 
 def launch_command(run: RunFolder, group: Group, machine: int, *, resume: bool) -> list[str]:
     """The whole command of one machine."""
-    return [sys.executable, "-m", "accelerate.commands.launch", *_told(run, group, machine, resume=resume)]
+    told = [*launch_arguments(group, machine, run.config().memory.precision), *ENGINE_MODULE, str(run.path.absolute())]
+    return [sys.executable, "-m", "accelerate.commands.launch", *told, *(["--resume"] if resume else [])]
 
 
-def commands_elsewhere(run: RunFolder, group: Group, *, resume: bool) -> Iterator[str]:
+def commands_elsewhere(run: RunFolder, group: Group) -> Iterator[str]:
     """What to start on every other machine, as one types it."""
     for machine in range(1, group.machines):
-        yield f"accelerate launch {shlex.join(_told(run, group, machine, resume=resume))}"
-
-
-def _told(run: RunFolder, group: Group, machine: int, *, resume: bool) -> list[str]:
-    """What follows `accelerate launch` on one machine: its arguments, and the engine with its own."""
-    told = launch_arguments(group, machine, run.config().memory.precision)
-    return [*told, *ENGINE_MODULE, str(run.path.absolute()), *(["--resume"] if resume else [])]
+        yield f"lora-wizard join {shlex.quote(str(run.path.absolute()))} --machine {machine}"
 
 
 def remember_group(run: RunFolder, group: Group) -> None:

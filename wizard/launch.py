@@ -29,7 +29,15 @@ from knowledge.words import count
 from wizard import views
 from wizard.autopsy import ENGINE_LOG, Machine, death, last_lines
 from wizard.follow import PLAN, Follower, find_run
-from wizard.group import Group, commands_elsewhere, group_of, group_options, launch_command, remember_group
+from wizard.group import (
+    WAIT_MINUTES,
+    Group,
+    commands_elsewhere,
+    group_of,
+    group_options,
+    launch_command,
+    remember_group,
+)
 from wizard.narrator import Sentence
 from wizard.needs import require_all
 from wizard.outcome import address
@@ -75,7 +83,8 @@ def train(
     Ctrl-C once saves and stops, so that the training can go on later; twice ends it at once.
 
     With --processes 2 two graphics cards share the work, through `accelerate launch`; with --machines the command for
-    every other computer is shown, all of which must see the run's folder under the same name.
+    every other computer is shown (lora-wizard join), all of which must see the run's folder, the pictures and the base
+    model under the same names.
     """
     group = Group(processes, machines, main_address, main_port or 0)
     return train_file(answers, (*assignments, *room(make_room)), as_json=as_json, debug=debug, group=group)
@@ -248,24 +257,26 @@ def ready_to_resume(run: RunFolder) -> None:
 # The engine's process
 
 
-def start_engine(run: RunFolder, *, resume: bool = False, threads: int | None = None) -> subprocess.Popen[bytes]:
+def start_engine(
+    run: RunFolder, *, resume: bool = False, threads: int | None = None, machine: int = 0, log_name: str = ENGINE_LOG
+) -> subprocess.Popen[bytes]:
     """The engine, training in this folder, in a process that the keyboard's Ctrl-C does not reach.
 
-    Whatever it prints goes to engine.log in the run folder. `threads` limits the processor cores that it uses. Where
-    several processes train this run, it is the launcher of those on this machine.
+    Whatever it prints goes to `log_name` in the run folder. `threads` limits the processor cores that it uses. Where
+    several processes train this run, it is the launcher of those on this `machine`.
     """
     group = group_of(run)
     command = (
         [sys.executable, *ENGINE, str(run.path), *(["--resume"] if resume else [])]
         if group == ALONE
-        else launch_command(run, group, 0, resume=resume)
+        else launch_command(run, group, machine, resume=resume)
     )
     options: dict[str, Any] = (
         {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
         if sys.platform == "win32"
         else {"start_new_session": True}
     )
-    with (run.path / ENGINE_LOG).open("ab") as log:
+    with (run.path / log_name).open("ab") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -353,7 +364,7 @@ def attend(run: RunFolder, *, resume: bool = False, as_json: bool = False, debug
         ram_bytes=hardware.ram_bytes,
     )
     before = Machine.now()
-    _show_other_machines(run, resume=resume, as_json=as_json)
+    _show_other_machines(run, as_json=as_json)
     with Interrupts() as interrupts:
         process = start_engine(run, resume=resume)
         with view, _training_goes_on(run, process):
@@ -376,13 +387,14 @@ def attend(run: RunFolder, *, resume: bool = False, as_json: bool = False, debug
     return 0 if isinstance(ended, RunFinished) else 1
 
 
-def _show_other_machines(run: RunFolder, *, resume: bool, as_json: bool) -> None:
+def _show_other_machines(run: RunFolder, *, as_json: bool) -> None:
     """What to start elsewhere before the run can begin; beside the events where those are printed."""
-    commands = list(commands_elsewhere(run, group_of(run), resume=resume))
+    commands = list(commands_elsewhere(run, group_of(run)))
     if not commands:
         return
     words = (
-        f"This run begins as soon as every machine has joined it. {run.path.absolute()} must be the same folder there."
+        f"This run begins as soon as every machine has joined it, within {WAIT_MINUTES} minutes. "
+        f"{run.path.absolute()} must be the same folder there, and pictures and base model under the same names."
     )
     lines = [f"On machine {number}:  {command}" for number, command in enumerate(commands, start=1)]
     print("\n".join([words, *lines, ""]), file=sys.stderr if as_json else sys.stdout, flush=True)

@@ -66,11 +66,10 @@ def test_the_launcher_reads_what_is_written_as_it_is_meant(precision: str, word:
 
 def test_every_other_machine_has_a_command_of_its_own(tmp_path: Path):
     run = RunFolder.create(with_values(TrainingConfig(), {"output.folder": str(tmp_path / "all runs")}))
-    first, second = commands_elsewhere(run, Group(6, 3, "10.0.0.5"), resume=True)
-    assert first.startswith("accelerate launch --multi_gpu --num_processes=6 --num_machines=3 --machine_rank=1 ")
-    assert "--machine_rank=2 --main_process_ip=10.0.0.5 --main_process_port=29500 " in second
-    assert first.endswith(f"-m engine '{run.path}' --resume")
-    assert list(commands_elsewhere(run, Group(2), resume=False)) == []
+    first, second = commands_elsewhere(run, Group(6, 3, "10.0.0.5"))
+    assert first == f"lora-wizard join '{run.path}' --machine 1"
+    assert second.endswith("--machine 2")
+    assert list(commands_elsewhere(run, Group(2))) == []
 
 
 def test_a_run_remembers_who_trains_it(tmp_path: Path):
