@@ -123,6 +123,36 @@ def test_other_algorithms_name_the_module_that_makes_them():
     assert json.loads(known["ss_network_args"]) == {"conv_dim": "4", "conv_alpha": "1"}
 
 
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        ({"dropout": 0.5, "module_dropout": 0.25}, {"module_dropout": "0.25"}),
+        ({"algorithm": "dylora", "dylora_block_size": 8}, {"unit": "8"}),
+        ({"attention_only": True}, {"algo": "lora", "preset": "attn-only"}),
+        ({"algorithm": "loha"}, {"algo": "loha", "preset": "attn-mlp"}),
+        (
+            {"algorithm": "full", "convolutions": True, "conv_rank": 4},
+            {"algo": "full", "preset": "full", "conv_dim": "4"},
+        ),
+        ({"algorithm": "lokr", "lokr_full_matrix": True}, {"factor": "8", "full_matrix": "True"}),
+        ({"block_ranks": ",".join(["4"] * 25)}, {"block_dims": ",".join(["4"] * 25)}),
+    ],
+)
+def test_the_arguments_of_a_network_are_told_in_the_words_of_the_module_that_makes_it(network, told):
+    known = metadata(config(network=NetworkSettings(**network)))
+    arguments = json.loads(known["ss_network_args"])
+    assert {name: arguments.get(name) for name in told} == told
+    assert known["ss_network_dropout"] == str(network.get("dropout"))
+
+
+def test_lora_plus_and_a_range_of_timesteps_are_told():
+    known = metadata(
+        config(optimizer=OptimizerSettings(lora_plus_ratio=16.0), noise=NoiseSettings(minimum_timestep=200))
+    )
+    assert json.loads(known["ss_network_args"]) == {"loraplus_lr_ratio": "16"}
+    assert known["modelspec.timestep_range"] == "200,1000"
+
+
 def test_settings_that_sd_scripts_knows_are_told_by_its_names():
     known = metadata(
         config(
