@@ -32,7 +32,7 @@ from short_runs import same, short_config, weights
 
 import engine.train  # noqa: F401  (imported once, here: every process below is a copy of this one)
 from engine.__main__ import main as engine_main
-from engine.events import PhaseStarted
+from engine.events import PhaseStarted, RunFinished
 from engine.run_folder import RunFolder
 from knowledge.config import TrainingConfig
 
@@ -89,6 +89,11 @@ def last_words(run: RunFolder) -> str:
     return phases[-1] if phases else "beginning"
 
 
+def finished(run: RunFolder) -> bool:
+    """Whether the run has told its end: what is left of its process then has nothing to lose."""
+    return any(isinstance(event, RunFinished) for event in run.events())
+
+
 def compare(run: RunFolder, straight: RunFolder) -> None:
     assert same(weights(run), weights(straight)), "the weights differ"
 
@@ -136,7 +141,7 @@ def main() -> int:
             if process.exitcode is None:
                 os.kill(process.pid, signal.SIGKILL)
             process.join()
-            if process.exitcode != -signal.SIGKILL:
+            if process.exitcode != -signal.SIGKILL or finished(run):
                 continue  # it had ended by then
             killed += 1
             where.append(int(run.states()[0].name.rpartition("-")[2]) if run.states() else 0)
@@ -148,8 +153,8 @@ def main() -> int:
             process.join()
             if process.exitcode != 0 or not in_a_copy(compare, run, straight):
                 sys.stdout.write(
-                    f"kill {killed}, resumed after step {where[-1]}: exit status {process.exitcode}, or other weights"
-                    + "\n"
+                    f"kill {killed} while {phases[-1]}, resumed after step {where[-1]}: exit status "
+                    f"{process.exitcode}, or other weights; it said: {list(run.events())[-1]}\n"
                 )
                 return 1
             sys.stdout.write(f"kill {killed} while {phases[-1]}, resumed after step {where[-1]}: the same weights\n")

@@ -100,7 +100,9 @@ def _facts(report: Report) -> list[tuple[str, Any]]:
         remarks = [Padding(Text(remark, "quiet"), (0, 0, 0, 2)) for remark in reading.remarks[:3]]
         facts.append((reading.application, Group(line, *remarks)))
     if not report.readings:
-        facts.append(("read by", Text("not looked up: the layers of this model are not known here", style="quiet")))
+        ours = "lora-wizard alone: no other program has the pocket model"
+        unknown = "not looked up: the layers of this model are not known here"
+        facts.append(("read by", Text(ours if report.families == ("pocket",) else unknown, style="quiet")))
     names = ("AutoV3", "AutoV2", "sshs_model_hash")
     facts += [(name, Text(report.hashes[name], style="quiet")) for name in names if name in report.hashes]
     return facts

@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.pocket import MODEL_FOLDER
 from engine.tools.files import TensorFile, open_tensors
 from engine.tools.names import Target, checkpoint_targets, folder_target
 from engine.tools.progress import Progress, no_progress
 from engine.tools.writing import write_stream
 from knowledge.answers import PlainError
+from knowledge.config import POCKET_MODEL
 
 COMPONENT_FOLDERS = ("unet", "text_encoder", "text_encoder_2")
 VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)\.safetensors$")
@@ -37,11 +39,11 @@ class Place:
 
 
 class Checkpoint:
-    """A base model on disk. Raises PlainError when there is none at this path."""
+    """A base model on disk, or the pocket model by its name. Raises PlainError when there is none at this path."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self.is_folder = os.path.isdir(path)  # noqa: PTH112  (false for a name that cannot be)
+        self.path = MODEL_FOLDER if str(path) == POCKET_MODEL else Path(path)
+        self.is_folder = os.path.isdir(self.path)  # noqa: PTH112  (false for a name that cannot be)
         if self.is_folder:
             self.files = {str(f.relative_to(self.path)): f for f in _weight_files(self.path)}
         else:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from engine.pocket import MODEL_FOLDER
 from knowledge.answers import PlainError
 from wizard.tools import tools
 
@@ -35,6 +36,27 @@ def test_inspect_tells_what_a_file_is():
     text = run("inspect", KOHYA)
     for piece in ("LoRA", "SD 1.5", "fp16", "UNet middle", "ComfyUI", "AutoV3", "sks toy 6", "192 layers"):
         assert piece in text
+
+
+def test_a_file_for_the_pocket_model_is_read_by_no_other_program_and_that_model_goes_by_its_name(tmp_path):
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    base = load_file(MODEL_FOLDER / "unet" / "diffusion_pytorch_model.safetensors")
+    weight = base["mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"]
+    save_file(
+        {
+            f"{layer}.lora_down.weight": torch.ones(1, weight.shape[1]),
+            f"{layer}.lora_up.weight": torch.zeros(weight.shape[0], 1),
+            f"{layer}.alpha": torch.tensor(1.0),
+            f"{layer}.dora_scale": weight.norm(dim=1, keepdim=True) * 2,
+        },
+        tmp_path / "pocket.safetensors",
+        metadata={"lora_wizard.config": '{"base_model": {"family": "pocket"}}'},
+    )
+    told = json.loads(run("inspect", tmp_path / "pocket.safetensors", "--base", "pocket", "--json"))
+    assert told["families"] == ["pocket"]
+    text = run("inspect", tmp_path / "pocket.safetensors", "--base", "pocket")
+    assert "lora-wizard alone: no other program" in text
+    assert f"{weight.norm():.3g}" in text  # twice as long as it was: the change is the weight itself
 
 
 def test_inspect_tells_the_recipe_in_words_and_what_was_not_done_not_at_all():
