@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from benches import bare_bench
 from safetensors.torch import load_file
 from short_runs import RESTLESS, Configure, run_to_end, same, stopped_at, weights
 
 from engine.averages import create_average
-from engine.bench import Bench, Caches
+from engine.bench import Bench
 from engine.fused_backward import FusedBackward
 from engine.models.family import AdaptedLayer
 from engine.networks import Network, attached
@@ -20,7 +19,6 @@ from engine.processes import create_accelerator
 from engine.tools.adapters import in_memory
 from engine.tools.effect import change
 from knowledge.config import OptimizerName, TrainingConfig
-from knowledge.facts import DatasetFacts
 from knowledge.optimizers import OPTIMIZERS
 
 LIMIT = 0.2
@@ -42,22 +40,7 @@ def bench_of_one_layer(layer: torch.nn.Module, name: OptimizerName, fused: bool)
         else AcceleratedOptimizer(create_optimizer(groups, config.optimizer, config.schedule))
     )
     average = create_average(list(network.parameters()), config.ema)
-    nothing: Any = None
-    return Bench(
-        config=config,
-        run=nothing,
-        accelerator=accelerator,
-        model=nothing,
-        network=network,
-        optimizer=optimizer,
-        caches=Caches(None, None),
-        dataset=DatasetFacts(),
-        length=nothing,
-        prompts=(),
-        held_out=[],
-        started_at=0.0,
-        average=average,
-    )
+    return bare_bench(config=config, accelerator=accelerator, network=network, optimizer=optimizer, average=average)
 
 
 @pytest.mark.parametrize(

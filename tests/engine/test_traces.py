@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from benches import bare_bench
 from safetensors.torch import load_file
 
 from calculator.buckets import Placement
 from calculator.schedule import learning_rate_multiplier
 from engine.batch_loss import loss_of_draw
-from engine.bench import Bench, Caches
+from engine.bench import Bench
 from engine.dataset.batches import Batch, Item
 from engine.dataset.images import Look
 from engine.models.family import AdaptedLayer
@@ -27,7 +28,7 @@ from engine.networks import Network, limit_norms
 from engine.optimizers import create_optimizer
 from engine.processes import create_accelerator
 from knowledge.config import CONV_ALGORITHMS, TrainingConfig
-from knowledge.facts import DatasetFacts, Picture
+from knowledge.facts import Picture
 
 ORACLES = Path(os.environ.get("LORA_WIZARD_ORACLES", "nowhere"))
 pytestmark = pytest.mark.skipif(not ORACLES.is_dir(), reason="LORA_WIZARD_ORACLES does not name the recordings")
@@ -69,21 +70,7 @@ def bench(name: str) -> Bench:
     initial = load_file(ORACLES / "traces" / f"{name}.init.safetensors")
     network = network_of(model, config, initial)
     optimizer = accelerator.prepare(create_optimizer(network.trained_parameters(), config.optimizer, config.schedule))
-    nothing: Any = None
-    return Bench(
-        config=config,
-        run=nothing,
-        accelerator=accelerator,
-        model=model,
-        network=network,
-        optimizer=optimizer,
-        caches=Caches(None, None),
-        dataset=DatasetFacts(),
-        length=nothing,
-        prompts=(),
-        held_out=[],
-        started_at=0.0,
-    )
+    return bare_bench(config=config, accelerator=accelerator, model=model, network=network, optimizer=optimizer)
 
 
 def network_of(model: StableDiffusion, config: TrainingConfig, initial: dict[str, torch.Tensor]) -> Network:
