@@ -125,7 +125,7 @@ def _events(
             together.gathered(None)  # where it is heard of what the first process met while it saved
             return
         except Exception as met:  # whatever it was, the user hears of it in words
-            from engine.recovery import room_for
+            from engine.recovery import release_memory, room_for
 
             problem = together.share(met, failed(met, phase, step, config), memory_ended=out_of_memory(met))
             phase = problem.failed.phase if isinstance(problem, ElsewhereError) else phase
@@ -136,8 +136,6 @@ def _events(
             good_step = step_of(states[0]) if states else 0
             told = failed(problem, phase, step, config, good_step=good_step, room=changes)
             del problem  # which holds the failed run
-        from engine.recovery import release_memory
-
         release_memory()  # only here, where nothing holds the failed run any more, nor the file that found no room
         if not (changes and config.memory.make_room) or together.cut_off:
             yield told

@@ -71,8 +71,6 @@ def _compare(written: Path, path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def start_from(network: Network, path: Path) -> None:
     """Give a new network the weights of a finished file. Raises PlainError that says what does not fit."""
-    if not path.is_file():
-        raise PlainError(f"network.start_from is {path}, and there is no such file.")
     try:
         network.take(load_file(path))
     except (SafetensorError, OSError) as problem:

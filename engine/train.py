@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import psutil
 from accelerate.optimizer import AcceleratedOptimizer
@@ -56,6 +55,7 @@ from engine.samples import sample_prompts
 from engine.together import ALONE, Together
 from engine.watching import draw_samples, held_out_batches, validate
 from knowledge.config import TrainingConfig
+from knowledge.starting_network import start_file
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "lycoris-lora")
 
@@ -120,7 +120,7 @@ def train(
     if config.memory.full_half:
         network.halve()
     if config.network.start_from:
-        start_from(network, Path(config.network.start_from).expanduser())
+        start_from(network, start_file(config.network))
     groups = network.trained_parameters(up_apart=config.optimizer.lora_plus_ratio > 1)
     optimizer: AcceleratedOptimizer | FusedBackward
     if config.memory.fused_backward:

@@ -82,13 +82,18 @@ def start_problem(network: NetworkSettings) -> str:
     return ""
 
 
+def start_file(network: NetworkSettings) -> Path:
+    """The file whose weights the network starts from. Raises PlainError where it is not there."""
+    path = Path(network.start_from).expanduser()
+    if not path.is_file():
+        raise PlainError(f"network.start_from is {path}, and there is no such file.")
+    return path
+
+
 def layers_in_file(network: NetworkSettings) -> Mapping[str, LayerInFile]:
     """Every layer of the file that the settings start from, by saved name. Raises PlainError."""
-    path = Path(network.start_from).expanduser()
-    try:
-        found = path.stat()
-    except OSError:
-        raise PlainError(f"network.start_from is {path}, and there is no such file.") from None
+    path = start_file(network)
+    found = path.stat()
     layers = _layers(path, RANK_IN_FILE[network.algorithm], found.st_mtime_ns, found.st_size)
     if not layers:
         raise PlainError(

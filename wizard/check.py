@@ -91,7 +91,7 @@ def document(situation: Situation) -> dict[str, Any]:
     known: dict[str, Any] = {"findings": [asdict(found) for found in findings]}
     if situation.plan:
         known = situation.plan.as_dict(findings) | {"assessment": [asdict(one) for one in assess(situation.facts)]}
-    problem = "\n".join(filter(None, (situation.problem, situation.absent)))
+    problem = "\n".join(situation.hindrances)
     return known | {"blocked": situation.blocked} | ({"problem": problem} if problem else {})
 
 
@@ -103,7 +103,7 @@ def show(situation: Situation) -> None:
     console.print(review.whole_plan(situation))
     if not situation.config.dataset.folders:
         console.print("\n[warning]![/] No pictures are named, so steps and time are not known. Set dataset.folders.")
-    for line in [*situation.problem.splitlines(), *situation.absent.splitlines()]:
+    for line in situation.hindrances:
         console.print()
         console.print(views.finding("blocks", line))
     if situation.problem and situation.dataset is None and situation.config.dataset.folders:

@@ -69,8 +69,13 @@ class Situation:
         return check(self.facts)
 
     @property
+    def hindrances(self) -> list[str]:
+        """Every sentence of `problem` and `absent`, which may tell of the same file, once."""
+        return list(dict.fromkeys([*self.problem.splitlines(), *self.absent.splitlines()]))
+
+    @property
     def blocked(self) -> bool:
-        return bool(self.problem or self.absent) or any(finding.severity == "blocks" for finding in self.findings)
+        return bool(self.hindrances) or any(finding.severity == "blocks" for finding in self.findings)
 
 
 @dataclass

@@ -88,6 +88,13 @@ def test_a_tracker_that_is_not_installed_blocks_with_the_command_that_installs_i
     assert "-m pip install tensorboard; or go without" in json.loads(result.output)["problem"]
 
 
+def test_a_file_that_is_wanted_twice_is_told_of_once(tmp_path):
+    path = tmp_path / "other.toml"
+    path.write_text('[network]\nstart_from = "no-lora.safetensors"\nrank_from_start = true\n')
+    assert json.loads(run(path, "--json").output)["problem"].count("no such file") == 1
+    assert run(path).output.count("no such file") == 1
+
+
 def test_a_file_that_is_not_valid_is_refused(tmp_path):
     path = tmp_path / "answers.toml"
     path.write_text("[network]\nrank = 0\n")
